@@ -1,0 +1,67 @@
+"""``python -m benchmarks [part ...]``: measure, print, and write ``benchmarks/RESULTS.md``.
+
+All parts write the results anew; some parts write their own sections only.
+"""
+
+import argparse
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable
+
+from rich.console import Console
+
+from benchmarks import environments, measure
+from benchmarks.engine import engine
+from benchmarks.others import dask, root
+from benchmarks.queries import func_adl
+from benchmarks.remote import remote
+from benchmarks.report import RESULTS, Section, save
+
+PARTS: dict[str, Callable[[Namespace], list[Section]]] = {
+    "startup": lambda options: measure.startup(options.repeats),
+    "latency": lambda options: measure.latency(options.repeats),
+    "memory": lambda options: measure.memory(options.events, large=options.large),
+    "workers": lambda _: measure.workers(10_000_000),
+    "engine": lambda options: engine(options.repeats, large=options.large),
+    "func_adl": lambda options: func_adl(options.repeats),
+    "root": lambda options: root(options.repeats),
+    "dask": lambda options: dask(options.repeats),
+    "remote": lambda options: remote(min(options.repeats, 3)),
+}
+
+
+def main() -> None:
+    """Run the chosen parts."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("part", nargs="*", choices=[*PARTS, []], help="default: all")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--events", type=int, default=2_000_000, help="of the file for `memory`")
+    parser.add_argument("--large", action="store_true", help="also 20 M events; takes 6 GB of disk")
+    parser.add_argument(
+        "--install-root", action="store_true", help="install ROOT, 700 MB, for `root`; then end"
+    )
+    options = parser.parse_args()
+    if options.install_root:
+        try:
+            environments.install("root")
+        except LookupError as error:
+            sys.exit(f"ROOT {error}")
+        return
+    chosen = options.part or list(PARTS)
+    out = Console(highlight=False)
+    sections: list[Section] = []
+    for name in chosen:
+        out.print(f"measuring {name} …")
+        began = time.monotonic()
+        measured = PARTS[name](options)
+        for section in measured:
+            section.show(out)
+        out.print(f"{name} took {time.monotonic() - began:.0f} s")
+        sections += measured
+        save(sections, keep=set(chosen) != set(PARTS))
+    out.print(f"written to {RESULTS.name}")
+
+
+if __name__ == "__main__":
+    main()

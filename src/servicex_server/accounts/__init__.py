@@ -1,0 +1,1 @@
+"""Who asks: tokens now; users, sign-in and roles come with accounts."""

@@ -1,0 +1,95 @@
+"""The command ``servicex-server``."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from servicex_server import __version__
+from servicex_server.errors import ServiceXError
+
+cli = typer.Typer(
+    name="servicex-server",
+    help="Deliver columns from high-energy-physics datasets.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command; what stops it is one line, not a traceback."""
+    try:
+        cli()
+    except ServiceXError as error:
+        typer.echo(f"servicex-server: {error}", err=True)
+        sys.exit(1)
+
+
+def _version(wanted: bool) -> None:  # noqa: FBT001  # typer calls it so
+    if wanted:
+        typer.echo(f"servicex-server {__version__}")
+        raise typer.Exit
+
+
+@cli.callback()
+def _options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    del version
+
+
+@cli.command()
+def serve(
+    *,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; 127.0.0.1 if not given.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port; 0 takes a free one; 5000 if not given.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder for all data; ~/.local/share/servicex-server if not given."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Worker processes; one per core if not given.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings.")] = None,
+    allow_anonymous: Annotated[
+        bool | None,
+        typer.Option("--allow-anonymous", help="Serve other machines although nobody signs in."),
+    ] = None,
+) -> None:
+    """Start the service: API, results and workers, in one."""
+    from servicex_server.settings import load
+
+    settings = load(
+        config,
+        host=host,
+        port=port,
+        data_dir=data_dir,
+        workers=workers,
+        allow_anonymous=allow_anonymous,
+    )
+    from servicex_server.web.run import run
+
+    run(settings)
+
+
+@cli.command()
+def doctor(
+    *,
+    data_dir: Annotated[Path | None, typer.Option(help="The data folder to look at.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings.")] = None,
+) -> None:
+    """Check the installation, and say what is missing and how to get it."""
+    from servicex_server.doctor import examine
+    from servicex_server.settings import load
+
+    if not examine(load(config, data_dir=data_dir)):
+        raise typer.Exit(1)

@@ -1,0 +1,151 @@
+"""What is asked of the lists and records within loops: parts, elements, conditions, sums."""
+
+from functools import partial
+from typing import Any
+
+from servicex_server.columnar import arithmetic, vectors
+from servicex_server.columnar.elementwise import plain
+from servicex_server.columnar.frames import (
+    Column,
+    Entries,
+    Frame,
+    Later,
+    Loop,
+    Parts,
+    Scalar,
+    Value,
+    array_of,
+    described,
+    is_list,
+    lift,
+)
+
+
+def part_of(value: Value, name: str) -> Value:
+    """Return a part of a record by its name, lifted to where the record is."""
+    if isinstance(value, Parts):
+        if name not in value.fields:
+            raise TypeError(f"{described(value)} has no part {name}")
+        return lift(value.fields[name].value, value.frame)
+    if isinstance(value, Loop):
+        value = Column(value.frame, array_of(value, value.frame))
+    if not isinstance(value, Column):
+        raise TypeError(f"{described(value)} has no part {name}")
+    return Column(value.frame, vectors.part(value.array, name))
+
+
+def is_tuple(value: Value) -> bool:
+    """Whether a value is a tuple, whose parts have numbers."""
+    import awkward as ak
+
+    if isinstance(value, Parts):
+        return value.is_tuple
+    if not isinstance(value, Column) or is_list(value.array):
+        return False
+    return bool(value.array.fields) and ak.is_tuple(value.array)
+
+
+def zipped(value: Value, frame: Frame) -> Value:
+    """Return the records that several lists make, element by element."""
+    return Column(frame, broadcast(value, frame, depth=2))
+
+
+def broadcast(value: Value, frame: Frame, *, depth: int | None = None) -> Any:
+    """Return parts as one record, which stands in lists where the parts do."""
+    import awkward as ak
+
+    if not isinstance(value, Parts):
+        return array_of(value, frame)
+    arrays = {name: plain(array_of(part.value, frame)) for name, part in value.fields.items()}
+    if depth is not None and not any(map(is_list, arrays.values())):
+        raise TypeError("Zip needs lists, and there are only single values")
+    try:
+        if value.is_tuple:
+            return ak.zip(tuple(arrays.values()), depth_limit=depth)
+        return ak.zip(arrays, depth_limit=depth)
+    except ValueError as error:
+        raise TypeError(f"the lists {', '.join(arrays)} differ in length") from error
+
+
+def masked(loop: Loop, mask: Any) -> Value:
+    """Drop elements of lists by a condition that has a value for each of them."""
+    element = loop.element
+    if isinstance(element, Parts):
+        parts = {
+            name: Later(partial(_dropped_later, part, mask, loop.inner, name))
+            for name, part in element.fields.items()
+        }
+        return Parts(loop.inner, parts, element.is_tuple)
+    if isinstance(element, Entries):
+        raise TypeError(
+            "the condition has several values for each event; use Any(...), All(...) or Count()"
+        )
+    return _dropped(element, mask, loop.inner, "")
+
+
+def _dropped_later(part: Later, mask: Any, frame: Frame, name: str) -> Value:
+    return _dropped(part.value, mask, frame, name)
+
+
+def _dropped(value: Value, mask: Any, frame: Frame, name: str) -> Value:
+    import awkward as ak
+
+    array = array_of(value, frame)
+    if not is_list(array):
+        raise TypeError(
+            f"a condition on each object does not fit {name or 'a value'}, "
+            f"which is {described(Column(frame, array))}; use Any(...) for one on events"
+        )
+    array = ak.from_regular(array, axis=None)
+    return Column(frame, array[ak.fill_none(mask, False, axis=-1)])  # noqa: FBT003  # a value
+
+
+def positions(index: Value, frame: Frame) -> Any:
+    """Return positions in lists, one for every turn."""
+    import awkward as ak
+
+    if isinstance(index, Scalar):
+        if not arithmetic.is_whole(index.value):
+            raise TypeError(f"a position is a whole number, not {index.value!r}")
+        return index.value
+    array = array_of(index, frame)
+    if arithmetic.primitive(array) not in ("i", "u") or is_list(array):
+        raise TypeError(f"a position is a whole number, not {array.type.content}")
+    return ak.fill_none(ak.values_astype(array, "int64"), 2**62, axis=0)
+
+
+def taken(loop: Loop, index: Any) -> Value:
+    """Return the element at a position of every sequence; missing where there is none."""
+    import awkward as ak
+    import numpy as np
+
+    counts = loop.counts()
+    starts = np.cumsum(counts) - counts
+    position = np.broadcast_to(np.asarray(index), counts.shape)
+    position = np.where(position < 0, position + counts, position)
+    there = (position >= 0) & (position < counts)
+    content = array_of(loop.element, loop.inner)
+    chosen = ak.index.Index64(np.where(there, starts + position, -1))
+    layout = ak.contents.IndexedOptionArray.simplified(chosen, content.layout)
+    return Column(loop.frame, ak.Array(layout, behavior=content.behavior))
+
+
+def reduced(loop: Loop, name: str, what: str) -> Value:
+    """Return the sum, extreme or truth of the elements of every sequence."""
+    import awkward as ak
+
+    content = array_of(loop.element, loop.inner)
+    if is_list(content):
+        raise TypeError(f"{what} needs a list of single values; SelectMany joins lists of lists")
+    if vectors.is_momentum(content):
+        if name != "sum":
+            raise TypeError(f"{what} does not work on four-vectors")
+    elif arithmetic.primitive(content) in ("S", "") and not content.layout.is_unknown:
+        raise TypeError(f"{what} needs numbers")
+    elif name in ("any", "all"):
+        # what is missing does not fulfil a condition
+        content = arithmetic.truth(content)
+        if arithmetic.may_miss(content):
+            content = ak.fill_none(content, False, axis=-1)  # noqa: FBT003  # it is a value
+    lists = array_of(Loop(loop.frame, loop.inner, Column(loop.inner, content)), loop.frame)
+    return Column(loop.frame, getattr(ak, name)(lists, axis=1))

@@ -1,0 +1,436 @@
+"""Computing a query of nested loops on columns: one operation on flat arrays for each node.
+
+`evaluate` takes the nodes of `servicex_server.columnar.sequences`. What a node does not depend on
+is left in the outer frame (`servicex_server.columnar.frames`), so a list that is the same for
+every element of another is computed once.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from servicex_server.columnar import arithmetic, vectors
+from servicex_server.columnar.elementwise import (
+    argument,
+    column,
+    deepest,
+    either,
+    lesser,
+    on_arrays,
+    result_of,
+    seeded,
+)
+from servicex_server.columnar.frames import (
+    Column,
+    Entries,
+    Frame,
+    Later,
+    Loop,
+    Parts,
+    Scalar,
+    Value,
+    array_of,
+    is_list,
+    lift,
+    opened,
+)
+from servicex_server.columnar.lists import (
+    broadcast,
+    is_tuple,
+    masked,
+    part_of,
+    positions,
+    reduced,
+    taken,
+    zipped,
+)
+from servicex_server.columnar.sequences import (
+    Binary,
+    Branch,
+    Call,
+    Conditional,
+    Constant,
+    Events,
+    Field,
+    Item,
+    Lambda,
+    Logical,
+    Node,
+    Operator,
+    Record,
+    Unary,
+    Variable,
+    free_variables,
+    place,
+)
+from servicex_server.errors import QueryTypeError, ServiceXError
+
+_ARRAYS_IN_A_ROW = frozenset(("concatenate", "broadcast_arrays", "cartesian", "argcartesian"))
+
+_REDUCERS = {
+    "Sum": "sum",
+    "Min": "min",
+    "Max": "max",
+    "sum": "sum",
+    "min": "min",
+    "max": "max",
+    "any": "any",
+    "all": "all",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A range of entries: how many, and how their branches are had.
+
+    ``read`` gives a branch by the words of its name; ``everything`` all that can be read, by name.
+    """
+
+    entries: int
+    read: Callable[[tuple[str, ...]], Any]
+    everything: Callable[[], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """What a variable stands for, and the frame in which it is bound."""
+
+    frame: Frame
+    value: Value
+
+
+_Scope = Mapping[int, _Bound]
+
+
+class Evaluation:
+    """One query on one range of entries.
+
+    Parameters
+    ----------
+    node
+        The query, a sequence over the events.
+    source
+        The range.
+    text
+        The query as the user wrote it, for errors.
+    """
+
+    def __init__(self, node: Node, source: Source, text: str) -> None:
+        self._node = node
+        self._source = source
+        self._text = text
+        self._range = Frame(1)
+        self._free: dict[int, frozenset[int]] = {}
+        self._operators: dict[str, Callable[[Operator, Loop, _Scope], Value]] = {
+            "Select": self._select,
+            "Where": self._where,
+            "SelectMany": self._select_many,
+            "First": lambda node, loop, scope: self._element(loop, 0, node, scope),
+            "Last": lambda node, loop, scope: self._element(loop, -1, node, scope),
+            "ElementAt": self._element_at,
+            "Count": lambda _, loop, __: column(loop.frame, loop.counts()),
+            "Sum": self._reduced,
+            "Min": self._reduced,
+            "Max": self._reduced,
+            "Any": self._any_or_all,
+            "All": self._any_or_all,
+            "Contains": self._contains,
+            "Concat": self._concat,
+            "OrderBy": self._ordered,
+            "OrderByDescending": self._ordered,
+            "Choose": self._choose,
+            "Aggregate": self._aggregate,
+        }
+
+    def loop(self) -> Loop:
+        """Return the result: a sequence with one element for each row.
+
+        Raises
+        ------
+        QueryTypeError
+            Shapes or types do not fit together.
+        """
+        import numpy as np
+
+        # what divides by zero is infinite or no number, as everywhere in numpy
+        with np.errstate(all="ignore"):
+            return opened(self.value(self._node, {}), self._range, "a query")
+
+    def value(self, node: Node, scope: _Scope) -> Value:
+        """Compute a node."""
+        try:
+            return self._value(node, scope)
+        except (ServiceXError, MemoryError, RecursionError):
+            raise
+        except Exception as error:
+            why = next((line for line in str(error).splitlines() if line.strip()), "")
+            kind = "" if type(error) is TypeError else f"{type(error).__name__}: "
+            raise QueryTypeError(
+                f"cannot compute this: {kind}{why[:300]}, {place(self._text, node.at)}",
+                hint="the shapes or types do not fit together",
+            ) from error
+
+    def _value(self, node: Node, scope: _Scope) -> Value:  # noqa: C901, PLR0911, PLR0912  # one case a kind
+        match node:
+            case Events():
+                return self._events()
+            case Constant(value=constant):
+                return Scalar(constant)
+            case Variable(number=number):
+                return scope[number].value
+            case Branch(event=event, path=path):
+                return self._branch(scope[event], path)
+            case Record(items=items, is_tuple=is_tuple):
+                fields = {name: self._promised(item, scope) for name, item in items}
+                return Parts(self._frame(node, scope), fields, is_tuple)
+            case Field(value=inner, name=name):
+                return part_of(self.value(inner, scope), name)
+            case Item(value=inner, index=index):
+                return self._item(self.value(inner, scope), self.value(index, scope))
+            case Unary(symbol=symbol, operand=operand):
+                return on_arrays(
+                    lambda one: arithmetic.unary(symbol, one), self.value(operand, scope)
+                )
+            case Binary(symbol=symbol, left=left, right=right):
+                return on_arrays(
+                    lambda one, other: vectors.binary(symbol, one, other),
+                    self.value(left, scope),
+                    self.value(right, scope),
+                )
+            case Logical(symbol=symbol, operands=operands):
+                values = [self.value(operand, scope) for operand in operands]
+                result = values[0]
+                for value in values[1:]:
+                    result = on_arrays(
+                        lambda one, other: arithmetic.logical(symbol, one, other), result, value
+                    )
+                return result
+            case Conditional(test=test, yes=yes, no=no):
+                return on_arrays(either, *(self.value(one, scope) for one in (test, yes, no)))
+            case Call(function=function, arguments=arguments):
+                return self._call(function, [self.value(one, scope) for one in arguments])
+            case Operator():
+                return self._operator(node, scope)
+            case _:
+                raise TypeError("a function stands here, and a value is needed")
+
+    def _promised(self, node: Node, scope: _Scope) -> Later:
+        return Later(lambda: self.value(node, scope))
+
+    def _frame(self, node: Node, scope: _Scope) -> Frame:
+        """Return the innermost frame that a node depends on."""
+        frames = [scope[one].frame for one in free_variables(node, self._free)]
+        return max(frames, key=lambda frame: frame.depth, default=self._range)
+
+    def _events(self) -> Loop:
+        import numpy as np
+
+        count = self._source.entries
+        inner = Frame(count, (self._range, np.zeros(count, np.int64)))
+        return Loop(self._range, inner, Entries(inner, self._source.read, self._source.everything))
+
+    def _branch(self, bound: _Bound, path: tuple[str, ...]) -> Value:
+        assert isinstance(bound.value, Entries)  # noqa: S101  # a reader makes it of events only
+        return Column(bound.frame, bound.value.read(path))
+
+    def _body(self, function: Node, scope: _Scope, *values: tuple[Frame, Value]) -> Value:
+        """Compute a lambda for the elements of sequences."""
+        assert isinstance(function, Lambda)  # noqa: S101  # a reader has checked it
+        bound = {
+            number: _Bound(frame, lift(value, frame))
+            for number, (frame, value) in zip(function.variables, values, strict=True)
+        }
+        return self.value(function.body, {**scope, **bound})
+
+    def _operator(self, node: Operator, scope: _Scope) -> Value:
+        source = self.value(node.source, scope)
+        if node.name == "Zip":
+            return zipped(source, self._frame(node, scope))
+        if node.name in ("ToFourMomenta", "ToFourMomentum"):
+            frame = self._frame(node, scope)
+            return Column(frame, vectors.momenta(broadcast(source, frame)))
+        if node.name in vectors.METHODS:
+            return on_arrays(
+                lambda one, other: vectors.method(node.name, one, other),
+                source,
+                self.value(node.arguments[0], scope),
+            )
+        loop = opened(source, self._frame(node, scope), node.name)
+        return self._operators[node.name](node, loop, scope)
+
+    def _select(self, node: Operator, loop: Loop, scope: _Scope) -> Value:
+        body = self._body(node.arguments[0], scope, (loop.inner, loop.element))
+        return Loop(loop.frame, loop.inner, body)
+
+    def _where(self, node: Operator, loop: Loop, scope: _Scope) -> Value:
+        import awkward as ak
+        import numpy as np
+
+        condition = self._body(node.arguments[0], scope, (loop.inner, loop.element))
+        mask = arithmetic.truth(array_of(condition, loop.inner))
+        if is_list(mask):
+            return Loop(loop.frame, loop.inner, masked(loop, mask))
+        if arithmetic.may_miss(mask):
+            mask = ak.fill_none(mask, False, axis=-1)  # noqa: FBT003  # it is a value
+        kept = np.flatnonzero(np.asarray(mask))
+        inner = Frame(len(kept), (loop.inner, kept))
+        return Loop(loop.frame, inner, lift(loop.element, inner))
+
+    def _select_many(self, node: Operator, loop: Loop, scope: _Scope) -> Value:
+        body = self._body(node.arguments[0], scope, (loop.inner, loop.element))
+        below = opened(body, loop.inner, "SelectMany")
+        return Loop(loop.frame, below.inner, below.element)
+
+    def _element(self, loop: Loop, index: Any, node: Node, scope: _Scope) -> Value:
+        del node, scope
+        return taken(loop, index)
+
+    def _element_at(self, node: Operator, loop: Loop, scope: _Scope) -> Value:
+        return taken(loop, positions(self.value(node.arguments[0], scope), loop.frame))
+
+    def _reduced(self, node: Operator, loop: Loop, scope: _Scope) -> Value:
+        del scope
+        return reduced(loop, _REDUCERS[node.name], node.name)
+
+    def _any_or_all(self, node: Operator, loop: Loop, scope: _Scope) -> Value:
+        body = self._body(node.arguments[0], scope, (loop.inner, loop.element))
+        return reduced(Loop(loop.frame, loop.inner, body), node.name.lower(), node.name)
+
+    def _contains(self, node: Operator, loop: Loop, scope: _Scope) -> Value:
+        wanted = lift(self.value(node.arguments[0], scope), loop.frame)
+        equal = on_arrays(
+            lambda one, other: arithmetic.binary("==", one, other), loop.element, wanted
+        )
+        return reduced(Loop(loop.frame, loop.inner, equal), "any", node.name)
+
+    def _concat(self, node: Operator, loop: Loop, scope: _Scope) -> Value:
+        import awkward as ak
+
+        other = opened(self.value(node.arguments[0], scope), loop.frame, node.name)
+        lists = [array_of(one, loop.frame) for one in (loop, other)]
+        return Column(loop.frame, ak.concatenate(lists, axis=1))
+
+    def _ordered(self, node: Operator, loop: Loop, scope: _Scope) -> Value:
+        import awkward as ak
+        import numpy as np
+
+        keys = array_of(
+            self._body(node.arguments[0], scope, (loop.inner, loop.element)), loop.inner
+        )
+        if is_list(keys) or keys.fields:
+            raise TypeError(f"{node.name} needs one number for each element")
+        there = ~np.asarray(ak.is_none(keys, axis=0))
+        _, ranks = np.unique(ak.to_numpy(ak.drop_none(keys, axis=0)), return_inverse=True)
+        order = np.full(len(keys), len(keys), np.int64)
+        order[there] = -ranks if node.name == "OrderByDescending" else ranks
+        index = np.lexsort((order, loop.inner.index_to(loop.frame)))
+        inner = Frame(loop.inner.length, (loop.inner, index))
+        return Loop(loop.frame, inner, lift(loop.element, inner))
+
+    def _choose(self, node: Operator, loop: Loop, scope: _Scope) -> Value:
+        import awkward as ak
+
+        many = self.value(node.arguments[0], scope)
+        number: Any = many.value if isinstance(many, Scalar) else None
+        if not arithmetic.is_whole(number) or number < 1:
+            raise TypeError("Choose needs a whole number, such as 2")
+        lists = array_of(loop, loop.frame)
+        return Column(loop.frame, ak.combinations(lists, number, axis=1))
+
+    def _aggregate(self, node: Operator, loop: Loop, scope: _Scope) -> Value:
+        """Compute what a reader found to be a sum, product, least or greatest with a seed."""
+        symbol, seed, step = node.arguments
+        assert isinstance(symbol, Constant)  # noqa: S101  # a reader has put it there
+        body = self._body(step, scope, (loop.inner, loop.element))
+        name = {"+": "sum", "-": "sum", "*": "prod"}.get(str(symbol.value), str(symbol.value))
+        total = reduced(Loop(loop.frame, loop.inner, body), name, "Aggregate")
+        return on_arrays(
+            lambda one, other: seeded(str(symbol.value), one, other),
+            self.value(seed, scope),
+            total,
+        )
+
+    def _item(self, value: Value, index: Value) -> Value:
+        if isinstance(index, Scalar) and isinstance(index.value, str):
+            return part_of(value, index.value)
+        if isinstance(index, Scalar) and is_tuple(value):
+            return part_of(value, str(index.value))
+        if isinstance(index, Column | Loop):
+            frame = deepest((value, index))
+            chosen = array_of(index, frame)
+            if is_list(chosen):
+                return Column(frame, array_of(value, frame)[chosen])
+        frame = deepest((value, index))
+        return taken(opened(value, frame, "[ ]"), positions(index, frame))
+
+    def _call(self, name: str, values: list[Value]) -> Value:
+        if name == "len":
+            loop = opened(values[0], deepest(values), name)
+            return column(loop.frame, loop.counts())
+        if name in _REDUCERS and len(values) == 1:
+            loop = opened(values[0], deepest(values), name)
+            return reduced(loop, _REDUCERS[name], name)
+        if name in ("min", "max"):
+            result = values[0]
+            for value in values[1:]:
+                result = on_arrays(lambda one, other: lesser(name, one, other), result, value)
+            return result
+        name = name.removeprefix("ak.")
+        if name in _ARRAYS_IN_A_ROW and isinstance(values[0], Parts):
+            row = [part.value for part in values[0].fields.values()]
+            frame = deepest((*row, *values[1:]))
+            arrays: list[Any] = [[array_of(one, frame) for one in row]]
+            return result_of(name, arrays + [argument(one, frame) for one in values[1:]], frame)
+        frame = deepest(values)
+        return result_of(name, [argument(one, frame) for one in values], frame)
+
+
+def rows(
+    node: Node, source: Source, text: str, *, typed: bool = True
+) -> tuple[int, dict[str, Any]]:
+    """Compute a query on a range of entries.
+
+    Parameters
+    ----------
+    node
+        A sequence over the events.
+    source
+        The range.
+    text
+        The query as the user wrote it, for errors.
+    typed
+        Whether empty columns are wanted where there is no row, for their types.
+
+    Returns
+    -------
+    How many rows there are, and the columns by name: the names of a record, 0, 1, … of a tuple,
+    and ``branch`` for a value without names.
+    """
+    import numpy as np
+
+    run = Evaluation(node, source, text)
+    loop = run.loop()
+    if not typed and loop.inner.length == 0:
+        return 0, {}
+    element = lift(loop.element, loop.inner)
+    try:
+        with np.errstate(all="ignore"):
+            return loop.inner.length, _named(element, loop.inner)
+    except TypeError as error:
+        raise QueryTypeError(f"cannot compute this: {error}, {place(text, node.at)}") from error
+
+
+def _named(element: Value, frame: Frame) -> dict[str, Any]:
+    if isinstance(element, Parts):
+        return {
+            name: vectors.unnamed(array_of(part.value, frame))
+            for name, part in element.fields.items()
+        }
+    if isinstance(element, Entries):
+        return dict(element.everything())
+    array = vectors.unnamed(array_of(element, frame))
+    return {name: array[name] for name in array.fields} or {COLUMN: array}
+
+
+COLUMN = "branch"
+"""Name of the column of a value that has no names, as upstream's python codegen has it."""

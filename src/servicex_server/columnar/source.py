@@ -1,0 +1,202 @@
+"""Opening ROOT files by path, `file://`, `http(s)://` and `root://`, with our own deadlines."""
+
+import os
+import ssl
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from servicex_server.columnar.treeindex import classes
+from servicex_server.errors import MissingError, TruncatedError, UnreachableError
+
+_XROOTD_DEFAULTS = {
+    # XrdCl's own defaults let one dead server hold a worker for ten minutes (XrdClConstants.hh);
+    # and after one refusal they fail everything on that server for thirty, while the files of a
+    # request pass by: the window is shorter than the time between the attempts on a file
+    "XRD_CONNECTIONWINDOW": "10",
+    "XRD_CONNECTIONRETRY": "1",
+    "XRD_REQUESTTIMEOUT": "60",
+    "XRD_STREAMTIMEOUT": "30",
+    "XRD_STREAMERRORWINDOW": "2",
+    "XRD_TIMEOUTRESOLUTION": "1",
+}
+_KEY_BYTES = 34
+"""The size of the numbers in a TKey with 64-bit places (TKey::Streamer)."""
+
+_HTTP_SILENCE = 60.0
+"""Seconds without a byte after which a server is given up; connecting has a sixth of it."""
+
+_HTTP_READERS = 4
+"""Requests that are under way at once for one file."""
+
+
+def open_source(url: str) -> Any:
+    """Return the top folder of a ROOT file, opened by uproot; it closes the file.
+
+    Raises
+    ------
+    ReplicaError
+        It is known without asking that it cannot be read. Whatever the libraries raise is raised
+        as it is: `servicex_server.columnar.faults` tells what it means.
+    """
+    import uproot
+
+    scheme = urlsplit(url).scheme if "://" in url else ""
+    place = url
+    options: dict[str, Any] = {
+        "object_cache": None,
+        "array_cache": None,
+        "num_workers": 1,
+        "custom_classes": classes(),
+    }
+    if scheme in ("root", "roots", "xroot"):
+        for name, value in _XROOTD_DEFAULTS.items():
+            os.environ.setdefault(name, value)
+        try:
+            import XRootD  # noqa: F401
+        except ImportError:
+            raise UnreachableError(
+                f"{url} needs the XRootD client, which this worker does not have",
+                hint="pip install 'servicex-server[xrootd]'",
+            ) from None
+        options["handler"] = uproot.XRootDSource
+    elif scheme in ("http", "https"):
+        options["handler"] = _http_source()
+    elif scheme in ("", "file"):
+        # not memory-mapped: mapped pages would count as the worker's memory
+        place = unquote(urlsplit(url).path) if scheme else url
+        options["handler"] = uproot.MultithreadedFileSource
+        if Path(place).is_file() and not Path(place).stat().st_size:
+            raise TruncatedError(f"{url} is empty")
+    else:
+        raise MissingError(
+            f"{url} has a scheme that nothing here reads",
+            hint="use a path, file://, http(s):// or root://",
+        )
+    # in two steps: uproot does not close what it has opened when the content is wrong
+    kind = _file()
+    file = kind.__new__(kind)
+    try:
+        file.__init__(place, **options)
+        top = file.root_directory
+    except BaseException:
+        if (source := vars(file).get("_source")) is not None:
+            source.close()
+        raise
+    return top
+
+
+_STREAMERS_KEPT = 8
+"""Sets of descriptions of classes that are kept; the files of a dataset mostly have one."""
+
+
+@cache
+def _file() -> Any:
+    """Return the class of uproot's files, made to parse one set of TStreamerInfo once a process.
+
+    The files of a dataset describe the same classes in the same bytes; a key by these bytes
+    cannot be out of date. uproot needs 10 to 50 ms for each parse.
+    """
+    import uproot
+
+    parsed: dict[bytes, tuple[Any, Any]] = {}
+
+    class File(uproot.ReadOnlyFile):  # type: ignore[misc]  # uproot has no types
+        _record: Any = None
+        _streamers: Any
+        _streamer_rules: Any
+
+        @property
+        def streamers(self) -> Any:
+            if self._streamers is None and self._fSeekInfo and self._fNbytesInfo > _KEY_BYTES:
+                start = self._fSeekInfo
+                # of one piece, where uproot would ask for its key and then for the rest
+                self._record = self._source.chunk(start, start + self._fNbytesInfo)
+                record = bytes(memoryview(self._record.raw_data))
+                # behind the key, which has a date in it: TKey::Streamer, fKeylen
+                bare = record[int.from_bytes(record[14:16], "big") :]
+                if (known := parsed.get(bare)) is None:
+                    known = parsed[bare] = super().streamers, self._streamer_rules
+                    for oldest in list(parsed)[:-_STREAMERS_KEPT]:
+                        parsed.pop(oldest, None)
+                self._streamers, self._streamer_rules = known
+                self._record = None
+            return super().streamers
+
+        def chunk(self, start: int, stop: int) -> Any:
+            if self._record is not None and (start, stop) in self._record:
+                return self._record
+            return super().chunk(start, stop)
+
+    return File
+
+
+@cache
+def _http_source() -> Any:
+    """Return the class of uproot's sources that read by HTTP.
+
+    uproot's own way, through fsspec, loses why a range could not be had, and takes the whole
+    file into memory for each range of it from a server that does not serve ranges.
+    """
+    import httpx
+    from uproot.source.chunk import Chunk, Source
+    from uproot.source.coalesce import CoalesceConfig, coalesce_requests
+    from uproot.source.futures import TrivialFuture
+
+    trust = ssl.create_default_context()
+    apart = CoalesceConfig(max_request_ranges=1)
+
+    class HttpSource(Source):  # type: ignore[misc]  # uproot has no types
+        def __init__(self, url: str, **options: Any) -> None:
+            del options
+            super().__init__()
+            self._file_path = url
+            self._executor = ThreadPoolExecutor(_HTTP_READERS, "http")
+            self._client = httpx.Client(
+                headers={"Accept-Encoding": "identity"},
+                timeout=httpx.Timeout(_HTTP_SILENCE, connect=_HTTP_SILENCE / 6),
+                follow_redirects=True,
+                verify=trust,
+            )
+
+        def chunk(self, start: int, stop: int) -> Any:
+            self._count([(start, stop)])
+            return Chunk(self, start, stop, TrivialFuture(self._range(start, stop)))
+
+        def chunks(self, ranges: list[tuple[int, int]], notifications: Any) -> Any:
+            self._count(ranges)
+            return coalesce_requests(ranges, self._submit, self, notifications, apart)
+
+        def _submit(self, merged: list[tuple[int, int]]) -> Any:
+            return self._executor.submit(lambda: [self._range(*piece) for piece in merged])
+
+        def _count(self, ranges: list[tuple[int, int]]) -> None:
+            self._num_requests += 1
+            self._num_requested_chunks += len(ranges)
+            self._num_requested_bytes += sum(stop - start for start, stop in ranges)
+
+        def _range(self, start: int, stop: int) -> bytes:
+            headers = {"Range": f"bytes={start}-{stop - 1}"}
+            with self._client.stream("GET", self._file_path, headers=headers) as reply:
+                reply.raise_for_status()
+                if reply.status_code != httpx.codes.PARTIAL_CONTENT:
+                    raise UnreachableError(
+                        f"{self._file_path} is on a server that does not send parts of files",
+                        hint="serve it by one that knows HTTP ranges, or by root://",
+                    )
+                return reply.read()
+
+        @property
+        def closed(self) -> bool:
+            return bool(self._client.is_closed)
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *raised: object) -> None:
+            self._executor.shutdown(cancel_futures=True)
+            self._client.close()
+
+    return HttpSource

@@ -1,0 +1,224 @@
+"""Writing columns: Parquet row groups, ROOT TTrees and RNTuples, one range after the other.
+
+A writer takes the arrays of one range at a time and forgets them, so its memory does not grow
+with the result. What a format cannot hold is said by the name of the column.
+"""
+
+import errno
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from servicex_server.errors import (
+    DiskFullError,
+    FormatError,
+    InternalError,
+    ServiceXError,
+)
+
+if TYPE_CHECKING:
+    from servicex_server.columnar.parquet import ParquetFile
+
+Format = Literal["parquet", "root-file", "root-rntuple"]
+
+CLUSTER = 16 << 20
+"""Bytes that are gathered before a row group or a cluster is written.
+
+Smaller ones cost more to write and to read: uproot takes milliseconds for each cluster it writes,
+and 0.1 ms for each basket it reads. With larger ones the ranges of a whole selection, which have
+32 MB as they come, would be copied to be put together: a fifth more time, and twice the memory.
+"""
+
+TREE_COLUMN = "treename"
+"""Name of the column that tells from which tree a Parquet row came, if there are several."""
+
+
+class Writer:
+    """A file that is being written. Use as a context manager; an error leaves no valid file.
+
+    It gathers small ranges, so that row groups and clusters are worth reading however little a cut
+    leaves of each range. `ParquetWriter`, `TTreeWriter` and `RNTupleWriter` fill it in.
+    """
+
+    def __init__(self) -> None:
+        self._tree = ""
+        self._types: dict[str, Any] | None = None
+        self._pending: list[dict[str, Any]] = []
+        self._pending_bytes = 0
+
+    def __enter__(self) -> Self:
+        """Return the writer."""
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Finish the file, or drop it if there was an error."""
+        try:
+            try:
+                if error is None:
+                    self._flush()
+            except Exception:
+                self._finish(complete=False)
+                raise
+            self._finish(complete=error is None)
+        except ServiceXError:
+            raise
+        except Exception as failed:
+            if error is None:
+                raise classified(failed) from failed
+
+    def write(self, tree: str, columns: Mapping[str, Any]) -> None:
+        """Append a range of entries to a tree; all ranges have the same columns.
+
+        Raises
+        ------
+        FormatError
+            The format cannot hold a column, which is named.
+        DiskFullError
+            No space is left.
+        """
+        try:
+            self._gather(tree, columns)
+        except ServiceXError:
+            raise
+        except Exception as error:
+            raise classified(error) from error
+
+    def copy(self, path: str, found: Any) -> None:
+        """Write a ROOT object as it was read.
+
+        Raises
+        ------
+        FormatError
+            The format holds no ROOT objects, or not this one.
+        """
+        raise FormatError(
+            f"a Parquet file cannot hold {path}, a {found.classname}",
+            hint="ask for ROOT output to copy histograms",
+        )
+
+    def _gather(self, tree: str, columns: Mapping[str, Any]) -> None:
+        from servicex_server.columnar.gather import packed
+
+        layouts = {name: packed(array) for name, array in columns.items()}
+        types = {name: layout.form.type for name, layout in layouts.items()}
+        if tree != self._tree or types != self._types:
+            self._flush()
+            self._begin(tree, layouts, types)
+            self._tree, self._types = tree, types
+        self._pending.append(layouts)
+        self._pending_bytes += sum(layout.nbytes for layout in layouts.values())
+        if self._pending_bytes >= CLUSTER:
+            self._flush()
+
+    def _flush(self) -> None:
+        from servicex_server.columnar.gather import joined
+
+        pending, self._pending, self._pending_bytes = self._pending, [], 0
+        if pending:
+            # name by name, so that no more than one column is held twice
+            names = list(pending[0])
+            whole = {name: joined([part.pop(name) for part in pending]) for name in names}
+            self._append(self._tree, whole)
+
+    def _begin(self, tree: str, layouts: dict[str, Any], types: dict[str, Any]) -> None:
+        """Make ready for columns of these types; raise if there can be no such."""
+        raise NotImplementedError
+
+    def _append(self, tree: str, layouts: dict[str, Any]) -> None:
+        """Write a row group or a cluster."""
+        raise NotImplementedError
+
+    def _finish(self, *, complete: bool) -> None:
+        """Close the file."""
+        raise NotImplementedError
+
+
+def open_writer(path: Path, result_format: Format, *, tree_column: bool = False) -> Writer:
+    """Begin a file.
+
+    Parameters
+    ----------
+    path
+        Where; a file that is there is overwritten.
+    result_format
+        What it becomes.
+    tree_column
+        Whether Parquet rows tell which tree they came from.
+    """
+    if result_format == "parquet":
+        return ParquetWriter(path, tree_column=tree_column)
+    from servicex_server.columnar.write_root import RNTupleWriter, TTreeWriter
+
+    return TTreeWriter(path) if result_format == "root-file" else RNTupleWriter(path)
+
+
+def classified(error: Exception) -> ServiceXError:
+    """Return an error of ours that stands for one of a library's while it wrote."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return DiskFullError(f"no space is left to write the result ({error.strerror})")
+    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    return InternalError(f"the result could not be written: {type(error).__name__}: {first}")
+
+
+class ParquetWriter(Writer):
+    """One table. With several trees, one column tells the tree."""
+
+    def __init__(self, path: Path, *, tree_column: bool) -> None:
+        super().__init__()
+        self._path = path
+        self._tree_column = tree_column
+        self._file: ParquetFile | None = None
+
+    def _begin(self, tree: str, layouts: dict[str, Any], types: dict[str, Any]) -> None:
+        from servicex_server.columnar.parquet import ParquetFile
+
+        del types
+        if self._tree_column and TREE_COLUMN in layouts:
+            raise FormatError(
+                f"a column is called {TREE_COLUMN}, which tells the trees apart here",
+                hint="rename it with an alias, or ask for ROOT output",
+            )
+        layouts = self._with_tree(tree, layouts)
+        if self._file is None:
+            self._file = ParquetFile(self._path, layouts)
+            return
+        have, want = set(layouts), {node.name for node in self._file.nodes}
+        if have != want:
+            missing = ", ".join(sorted(want - have)) or "none"
+            extra = ", ".join(sorted(have - want)) or "none"
+            raise FormatError(
+                f"the trees have different columns, so they make no one Parquet table "
+                f"({tree} lacks {missing} and adds {extra})",
+                hint="ask for the same columns of each tree, or for ROOT output",
+            )
+
+    def _append(self, tree: str, layouts: dict[str, Any]) -> None:
+        from servicex_server.columnar.levels import MismatchError
+
+        if self._file is None:
+            raise RuntimeError("nothing was begun")
+        try:
+            self._file.write(self._with_tree(tree, layouts))
+        except MismatchError as error:
+            raise FormatError(
+                f"the columns of {tree} have other types than those before: {error}",
+                hint="ask for ROOT output, or for columns of the same type",
+            ) from error
+
+    def _with_tree(self, tree: str, layouts: dict[str, Any]) -> dict[str, Any]:
+        if not self._tree_column:
+            return layouts
+        import awkward as ak
+        import numpy as np
+
+        rows = len(next(iter(layouts.values()), ()))
+        names = ak.to_layout([tree])[np.zeros(rows, np.int64)]
+        return {**layouts, TREE_COLUMN: names}
+
+    def _finish(self, *, complete: bool) -> None:
+        from servicex_server.columnar.parquet import ParquetFile
+
+        if self._file is None and complete:
+            self._file = ParquetFile(self._path, {})
+        if self._file is not None:
+            self._file.close(complete=complete)

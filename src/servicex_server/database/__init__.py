@@ -1,0 +1,1 @@
+"""The truth: requests, datasets, files and tasks as rows. All SQL lives here."""

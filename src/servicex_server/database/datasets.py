@@ -1,0 +1,215 @@
+"""Rows of datasets and their files. Shared datasets belong to nobody, file lists to their user."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, insert, or_, select, update
+
+from servicex_server.database.tables import datasets, files
+from servicex_server.errors import NotFoundError, StateError
+from servicex_server.model import Dataset, DatasetState, InputFile, Principal, Replica, now
+
+_COUNTS = (
+    select(
+        files.c.dataset_id,
+        func.count().label("n_files"),
+        func.sum(files.c.size).label("size"),
+        func.sum(files.c.events).label("events"),
+    )
+    .group_by(files.c.dataset_id)
+    .subquery()
+)
+_SELECT = select(
+    datasets,
+    func.coalesce(_COUNTS.c.n_files, 0).label("n_files"),
+    func.coalesce(_COUNTS.c.size, 0).label("size"),
+    func.coalesce(_COUNTS.c.events, 0).label("events"),
+).join_from(datasets, _COUNTS, datasets.c.id == _COUNTS.c.dataset_id, isouter=True)
+
+
+def _dataset(row: Row[Any]) -> Dataset:
+    fields = row._mapping  # noqa: SLF001  # SQLAlchemy's documented way to rows by name
+    return Dataset(**{**fields, "state": DatasetState(fields["state"])})
+
+
+def _visible(principal: Principal) -> Any:
+    if principal.sees_all:
+        return datasets.c.id > 0
+    return or_(datasets.c.owner.is_(None), datasets.c.owner == principal.user)
+
+
+def find_fresh(connection: Connection, name: str, owner: str | None) -> int | None:
+    """Return the id of a dataset that is known by this name and may be used as it is."""
+    same_owner = datasets.c.owner.is_(None) if owner is None else datasets.c.owner == owner
+    return connection.scalar(
+        select(datasets.c.id)
+        .where(
+            datasets.c.name == name,
+            same_owner,
+            datasets.c.stale.is_(False),
+            datasets.c.state.in_(
+                [DatasetState.CREATED, DatasetState.LOOKING, DatasetState.COMPLETE]
+            ),
+        )
+        .order_by(datasets.c.id.desc())
+        .limit(1)
+    )
+
+
+def create(
+    connection: Connection, *, name: str, finder: str, owner: str | None, reference: Any
+) -> int:
+    """Add a dataset that is still to be looked up; return its id."""
+    moment = now()
+    result = connection.execute(
+        insert(datasets).values(
+            name=name,
+            finder=finder,
+            owner=owner,
+            reference=reference,
+            state=DatasetState.CREATED,
+            last_used=moment,
+            last_updated=moment,
+        )
+    )
+    (dataset_id,) = result.inserted_primary_key or (0,)
+    return int(dataset_id)
+
+
+def touch(connection: Connection, dataset_id: int) -> None:
+    """Note that a dataset was used."""
+    connection.execute(update(datasets).where(datasets.c.id == dataset_id).values(last_used=now()))
+
+
+def get(connection: Connection, principal: Principal, dataset_id: int) -> Dataset:
+    """Return a dataset.
+
+    Raises
+    ------
+    NotFoundError
+        There is none, or it is not for this principal.
+    """
+    row = connection.execute(
+        _SELECT.where(datasets.c.id == dataset_id, _visible(principal))
+    ).first()
+    if row is None:
+        raise NotFoundError(f"Dataset {dataset_id} not found")
+    return _dataset(row)
+
+
+def listed(
+    connection: Connection, principal: Principal, *, finder: str | None, with_stale: bool
+) -> list[Dataset]:
+    """Return the datasets a principal may see, oldest first."""
+    query = _SELECT.where(_visible(principal)).order_by(datasets.c.id)
+    if finder is not None:
+        query = query.where(datasets.c.finder == finder)
+    if not with_stale:
+        query = query.where(datasets.c.stale.is_(False))
+    return [_dataset(row) for row in connection.execute(query)]
+
+
+def mark_stale(connection: Connection, principal: Principal, dataset_id: int) -> None:
+    """Make the next request look the dataset up again.
+
+    Raises
+    ------
+    NotFoundError, StateError
+        There is none; it is stale already.
+    """
+    dataset = get(connection, principal, dataset_id)
+    if dataset.stale:
+        raise StateError(f"Dataset {dataset_id} has already been deleted")
+    connection.execute(
+        update(datasets).where(datasets.c.id == dataset_id).values(stale=True, last_updated=now())
+    )
+
+
+def files_of(
+    connection: Connection, principal: Principal, dataset_id: int
+) -> list[tuple[int, InputFile]]:
+    """Return the files of a dataset with their ids, in the dataset's order."""
+    get(connection, principal, dataset_id)
+    rows = connection.execute(
+        select(files).where(files.c.dataset_id == dataset_id).order_by(files.c.position)
+    )
+    return [(row.id, input_file(row)) for row in rows]
+
+
+def input_file(row: Any) -> InputFile:
+    """Return the file that a row of ``files`` describes."""
+    return InputFile(
+        replicas=tuple(Replica(url, rse) for url, rse in row.replicas),
+        size=row.size,
+        events=row.events,
+        adler32=row.adler32,
+    )
+
+
+def unfinished(connection: Connection) -> list[int]:
+    """Return the datasets whose look-up was not ended, oldest first."""
+    states = [DatasetState.CREATED, DatasetState.LOOKING]
+    return list(
+        connection.scalars(
+            select(datasets.c.id).where(datasets.c.state.in_(states)).order_by(datasets.c.id)
+        )
+    )
+
+
+def reference_of(connection: Connection, dataset_id: int) -> tuple[str, Any]:
+    """Return the finder of a dataset and what to give it."""
+    row = connection.execute(
+        select(datasets.c.finder, datasets.c.reference).where(datasets.c.id == dataset_id)
+    ).one()
+    return row.finder, row.reference
+
+
+def set_state(
+    connection: Connection, dataset_id: int, state: DatasetState, message: str = ""
+) -> None:
+    """Note how a look-up stands. A failed one is stale, so that the next request tries again."""
+    failed = state in (
+        DatasetState.DOES_NOT_EXIST,
+        DatasetState.BAD_NAME,
+        DatasetState.INTERNAL_FAILURE,
+    )
+    values = {"state": state, "message": message, "last_updated": now()}
+    if failed:
+        values["stale"] = True
+    connection.execute(update(datasets).where(datasets.c.id == dataset_id).values(**values))
+
+
+def count_files(connection: Connection, dataset_id: int) -> int:
+    """Return how many files a broken-off look-up has already stored, so that it can go on."""
+    return int(
+        connection.scalar(
+            select(func.count()).select_from(files).where(files.c.dataset_id == dataset_id)
+        )
+        or 0
+    )
+
+
+def add_files(
+    connection: Connection, dataset_id: int, start: int, found: Sequence[InputFile]
+) -> None:
+    """Append files to a dataset; ``start`` is the position of the first."""
+    connection.execute(
+        insert(files),
+        [
+            {
+                "dataset_id": dataset_id,
+                "position": start + offset,
+                "replicas": [[replica.url, replica.rse] for replica in file.replicas],
+                "size": file.size,
+                "events": file.events,
+                "adler32": file.adler32,
+            }
+            for offset, file in enumerate(found)
+        ],
+    )
+
+
+def state_of(connection: Connection, dataset_id: int) -> DatasetState:
+    """Return how a dataset's look-up stands."""
+    query = select(datasets.c.state).where(datasets.c.id == dataset_id)
+    return DatasetState(connection.execute(query).scalar_one())

@@ -1,0 +1,133 @@
+"""The tables. Every change here needs a migration; a test compares the two."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+)
+from sqlalchemy.engine import Dialect
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """An aware datetime, kept as naive UTC so that every database orders it alike."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Turn an aware time into naive UTC."""
+        del dialect
+        if value is None:
+            return None
+        if value.year == 1:  # the earliest time there is cannot be moved between zones
+            return value.replace(tzinfo=None)
+        return value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        """Make the time aware again."""
+        del dialect
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+_Id = BigInteger().with_variant(Integer, "sqlite")
+
+datasets = Table(
+    "datasets",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("finder", String(64), nullable=False),
+    Column("owner", String(320)),  # null: shared by name
+    Column("reference", JSON, nullable=False),
+    Column("state", String(32), nullable=False),
+    Column("message", Text, nullable=False, default=""),
+    Column("last_used", UtcTime, nullable=False),
+    Column("last_updated", UtcTime, nullable=False),
+    Column("stale", Boolean, nullable=False, default=False),
+    Index(None, "name"),
+)
+
+files = Table(
+    "files",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("dataset_id", ForeignKey(datasets.c.id, ondelete="CASCADE"), nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("replicas", JSON, nullable=False),  # [[url, rse], ...] in order of preference
+    Column("size", BigInteger, nullable=False, default=0),
+    Column("events", BigInteger, nullable=False, default=0),
+    Column("adler32", String(16)),
+    Index(None, "dataset_id", "position", unique=True),
+)
+
+requests = Table(
+    "requests",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("title", Text),
+    Column("owner", String(320), nullable=False),
+    Column("dataset_id", ForeignKey(datasets.c.id), nullable=False),
+    Column("did", Text, nullable=False),
+    Column("language", String(64), nullable=False),
+    Column("selection", Text, nullable=False),
+    Column("format", String(32), nullable=False),
+    Column("state", String(32), nullable=False),
+    Column("submitted_at", UtcTime, nullable=False),
+    Column("finished_at", UtcTime),
+    Column("failure", Text, nullable=False, default=""),
+    Column("app_version", String(64), nullable=False),
+    Index(None, "owner", "submitted_at"),
+    Index(None, "state"),
+    Index(None, "dataset_id"),
+)
+
+tasks = Table(
+    "tasks",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("request_id", ForeignKey(requests.c.id, ondelete="CASCADE"), nullable=False),
+    Column("file_id", ForeignKey(files.c.id), nullable=False),
+    Column("first_entry", BigInteger, nullable=False, default=0),
+    Column("last_entry", BigInteger),  # the one after the last; null: the whole file
+    Column("state", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("not_before", UtcTime),
+    Column("finished_at", UtcTime),
+    Column("path", Text),
+    Column("object_name", String(255)),
+    Column("object_key", String(255)),
+    Column("bytes", BigInteger, nullable=False, default=0),
+    Column("events", BigInteger, nullable=False, default=0),
+    Column("seconds", Float, nullable=False, default=0.0),
+    Column("worker", String(255), nullable=False, default=""),
+    Column("error", JSON(none_as_null=True)),
+    Column("tried", JSON(none_as_null=True)),  # every attempt at every replica, oldest first
+    Column("log_tail", Text, nullable=False, default=""),
+    Index(None, "request_id", "file_id", "first_entry", unique=True),
+    Index(None, "request_id", "state"),
+    Index(None, "request_id", "finished_at"),
+    Index(None, "request_id", "object_name"),
+)

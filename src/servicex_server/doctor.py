@@ -1,0 +1,189 @@
+"""``servicex-server doctor``: what is installed, what is missing, and how to get it."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.markup import escape
+
+from servicex_server import __version__, plugins
+from servicex_server.errors import ServiceXError
+from servicex_server.settings import Settings
+
+Verdict = Literal["ok", "missing", "wrong"]
+Finding = tuple[Verdict, str, str]
+
+_MARKS = {
+    "ok": "[green]ok     [/green]",
+    "missing": "[yellow]missing[/yellow]",
+    "wrong": "[red]wrong  [/red]",
+}
+
+
+def examine(settings: Settings) -> bool:
+    """Print what was found; return whether the service can work.
+
+    What is optional may be missing; what is wrong keeps the service from working.
+    """
+    out = Console(highlight=False)
+    out.print(
+        f"servicex-server {__version__}, Python {sys.version.split()[0]}, {platform.platform()}"
+    )
+    fit = True
+    for title, check in _CHECKS.items():
+        out.print(f"\n[bold]{title}[/bold]")
+        for verdict, what, advice in check(settings):
+            out.print(f"  {_MARKS[verdict]} {escape(what)}", soft_wrap=True)
+            if advice:
+                out.print(f"          {escape(advice)}", soft_wrap=True)
+            fit = fit and verdict != "wrong"
+    out.print("\nThe service can work." if fit else "\nThe service cannot work as it is.")
+    return fit
+
+
+def _libraries(settings: Settings) -> Iterator[Finding]:
+    del settings
+    for name in ("uproot", "awkward", "pyarrow", "distributed", "fastapi", "sqlalchemy", "obstore"):
+        try:
+            yield "ok", f"{name} {importlib.metadata.version(name)}", ""
+        except importlib.metadata.PackageNotFoundError:
+            yield "wrong", name, "pip install servicex-server"
+
+
+def _optional(settings: Settings) -> Iterator[Finding]:
+    del settings
+    try:
+        yield "ok", f"xrootd {importlib.metadata.version('xrootd')}: root:// URLs can be read", ""
+    except importlib.metadata.PackageNotFoundError:
+        yield (
+            "missing",
+            "xrootd: root:// URLs cannot be read",
+            "pip install 'servicex-server[xrootd]'",
+        )
+    for group in ("languages", "finders"):
+        for name, point in sorted(plugins.available(group).items()):
+            try:
+                point.load()
+            except ImportError as error:
+                yield "wrong", f"{group[:-1]} {name}: {error}", f"reinstall {point.value}"
+            else:
+                yield "ok", f"{group[:-1]} {name}", ""
+
+
+def _credentials(settings: Settings) -> Iterator[Finding]:
+    del settings
+    proxy = Path(os.environ.get("X509_USER_PROXY", f"/tmp/x509up_u{os.getuid()}"))  # noqa: S108
+    if not proxy.is_file():
+        yield "missing", "no grid proxy: sites that ask for one cannot be read", "voms-proxy-init"
+        return
+    from cryptography import x509
+
+    from servicex_server.model import now
+
+    try:
+        certificate = x509.load_pem_x509_certificate(proxy.read_bytes())
+    except (ValueError, OSError) as error:
+        yield "wrong", f"grid proxy {proxy}: {error}", "voms-proxy-init"
+        return
+    until = certificate.not_valid_after_utc
+    if until <= now():
+        yield (
+            "wrong",
+            f"grid proxy {proxy} expired at {until:%Y-%m-%d %H:%M} UTC",
+            "voms-proxy-init",
+        )
+    else:
+        yield "ok", f"grid proxy {proxy}, valid until {until:%Y-%m-%d %H:%M} UTC", ""
+
+
+def _folder(settings: Settings) -> Iterator[Finding]:
+    from servicex_server.app import lock_folder
+    from servicex_server.database.connection import Database
+
+    try:
+        lock = lock_folder(settings.data_dir)
+    except ServiceXError as error:
+        verdict: Verdict = "ok" if "is used by another" in error.message else "wrong"
+        yield verdict, error.message, error.hint
+        return
+    with lock:
+        free = shutil.disk_usage(settings.data_dir).free / 1e9
+        yield "ok", f"{settings.data_dir} can be written, {free:.0f} GB free", ""
+        database = Database(f"sqlite:///{settings.data_dir / 'servicex.sqlite'}")
+        try:
+            database.migrate()
+            yield "ok", "the database opens", ""
+        except ServiceXError as error:
+            yield "wrong", error.message, error.hint
+        finally:
+            database.close()
+
+
+def _engine(settings: Settings) -> Iterator[Finding]:
+    """Start one worker and let it extract a column of a file made here."""
+    import asyncio
+
+    del settings
+    with tempfile.TemporaryDirectory(prefix="servicex-doctor-") as folder:
+        try:
+            seconds = asyncio.run(_one_column(Path(folder)))
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is what is wrong
+            yield "wrong", f"a worker cannot work: {type(error).__name__}: {error}", ""
+        else:
+            yield "ok", f"a worker started and delivered a column in {seconds:.1f} s", ""
+
+
+async def _one_column(folder: Path) -> float:
+    import asyncio
+    import time
+
+    import numpy as np
+    import uproot
+
+    from servicex_server.engines.dask import DaskEngine
+    from servicex_server.model import Limits, Outcome, Replica, ResultFormat, TaskSpec
+
+    source = folder / "input.root"
+    with uproot.recreate(source) as file:
+        file.mktree("t", {"x": "f8"}).extend({"x": np.arange(3.0)})
+    began = time.monotonic()
+    engine = DaskEngine(workers=1, memory=1 << 30)
+    ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+    await engine.start(ended.set_result)
+    try:
+        engine.submit(
+            TaskSpec(
+                request_id="doctor",
+                file_id=1,
+                attempt=1,
+                replicas=(Replica(str(source)),),
+                language="uproot-raw",
+                selection='[{"treename": "t"}]',
+                format=ResultFormat.PARQUET,
+                object_name="x.parquet",
+                upload_url=(folder / "x.parquet").as_uri(),
+                limits=Limits(),
+            )
+        )
+        outcome = await asyncio.wait_for(ended, 60)
+    finally:
+        await engine.close()
+    if outcome.error is not None:
+        raise RuntimeError(outcome.error.message)
+    return time.monotonic() - began
+
+
+_CHECKS: dict[str, Callable[[Settings], Iterator[Finding]]] = {
+    "Libraries": _libraries,
+    "Optional parts": _optional,
+    "Credentials": _credentials,
+    "Data folder": _folder,
+    "Workers": _engine,
+}

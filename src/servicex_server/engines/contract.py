@@ -1,0 +1,50 @@
+"""What an engine does: run tasks on workers, and tell how each ended.
+
+An engine promises one `Outcome` for every task it was given, whatever happens to the worker;
+only a task that was stopped has none.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+
+from servicex_server.model import Outcome, TaskSpec, WorkerInfo
+
+
+class Engine(ABC):
+    """Runs tasks."""
+
+    @abstractmethod
+    async def start(self, ended: Callable[[Outcome], None]) -> None:
+        """Bring the workers up.
+
+        Parameters
+        ----------
+        ended
+            Called in the event loop with the outcome of every task.
+
+        Raises
+        ------
+        StartupError
+            The workers cannot be started.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """End all workers; nothing is left running."""
+
+    @property
+    @abstractmethod
+    def slots(self) -> int:
+        """How many tasks can run at a time right now."""
+
+    @abstractmethod
+    def submit(self, spec: TaskSpec) -> None:
+        """Hand over a task."""
+
+    @abstractmethod
+    async def stop(self, keys: Iterable[str]) -> None:
+        """Drop tasks by their ``TaskSpec.key``; those that run are ended with their worker."""
+
+    @abstractmethod
+    async def workers(self) -> list[WorkerInfo]:
+        """Return who is there and what they do."""

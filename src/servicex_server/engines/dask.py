@@ -1,0 +1,216 @@
+"""Dask: worker processes on this machine, one thread each, watched by nannies.
+
+The link between scheduler and workers is TLS with certificates made at the start, so that nobody
+else on the machine can hand work to our workers.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
+from typing import Any
+
+import dask
+from distributed import Client, Future, LocalCluster, Security, WorkerPlugin
+from distributed.client import FutureCancelledError
+from distributed.scheduler import KilledWorker
+
+from servicex_server.engines.contract import Engine
+from servicex_server.errors import StartupError, WorkerDiedError
+from servicex_server.model import Attempt, Outcome, TaskSpec, WorkerInfo
+from servicex_server.transform import transform
+
+log = logging.getLogger(__name__)
+
+_CONFIG = {
+    # a file whose worker dies is tried again by the dispatcher, which counts and tells
+    "distributed.scheduler.allowed-failures": 0,
+    # its pages would show every user's files to everybody on the machine
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
+    "distributed.admin.tick.limit": "30s",
+    "distributed.comm.timeouts.connect": "10s",
+}
+SECRETS = ("SERVICEX_SERVER_", "AWS_", "PGPASSWORD")
+"""Environment variables that begin so are not handed to workers."""
+
+
+class _Warm(WorkerPlugin):
+    """Imports the heavy libraries before the first file comes."""
+
+    name = "servicex-warm"
+
+    def setup(self, worker: Any) -> None:
+        del worker
+        import awkward  # noqa: F401
+        import pyarrow.parquet  # noqa: F401
+        import uproot  # noqa: F401
+
+
+class DaskEngine(Engine):
+    """A cluster of worker processes on this machine.
+
+    Parameters
+    ----------
+    workers
+        How many.
+    memory
+        Bytes that one may use before it is restarted.
+    """
+
+    def __init__(self, *, workers: int, memory: int) -> None:
+        self._count = workers
+        self._memory = memory
+        self._cluster: Any = None
+        self._client: Any = None
+        self._futures: dict[str, tuple[TaskSpec, Any]] = {}
+        self._beside: set[asyncio.Task[Any]] = set()
+        self._ended: Callable[[Outcome], None] = _nobody
+
+    async def start(self, ended: Callable[[Outcome], None]) -> None:
+        """Start the scheduler in this process and the workers in theirs."""
+        self._ended = ended
+        with dask.config.set(_CONFIG), _without_secrets():
+            try:
+                self._cluster = await LocalCluster(
+                    n_workers=self._count,
+                    threads_per_worker=1,
+                    processes=True,
+                    host="127.0.0.1",
+                    dashboard_address="127.0.0.1:0",
+                    memory_limit=self._memory,
+                    security=Security.temporary(),
+                    asynchronous=True,
+                )
+            except (OSError, RuntimeError, TimeoutError) as error:
+                raise StartupError(f"the workers cannot be started: {error}") from error
+            self._client = await Client(self._cluster, asynchronous=True)
+        # not waited for: a request may come while the workers import their libraries
+        self._keep(self._warm())
+
+    async def _warm(self) -> None:
+        try:
+            await self._client.register_plugin(_Warm())
+        except OSError as error:
+            # a worker that ends meanwhile imports when its successor needs it
+            log.info("not all workers are warm: %s", error)
+
+    def _keep(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run something beside, and hold on to it until it is done."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
+
+    async def close(self) -> None:
+        """End the workers."""
+        beside = list(self._beside)
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
+        if self._client is not None:
+            await self._client.close(timeout=1)
+        if self._cluster is not None:
+            nannies = [nanny.pid for nanny in self._cluster.workers.values()]
+            try:
+                await self._cluster.close(timeout=2)
+            except TimeoutError:
+                # a worker may be restarting, or the machine be busy: nothing of it is needed
+                log.warning("the workers did not end in time and are killed")
+                for pid in filter(None, nannies):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+
+    @property
+    def slots(self) -> int:
+        """How many worker processes there are."""
+        return self._count
+
+    def submit(self, spec: TaskSpec) -> None:
+        """Hand a task to Dask."""
+        future = self._client.submit(transform, spec, key=spec.key, pure=False, retries=0)
+        self._futures[spec.key] = (spec, future)
+        self._keep(self._wait(spec, future))
+
+    async def _wait(self, spec: TaskSpec, future: Any) -> None:
+        try:
+            outcome = await future
+        except asyncio.CancelledError:
+            return  # the service stops
+        except FutureCancelledError:
+            outcome = _died(spec, "the engine lost it")
+        except KilledWorker as error:
+            outcome = _died(spec, f"worker {error.last_worker.address} ended while it ran")
+        except Exception as error:
+            log.exception("a task ended in a way it should not", extra={"file_id": spec.file_id})
+            outcome = _died(spec, f"{type(error).__name__}: {error}")
+        if self._futures.pop(spec.key, None) is not None:
+            self._ended(outcome)
+
+    async def stop(self, keys: Iterable[str]) -> None:
+        """Cancel tasks; a worker that is in the middle of one is restarted."""
+        chosen = [self._futures.pop(key) for key in list(keys) if key in self._futures]
+        if not chosen:
+            return
+        running = await self._running()
+        futures: list[Future[Any]] = [future for _, future in chosen]
+        await self._client.cancel(futures, force=True)
+        wanted = {spec.key for spec, _ in chosen}
+        addresses = [address for address, task in running.items() if task in wanted]
+        if addresses:
+            await self._client.restart_workers(addresses, timeout=30, raise_for_error=False)
+
+    async def _running(self) -> dict[str, str]:
+        """Return the task each worker executes, by the worker's address."""
+        stacks = await self._client.call_stack(keys=list(self._futures) or None)
+        return {address: next(iter(calls), "") for address, calls in stacks.items()}
+
+    async def workers(self) -> list[WorkerInfo]:
+        """Return the workers, idle or busy."""
+        if self._client is None:
+            return []
+        info = (await self._client.scheduler.identity(n_workers=-1))["workers"]
+        running = await self._client.processing()
+        return [
+            WorkerInfo(
+                address=address,
+                memory=int(about.get("metrics", {}).get("memory", 0)),
+                task=next(iter(running.get(address, ())), ""),
+            )
+            for address, about in info.items()
+        ]
+
+
+def _nobody(outcome: Outcome) -> None:
+    """Hear of an outcome before anybody wants to."""
+    del outcome
+
+
+class _without_secrets:  # noqa: N801  # reads as a statement
+    """Hide what workers must not inherit while they are started."""
+
+    def __enter__(self) -> None:
+        self._hidden = {k: v for k, v in os.environ.items() if k.startswith(SECRETS)}
+        for name in self._hidden:
+            del os.environ[name]
+
+    def __exit__(self, *exception: object) -> None:
+        os.environ.update(self._hidden)
+
+
+def _died(spec: TaskSpec, why: str) -> Outcome:
+    error = WorkerDiedError(
+        f"the worker ended while it worked on this file ({why})",
+        hint="it may have run out of memory; the file is tried again on another worker",
+    ).record()
+    url = spec.replicas[0].url if spec.replicas else ""
+    return Outcome(
+        request_id=spec.request_id,
+        file_id=spec.file_id,
+        attempt=spec.attempt,
+        entries=spec.entries,
+        error=error,
+        attempts=(Attempt(url=url, seconds=0.0, error=error),),
+        url=url,
+    )

@@ -1,0 +1,72 @@
+"""An engine without processes, for tests: runs each task by a function of the test's choice."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from servicex_server.engines.contract import Engine
+from servicex_server.model import Outcome, TaskSpec, WorkerInfo
+
+
+class MemoryEngine(Engine):
+    """Runs ``work`` in the event loop, at most ``slots`` tasks at a time, in order.
+
+    Parameters
+    ----------
+    work
+        What becomes of a task.
+    slots
+        How many tasks run at a time.
+    """
+
+    def __init__(self, work: Callable[[TaskSpec], Outcome], *, slots: int = 2) -> None:
+        self._work = work
+        self._slots = slots
+        self._waiting: list[TaskSpec] = []
+        self._running: set[str] = set()
+        self._ended: Callable[[Outcome], None] | None = None
+        self.seen: list[TaskSpec] = []
+
+    async def start(self, ended: Callable[[Outcome], None]) -> None:
+        """Remember whom to tell."""
+        self._ended = ended
+
+    async def close(self) -> None:
+        """Forget all tasks."""
+        self._waiting.clear()
+        self._running.clear()
+
+    @property
+    def slots(self) -> int:
+        """How many tasks run at a time."""
+        return self._slots
+
+    def submit(self, spec: TaskSpec) -> None:
+        """Queue a task."""
+        self._waiting.append(spec)
+        asyncio.get_running_loop().call_soon(self._next)
+
+    def _next(self) -> None:
+        while self._waiting and len(self._running) < self._slots:
+            spec = self._waiting.pop(0)
+            self._running.add(spec.key)
+            asyncio.get_running_loop().call_soon(self._run, spec)
+
+    def _run(self, spec: TaskSpec) -> None:
+        if spec.key not in self._running or self._ended is None:
+            return
+        self.seen.append(spec)
+        outcome = self._work(spec)
+        self._running.discard(spec.key)
+        self._ended(outcome)
+        self._next()
+
+    async def stop(self, keys: Iterable[str]) -> None:
+        """Drop tasks."""
+        dropped = set(keys)
+        self._waiting = [spec for spec in self._waiting if spec.key not in dropped]
+        self._running -= dropped
+
+    async def workers(self) -> list[WorkerInfo]:
+        """Return one made-up worker for each slot."""
+        running = [*self._running, *[""] * self._slots][: self._slots]
+        return [WorkerInfo(f"memory://{n}", 0, task) for n, task in enumerate(running)]

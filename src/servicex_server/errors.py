@@ -1,0 +1,283 @@
+"""Every error a user, an operator or a client can be shown.
+
+::
+
+    ServiceXError
+    ├── RequestError              400  a field of the request is wrong
+    │   ├── QueryError            400  the query cannot mean anything
+    │   │   ├── UnknownNameError  400  no such tree, branch, function; the nearest are named
+    │   │   ├── QueryTypeError    400  shapes or types do not fit together
+    │   │   ├── FormatError       400  the output format cannot hold the result
+    │   │   └── FunctionError     400  the user's own function failed
+    │   ├── DatasetError          400  the dataset reference is wrong
+    │   │   └── UnknownDatasetError    the catalogue does not have it
+    │   └── TooLargeError         413  over a limit that is named
+    ├── NotFoundError             404  no such thing, or not yours
+    ├── StateError                400  it is too late for that
+    ├── SignInError               401  who are you?
+    ├── ReplicaError                   one copy of one file could not be read
+    │   ├── MissingError               it is not there
+    │   ├── UnreachableError           nobody answers at that door
+    │   ├── DeniedError                the credential was refused
+    │   ├── SlowError                  no bytes came in time
+    │   ├── TruncatedError             it ends too early
+    │   └── CorruptError               its content cannot be right
+    ├── UnreadableError                a branch no reader understands
+    ├── ResourceError                  a limit of the machine was met
+    │   ├── OutOfMemoryError
+    │   ├── OutOfTimeError
+    │   ├── DiskFullError
+    │   └── WorkerDiedError
+    ├── InternalError             500  our fault
+    └── StartupError                   the service cannot start; one line says why
+
+``blame`` names whose it is; ``retryable`` says whether trying again can help. Errors of a file
+travel from the worker to the database as an `ErrorRecord`, which is plain data.
+"""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
+
+Blame = Literal["query", "dataset", "file", "replica", "site", "credential", "service", "resource"]
+
+
+class ServiceXError(Exception):
+    """Base of everything this package raises on purpose.
+
+    Parameters
+    ----------
+    message
+        What was wrong, in a sentence a physicist understands.
+    hint
+        What would be right, or what to do; empty when the message says it all.
+    """
+
+    status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+    blame: ClassVar[Blame] = "service"
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.message, self.hint))
+
+    def record(self) -> "ErrorRecord":
+        """Return the error as plain data."""
+        return ErrorRecord(
+            kind=type(self).__name__.removesuffix("Error"),
+            blame=self.blame,
+            message=self.message,
+            hint=self.hint,
+            retryable=self.retryable,
+        )
+
+
+def _rebuild(cls: type[ServiceXError], message: str, hint: str) -> ServiceXError:
+    return cls(message, hint=hint)
+
+
+class RequestError(ServiceXError):
+    """A field of the request is wrong; ``message`` starts with the field's wire name."""
+
+    status = 400
+    blame: ClassVar[Blame] = "query"
+
+
+class QueryError(RequestError):
+    """The query is not sound."""
+
+
+class UnknownNameError(QueryError):
+    """A tree, branch, alias or function does not exist."""
+
+
+class QueryTypeError(QueryError):
+    """Shapes or types do not fit together."""
+
+
+class FormatError(QueryError):
+    """The output format cannot hold the result."""
+
+
+class FunctionError(QueryError):
+    """The user's own function failed or returned something that is not columns."""
+
+
+class DatasetError(RequestError):
+    """The dataset reference is wrong."""
+
+    blame: ClassVar[Blame] = "dataset"
+
+
+class UnknownDatasetError(DatasetError):
+    """The catalogue does not have this dataset."""
+
+
+class TooLargeError(RequestError):
+    """Something is over a limit; the message names the limit."""
+
+    status = 413
+
+
+class NotFoundError(ServiceXError):
+    """There is no such thing, or it belongs to somebody else."""
+
+    status = 404
+    blame: ClassVar[Blame] = "query"
+
+
+class StateError(ServiceXError):
+    """The thing exists, but is in a state in which this cannot be done."""
+
+    status = 400
+    blame: ClassVar[Blame] = "query"
+
+
+class SignInError(ServiceXError):
+    """The caller is not known."""
+
+    status = 401
+    blame: ClassVar[Blame] = "credential"
+
+
+class ReplicaError(ServiceXError):
+    """One copy of one file could not be read; another copy may work."""
+
+    blame: ClassVar[Blame] = "replica"
+
+
+class MissingError(ReplicaError):
+    """The file is not there."""
+
+
+class UnreachableError(ReplicaError):
+    """Nobody answers at that door: refused, unknown host, TLS, time-out on connecting."""
+
+    retryable = True
+    blame: ClassVar[Blame] = "site"
+
+
+class DeniedError(ReplicaError):
+    """The credential was refused."""
+
+    retryable = True
+    blame: ClassVar[Blame] = "credential"
+
+
+class SlowError(ReplicaError):
+    """No bytes came in time."""
+
+    retryable = True
+    blame: ClassVar[Blame] = "site"
+
+
+class TruncatedError(ReplicaError):
+    """The file ends before its content does."""
+
+
+class CorruptError(ReplicaError):
+    """The content cannot be right: no ROOT file, bad compression, unreadable structure."""
+
+
+class UnreadableError(ServiceXError):
+    """A branch has a type that no reader here understands."""
+
+    blame: ClassVar[Blame] = "file"
+
+
+class ResourceError(ServiceXError):
+    """A limit of the machine was met."""
+
+    blame: ClassVar[Blame] = "resource"
+
+
+class OutOfMemoryError(ResourceError):
+    """The work needed more memory than a worker may use."""
+
+
+class OutOfTimeError(ResourceError):
+    """The work took longer than it may."""
+
+
+class DiskFullError(ResourceError):
+    """No space is left where the result is written."""
+
+    retryable = True
+
+
+class WorkerDiedError(ResourceError):
+    """The worker process ended while it worked on this file."""
+
+    retryable = True
+
+
+class InternalError(ServiceXError):
+    """Our fault."""
+
+
+class StartupError(ServiceXError):
+    """The service cannot start; the message is one line that says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorRecord:
+    """An error as plain data: what the database keeps and a user reads.
+
+    ``kind`` is the class name without ``Error``; ``blame`` says whose it is; ``place`` is the
+    replica or branch it happened at, empty when there is none.
+    """
+
+    kind: str
+    blame: Blame
+    message: str
+    hint: str = ""
+    retryable: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the record as JSON-ready data."""
+        return asdict(self)
+
+
+_SHOWN = 8
+"""Names that are listed where none is near."""
+
+
+def nearest(name: str, known: Iterable[str], *, most: int = 3) -> list[str]:
+    """Return the known names most like ``name``, best first.
+
+    Examples
+    --------
+    >>> nearest("Muon_ptt", ["Muon_pt", "Muon_eta", "run"])
+    ['Muon_pt', 'Muon_eta']
+    """
+    folded: dict[str, str] = {}
+    for one in known:
+        folded.setdefault(one.lower(), one)
+    return [folded[hit] for hit in difflib.get_close_matches(name.lower(), folded, n=most)]
+
+
+def did_you_mean(name: str, known: Iterable[str], *, otherwise: str = "there is") -> str:
+    """Return a hint that names the nearest known names, or some of those there are.
+
+    Examples
+    --------
+    >>> did_you_mean("evnts", ["events", "runs"])
+    'did you mean events?'
+    >>> did_you_mean("x", ["events", "runs"], otherwise="the trees are")
+    'the trees are events, runs'
+    """
+    known = list(known)
+    if close := nearest(name, known):
+        return f"did you mean {' or '.join(close)}?"
+    if not known:
+        return f"{otherwise} none"
+    shown = ", ".join(known[:_SHOWN])
+    return f"{otherwise} {shown}" + (", …" if len(known) > _SHOWN else "")

@@ -1,0 +1,58 @@
+"""Files that the user lists: absolute paths, ``file://``, ``http(s)://`` and ``root://``."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import ClassVar
+from urllib.parse import urlsplit
+
+from servicex_server.errors import DatasetError
+from servicex_server.finders.contract import Finder
+from servicex_server.model import InputFile, Replica
+
+SCHEMES = ("file", "http", "https", "root")
+
+
+class FileList(Finder):
+    """A list of paths and URLs, each file in one place."""
+
+    scheme: ClassVar[str] = "file-list"
+
+    def check_entries(self, entries: Sequence[str], *, local: bool) -> None:
+        """Refuse entries that nothing here can read.
+
+        Raises
+        ------
+        DatasetError
+            Names the first entry that is wrong, and what it should look like.
+        """
+        for number, entry in enumerate(entries, 1):
+            where = f"file-list: entry {number}, {entry[:200]!r},"
+            if not entry.strip():
+                raise DatasetError(f"file-list: entry {number} is empty")
+            if "\0" in entry or "\n" in entry:
+                raise DatasetError(f"{where} holds a character that no path has")
+            scheme = urlsplit(entry).scheme if "://" in entry else ""
+            if not scheme and not entry.startswith("/"):
+                raise DatasetError(
+                    f"{where} is neither an absolute path nor a URL",
+                    hint="the service does not run in your folder; give the path from /",
+                )
+            if scheme and scheme not in SCHEMES:
+                raise DatasetError(
+                    f"{where} has a scheme that is not read here",
+                    hint=f"use an absolute path or one of {', '.join(f'{s}://' for s in SCHEMES)}",
+                )
+            if scheme in ("", "file") and not local:
+                raise DatasetError(
+                    f"{where} is a path, and this service reads no local files",
+                    hint="give a URL",
+                )
+            if scheme not in ("", "file") and not urlsplit(entry).hostname:
+                raise DatasetError(f"{where} names no host")
+
+    async def find(
+        self, reference: Sequence[str], options: Mapping[str, str]
+    ) -> AsyncIterator[InputFile]:
+        """Yield one file for each entry, in the order of the list."""
+        del options
+        for entry in reference:
+            yield InputFile((Replica(entry),))

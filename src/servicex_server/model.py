@@ -1,0 +1,318 @@
+"""What the service talks about: requests, datasets, files, replicas, tasks, outcomes.
+
+Frozen data and states with their legal transitions. No I/O, no libraries.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from hashlib import sha1
+from typing import Any, TypeAlias
+
+from servicex_server.errors import ErrorRecord
+
+
+def now() -> datetime:
+    """Return the current time, aware, in UTC."""
+    return datetime.now(UTC)
+
+
+class RequestState(StrEnum):
+    """Where a request is in its life. The values are what a user reads."""
+
+    SUBMITTED = "Submitted"
+    PENDING_LOOKUP = "Pending Lookup"
+    LOOKUP = "Lookup"
+    RUNNING = "Running"
+    COMPLETE = "Complete"
+    FATAL = "Fatal"
+    CANCELED = "Canceled"
+    BAD_DATASET = "Bad Dataset"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether nothing follows."""
+        return not REQUEST_TRANSITIONS[self]
+
+
+_R = RequestState
+REQUEST_TRANSITIONS: Mapping[RequestState, frozenset[RequestState]] = {
+    _R.SUBMITTED: frozenset(
+        {_R.LOOKUP, _R.PENDING_LOOKUP, _R.RUNNING, _R.CANCELED, _R.FATAL, _R.BAD_DATASET}
+    ),
+    _R.PENDING_LOOKUP: frozenset(
+        {_R.LOOKUP, _R.RUNNING, _R.COMPLETE, _R.CANCELED, _R.FATAL, _R.BAD_DATASET}
+    ),
+    _R.LOOKUP: frozenset({_R.RUNNING, _R.COMPLETE, _R.CANCELED, _R.FATAL, _R.BAD_DATASET}),
+    _R.RUNNING: frozenset({_R.COMPLETE, _R.CANCELED, _R.FATAL}),
+    _R.COMPLETE: frozenset(),
+    _R.FATAL: frozenset(),
+    _R.CANCELED: frozenset(),
+    _R.BAD_DATASET: frozenset(),
+}
+
+
+class DatasetState(StrEnum):
+    """How far the look-up of a dataset is. The values are on the wire."""
+
+    CREATED = "created"
+    LOOKING = "looking"
+    COMPLETE = "complete"
+    DOES_NOT_EXIST = "does_not_exist"
+    BAD_NAME = "bad_name"
+    INTERNAL_FAILURE = "internal_failure"
+
+
+class TaskState(StrEnum):
+    """Where the work on one file of one request is."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+
+class ResultFormat(StrEnum):
+    """What a result is written as. The values are on the wire."""
+
+    PARQUET = "parquet"
+    TTREE = "root-file"
+    RNTUPLE = "root-rntuple"
+
+    @property
+    def suffix(self) -> str:
+        """End of the object's name: the published client tells formats apart by it."""
+        return ".parquet" if self is ResultFormat.PARQUET else ".root"
+
+
+class Role(StrEnum):
+    """What a principal may do beyond their own things."""
+
+    USER = "user"
+    OPERATOR = "operator"
+    ADMINISTRATOR = "administrator"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who asks. Every row is read through one."""
+
+    user: str
+    role: Role = Role.USER
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether other people's requests may be read."""
+        return self.role is not Role.USER
+
+
+LOCAL_USER = Principal("local", Role.ADMINISTRATOR)
+"""The one user there is while sign-in is off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One place where a file can be read."""
+
+    url: str
+    rse: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """One file of a dataset; ``size`` in bytes, ``events`` and ``size`` 0 while unknown."""
+
+    replicas: tuple[Replica, ...]
+    size: int = 0
+    events: int = 0
+    adler32: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A named set of files as a finder found it."""
+
+    id: int
+    name: str
+    finder: str
+    owner: str | None
+    state: DatasetState
+    message: str
+    n_files: int
+    size: int
+    events: int
+    last_used: datetime
+    last_updated: datetime
+    stale: bool
+    reference: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a user asked for, and how far it is. The counters are derived from the task rows."""
+
+    id: str
+    title: str | None
+    owner: str
+    dataset_id: int
+    did: str
+    language: str
+    selection: str
+    format: ResultFormat
+    state: RequestState
+    submitted_at: datetime
+    finished_at: datetime | None
+    failure: str
+    app_version: str
+    files: int = 0
+    completed: int = 0
+    failed: int = 0
+
+
+Entries: TypeAlias = tuple[int, int]
+"""A range of entries of a tree: the first, and the one after the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the work on one file may use: seconds of wall time, bytes of memory.
+
+    ``chunk`` is the bytes of columns that are held at a time; a file with many more bytes of them
+    than ``part`` is done in parts.
+    """
+
+    seconds: float = 3600.0
+    memory: int = 2 << 30
+    chunk: int = 32 << 20
+    part: int = 512 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """All that a worker needs to know about one file: no more, and no credential of ours."""
+
+    request_id: str
+    file_id: int
+    attempt: int
+    replicas: tuple[Replica, ...]
+    language: str
+    selection: str
+    format: ResultFormat
+    object_name: str
+    upload_url: str
+    limits: Limits
+    entries: Entries | None = None
+
+    @property
+    def key(self) -> str:
+        """Name of this attempt, unique over the life of the service."""
+        return _task_key(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at one replica; ``error`` is None for the one that worked."""
+
+    url: str
+    seconds: float
+    error: ErrorRecord | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the work on one file, or a part of it, ended. Sizes in bytes, times in seconds.
+
+    ``parts`` tells that nothing was done, because the file is better done in these parts.
+    """
+
+    request_id: str
+    file_id: int
+    attempt: int
+    entries: Entries | None = None
+    parts: tuple[Entries, ...] = ()
+    error: ErrorRecord | None = None
+    attempts: tuple[Attempt, ...] = ()
+    url: str = ""
+    events_read: int = 0
+    events_written: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    seconds: float = 0.0
+    worker: str = ""
+    log_tail: str = ""
+
+    @property
+    def key(self) -> str:
+        """Name of the attempt that ended, as its `TaskSpec` has it."""
+        return _task_key(self)
+
+
+def _task_key(task: TaskSpec | Outcome) -> str:
+    part = f"{task.entries[0]}-{task.entries[1]}" if task.entries else "all"
+    return f"{task.request_id}/{task.file_id}/{part}/{task.attempt}"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskReport:
+    """One finished file of a request, or part of one, as a user reads it."""
+
+    id: int
+    file_id: int
+    state: TaskState
+    path: str
+    object_name: str
+    bytes: int
+    events: int
+    seconds: float
+    finished_at: datetime
+    worker: str
+    replicas: tuple[Replica, ...]
+    entries: Entries | None = None
+    attempts: tuple[Attempt, ...] = ()
+    error: ErrorRecord | None = None
+    log_tail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """One worker: where it is, and the task it is on (empty when idle)."""
+
+    address: str
+    memory: int
+    task: str = ""
+
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+
+
+def object_name(
+    position: int,
+    file: InputFile,
+    result_format: ResultFormat,
+    entries: Entries | None = None,
+) -> str:
+    """Name the result of a file: flat, safe, at most 60 characters, stable, unique by position.
+
+    The names of the parts of a file are in the order of their entries.
+
+    The published client turns names into local paths and guesses the format from the first of
+    ``.root`` and ``.parquet`` it finds, so the stem holds no dot.
+
+    Examples
+    --------
+    >>> from servicex_server.model import InputFile, Replica, ResultFormat
+    >>> file = InputFile((Replica("root://host//store/Zμμ v1.root"),))
+    >>> object_name(7, file, ResultFormat.PARQUET)
+    '000007_Z_v1_f32fde90.parquet'
+    >>> object_name(7, file, ResultFormat.PARQUET, (250_000, 500_000))
+    '000007_000000250000_Z_v1_f32fde90.parquet'
+    """
+    url = file.replicas[0].url if file.replicas else ""
+    last = url.split("?", 1)[0].rstrip("/").rsplit("/", 1)[-1].removesuffix(".root")
+    part = f"{entries[0]:012d}" if entries else ""
+    stem = _UNSAFE.sub("_", last).strip("_")[: 16 if part else 28]
+    mark = sha1(url.encode(), usedforsecurity=False).hexdigest()[:8]
+    return "_".join(filter(None, (f"{position:06d}", part, stem, mark))) + result_format.suffix

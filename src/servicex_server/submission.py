@@ -1,0 +1,182 @@
+"""Accepting a request: all that can be known to be wrong is said now, then it becomes a row."""
+
+import asyncio
+import hashlib
+import json
+import logging
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sqlalchemy import Connection
+
+from servicex_server import __version__, plugins
+from servicex_server.database import datasets as dataset_rows
+from servicex_server.database import requests as request_rows
+from servicex_server.database import tasks as task_rows
+from servicex_server.database.connection import Database
+from servicex_server.dispatch import Dispatcher
+from servicex_server.errors import DatasetError, RequestError, TooLargeError
+from servicex_server.finders.contract import Finder
+from servicex_server.finders.file_list import FileList
+from servicex_server.languages.contract import Language
+from servicex_server.lookup import Lookups, split_options
+from servicex_server.model import DatasetState, Principal, Request, RequestState, ResultFormat, now
+from servicex_server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+MAX_TITLE = 10_240
+"""Characters a title may have; announced to clients."""
+
+FILE_LIST_DID = "File List Provided in Request"
+"""What a request on a list of files has for a dataset name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a user sends: a dataset reference or a list of files, and a query."""
+
+    selection: str
+    language: str
+    format: ResultFormat
+    did: str | None = None
+    files: Sequence[str] | None = None
+    title: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """A dataset as it is stored: its name, its finder, and what to give that."""
+
+    name: str
+    finder: str
+    did: str
+    owner: str | None
+    value: Any
+    options: dict[str, str] = field(default_factory=dict)
+
+
+class Submission:
+    """Accepts requests."""
+
+    def __init__(
+        self, database: Database, lookups: Lookups, dispatcher: Dispatcher, settings: Settings
+    ) -> None:
+        self._database = database
+        self._lookups = lookups
+        self._dispatcher = dispatcher
+        self._settings = settings
+
+    async def accept(self, principal: Principal, order: Order) -> str:
+        """Check an order and store it as a request; return the request's id.
+
+        Raises
+        ------
+        RequestError
+            Something in the order is wrong; names the field. Nothing is stored then.
+        """
+        # a hundred thousand URLs take a moment to look at; the service answers others meanwhile
+        reference = await asyncio.to_thread(self._checked, principal, order)
+        request = Request(
+            id=str(uuid.uuid4()),
+            title=order.title,
+            owner=principal.user,
+            dataset_id=0,
+            did=reference.did,
+            language=order.language,
+            selection=order.selection,
+            format=order.format,
+            state=RequestState.SUBMITTED,
+            submitted_at=now(),
+            finished_at=None,
+            failure="",
+            app_version=__version__,
+        )
+        look_up = await self._database.write(_store, request, reference)
+        log.info("request accepted: %s", order.language, extra={"request_id": request.id})
+        if look_up is not None:
+            self._lookups.begin(look_up)
+        self._dispatcher.wake(request.id)
+        return request.id
+
+    def _checked(self, principal: Principal, order: Order) -> _Reference:
+        if order.title is not None and len(order.title) > MAX_TITLE:
+            raise RequestError(
+                f"title: {len(order.title)} characters are too many; at most {MAX_TITLE}"
+            )
+        self._check_query(order)
+        return self._reference(principal, order)
+
+    def _check_query(self, order: Order) -> None:
+        size = len(order.selection.encode(errors="surrogatepass"))
+        if size > self._settings.selection_bytes:
+            raise TooLargeError(
+                f"selection: {size} bytes are too many; at most {self._settings.selection_bytes}"
+            )
+        language: Language = plugins.load("languages", order.language, wire_name="codegen")()
+        language.check_format(order.format)
+        language.compile(order.selection, order.format)
+
+    def _reference(self, principal: Principal, order: Order) -> _Reference:
+        if (order.did is None) == (order.files is None):
+            found = "both are there" if order.did is not None else "neither is there"
+            raise RequestError(f"did, file-list: exactly one of them is needed; {found}")
+        if order.files is not None:
+            return self._file_list(principal, order.files)
+        assert order.did is not None  # noqa: S101  # one of the two is
+        scheme, mark, rest = order.did.partition("://")
+        if not mark:
+            raise DatasetError(
+                f"did: {order.did[:200]!r} has no scheme",
+                hint=f"write one of {', '.join(f'{s}://…' for s in self.schemes()) or 'none'}",
+            )
+        if scheme not in self.schemes():
+            near = ", ".join(self.schemes()) or "none: send a file-list"
+            raise DatasetError(
+                f"did: the scheme {scheme!r} is not supported here", hint=f"supported are {near}"
+            )
+        finder: Finder = plugins.load("finders", scheme, wire_name="did")()
+        value, options = split_options(rest)
+        finder.check(value)
+        return _Reference(order.did, scheme, order.did, None, value, options)
+
+    @staticmethod
+    def schemes() -> list[str]:
+        """Return the schemes of dataset references that are installed."""
+        return sorted(set(plugins.available("finders")) - {FileList.scheme})
+
+    def _file_list(self, principal: Principal, files: Sequence[str]) -> _Reference:
+        if not files:
+            raise DatasetError("file-list: it is empty", hint="name at least one file")
+        most = self._settings.files_per_request
+        if len(files) > most:
+            raise DatasetError(f"file-list: {len(files)} entries are too many; at most {most}")
+        FileList().check_entries(files, local=self._settings.local_files)
+        digest = hashlib.sha256(json.dumps(list(files)).encode()).hexdigest()
+        return _Reference(digest, FileList.scheme, FILE_LIST_DID, principal.user, list(files))
+
+
+def _store(connection: Connection, request: Request, reference: _Reference) -> int | None:
+    """Add the request; return the dataset if it must be looked up."""
+    dataset_id = dataset_rows.find_fresh(connection, reference.name, reference.owner)
+    state = RequestState.PENDING_LOOKUP
+    look_up = None
+    if dataset_id is None:
+        dataset_id = look_up = dataset_rows.create(
+            connection,
+            name=reference.name,
+            finder=reference.finder,
+            owner=reference.owner,
+            reference={"value": reference.value, "options": reference.options},
+        )
+        state = RequestState.LOOKUP
+    else:
+        dataset_rows.touch(connection, dataset_id)
+        if dataset_rows.state_of(connection, dataset_id) is DatasetState.COMPLETE:
+            state = RequestState.RUNNING
+    request_rows.create(connection, replace(request, dataset_id=dataset_id, state=state))
+    # whatever is known already can start; the rest comes with the look-up
+    task_rows.add_for_dataset(connection, [request.id], dataset_id)
+    return look_up

@@ -1,0 +1,242 @@
+"""What runs on a worker for one file: replica -> query -> writer -> upload.
+
+`transform` is a pure function of its `TaskSpec`: no database, no credential, no state but the
+object it uploads.
+"""
+
+import errno
+import os
+import shutil
+import socket
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from servicex_server import plugins
+from servicex_server.columnar.plan import Query, chunks, parts
+from servicex_server.columnar.read import RootFile, open_root
+from servicex_server.columnar.write import Writer, open_writer
+from servicex_server.errors import (
+    CorruptError,
+    DiskFullError,
+    FunctionError,
+    InternalError,
+    OutOfMemoryError,
+    OutOfTimeError,
+    ReplicaError,
+    ServiceXError,
+    UnknownNameError,
+)
+from servicex_server.languages.contract import Language, Program
+from servicex_server.languages.run_child import run_program
+from servicex_server.model import Attempt, Entries, Outcome, Replica, ResultFormat, TaskSpec
+from servicex_server.objects.contract import UNFINISHED
+
+
+def transform(spec: TaskSpec) -> Outcome:
+    """Do the work on one file.
+
+    Replicas are tried in the order given, until one works or the query is at fault. The result
+    is uploaded before this returns; whatever goes wrong is in the outcome, never raised.
+    """
+    started = time.monotonic()
+    blank = Outcome(
+        request_id=spec.request_id,
+        file_id=spec.file_id,
+        attempt=spec.attempt,
+        entries=spec.entries,
+        worker=f"{socket.gethostname()}:{os.getpid()}",
+        url=spec.replicas[0].url if spec.replicas else "",
+    )
+    attempts: list[Attempt] = []
+    outcome = blank
+    with tempfile.TemporaryDirectory(prefix="servicex-") as scratch:
+        for replica in spec.replicas:
+            began = time.monotonic()
+            try:
+                work = compiled(spec.language, spec.selection, spec.format)
+                outcome = _one_replica(spec, work, replica, Path(scratch), blank)
+            except Exception as error:  # noqa: BLE001  # nothing may be raised out of a task
+                failure = _known(error)
+                record = failure.record()
+                attempts.append(Attempt(replica.url, time.monotonic() - began, record))
+                tail = getattr(failure, "log_tail", "")
+                outcome = replace(blank, error=record, url=replica.url, log_tail=tail)
+                if not isinstance(failure, ReplicaError):
+                    break  # no other copy can cure it
+            else:
+                attempts.append(Attempt(replica.url, time.monotonic() - began))
+                break
+    return replace(outcome, attempts=tuple(attempts), seconds=time.monotonic() - started)
+
+
+@lru_cache(maxsize=64)
+def compiled(language: str, selection: str, result_format: ResultFormat) -> Query | Program:
+    """Return what a query means; the same text comes with every file of a request."""
+    found: Language = plugins.load("languages", language, wire_name="codegen")()
+    return found.compile(selection, result_format)
+
+
+def _known(error: Exception) -> ServiceXError:
+    if isinstance(error, ServiceXError):
+        return error
+    if isinstance(error, MemoryError):
+        return OutOfMemoryError("the work on this file needs more memory than a worker has")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFullError("no space is left where the result is written")
+    return InternalError(f"{type(error).__name__}: {error}", hint="please report this")
+
+
+def _one_replica(
+    spec: TaskSpec, work: Query | Program, replica: Replica, scratch: Path, blank: Outcome
+) -> Outcome:
+    output = scratch / f"result{spec.format.suffix}"
+    if isinstance(work, Program):
+        done = _run_program(spec, work, replica, output, blank)
+    else:
+        done = _run_query(spec, work, replica, output, blank)
+    if done.parts:
+        return done
+    size = output.stat().st_size
+    _upload(output, spec.upload_url)
+    return replace(done, url=replica.url, bytes_written=size)
+
+
+def _run_program(
+    spec: TaskSpec, work: Program, replica: Replica, output: Path, blank: Outcome
+) -> Outcome:
+    try:
+        ran = run_program(work, replica.url, output, spec.format, spec.limits, output.parent)
+    except FunctionError:
+        # what the program could not open may be the replica's fault, and another may work
+        with suppress(CorruptError), open_root(replica.url):
+            pass
+        raise
+    return replace(blank, events_read=ran.events, events_written=ran.events, log_tail=ran.log_tail)
+
+
+def _run_query(
+    spec: TaskSpec, query: Query, replica: Replica, output: Path, blank: Outcome
+) -> Outcome:
+    read = kept = 0
+    deadline = time.monotonic() + spec.limits.seconds
+    start, stop = spec.entries or (0, None)
+    with open_root(replica.url) as file:
+        present = _present(query, file)
+        if spec.entries is None and (found := _parts(spec, query, file, present)):
+            return replace(blank, parts=found, url=replica.url)
+        writer = open_writer(
+            output, spec.format.value, tree_column=len({e.output for e in query.extractions}) > 1
+        )
+        with writer:
+            for extraction in query.extractions:
+                if extraction.tree not in present:
+                    continue
+                tree = file.tree(extraction.tree or _only_tree(file))
+                plan = extraction.bind(tree)
+                for _, count, arrays in chunks(
+                    plan, tree, budget=spec.limits.chunk, start=start, stop=stop
+                ):
+                    if time.monotonic() > deadline:
+                        raise OutOfTimeError(
+                            f"the work on this file took longer than {spec.limits.seconds:g} s"
+                        )
+                    if arrays:
+                        writer.write(extraction.output, arrays)
+                    kept += count
+                read += (tree.entries if stop is None else stop) - start
+            _copy_objects(query, file, writer)
+        fetched = file.bytes_read
+    return replace(blank, events_read=read, events_written=kept, bytes_read=fetched)
+
+
+def _parts(spec: TaskSpec, query: Query, file: RootFile, present: set[str]) -> tuple[Entries, ...]:
+    """Return the parts in which a large file is better done; only a single tree has parts."""
+    if len(query.extractions) != 1 or query.copies or not present:
+        return ()
+    (extraction,) = query.extractions
+    tree = file.tree(extraction.tree or _only_tree(file))
+    return parts(extraction.bind(tree), tree, size=spec.limits.part)
+
+
+def _present(query: Query, file: RootFile) -> set[str]:
+    """Return which of the query's trees the file has; a tree that must be there and is not raises.
+
+    Raises
+    ------
+    UnknownNameError
+        A required tree is missing; or all are, unless the query says that this is fine.
+    """
+    present = set()
+    missing = []
+    for extraction in query.extractions:
+        if not extraction.tree or file.has(extraction.tree):
+            present.add(extraction.tree)
+        elif extraction.required:
+            file.tree(extraction.tree)
+        elif extraction.required is None:
+            missing.append(extraction)
+    if missing and not present and not query.copies:
+        try:
+            file.tree(missing[0].tree)
+        except UnknownNameError as error:
+            raise UnknownNameError(
+                error.message, hint=f"{error.hint}; fail_on_missing_trees=false accepts such files"
+            ) from None
+    return present
+
+
+def _only_tree(file: RootFile) -> str:
+    """Return the tree that a query means which names none."""
+    if len(file.trees) == 1:
+        return file.trees[0]
+    many = "several trees" if file.trees else "no tree"
+    raise UnknownNameError(
+        f"the query names no tree, and the file has {many}",
+        hint=f"name one of {', '.join(file.trees[:8])}" if file.trees else "",
+    )
+
+
+def _copy_objects(query: Query, file: RootFile, writer: Writer) -> None:
+    copied = set()
+    for pattern in query.copies:
+        for path, found in file.objects(pattern):
+            if path not in copied:
+                writer.copy(path, found)
+                copied.add(path)
+
+
+def _upload(path: Path, url: str) -> None:
+    """Put a finished file where it belongs; it is there whole or not at all."""
+    parts = urlsplit(url)
+    if parts.scheme == "file":
+        target = Path(unquote(parts.path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # beside the target, so that the last step is a rename on one file system
+        with tempfile.NamedTemporaryFile(
+            dir=target.parent, prefix=UNFINISHED, delete=False
+        ) as part:
+            try:
+                with path.open("rb") as source:
+                    shutil.copyfileobj(source, part, 1 << 20)
+                part.flush()
+                os.fsync(part.fileno())
+                Path(part.name).replace(target)
+            except BaseException:
+                Path(part.name).unlink(missing_ok=True)
+                raise
+        return
+    import httpx
+
+    with path.open("rb") as source:
+        response = httpx.put(
+            url, content=source, timeout=120, headers={"Content-Length": str(path.stat().st_size)}
+        )
+    if response.is_error:
+        raise InternalError(
+            f"the object store refused the result: {response.status_code} {response.text[:200]}"
+        )

@@ -1,0 +1,1 @@
+"""The public API, the S3 gateway and the pages. Wire names live only here."""

@@ -1,0 +1,277 @@
+"""The public API, as the published client speaks it."""
+
+import time
+from datetime import UTC, datetime
+from typing import Annotated, Any
+from urllib.parse import quote, urlsplit
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import PlainTextResponse
+
+from servicex_server import __version__, plugins
+from servicex_server.accounts.tokens import access_token
+from servicex_server.app import App
+from servicex_server.database import datasets as dataset_rows
+from servicex_server.database import requests as request_rows
+from servicex_server.database import tasks as task_rows
+from servicex_server.errors import InternalError, NotFoundError, RequestError
+from servicex_server.model import Principal, TaskState
+from servicex_server.model import Request as TransformRequest
+from servicex_server.objects.bucket import bucket_keys
+from servicex_server.submission import MAX_TITLE
+from servicex_server.web import wire
+from servicex_server.web.report import failure_report
+from servicex_server.web.signatures import presigned_query
+
+router = APIRouter()
+
+CAPABILITIES = [
+    "poll_local_transformation_results",
+    f"long_sample_titles_{MAX_TITLE}",
+    "generate_file_urls",
+    "post_cancel_transform",
+]
+URL_SECONDS = 365 * 24 * 3600
+"""How long the links to results work, as those do that the client signs itself."""
+
+
+def _app(request: Request) -> App:
+    app: App = request.app.state.servicex
+    return app
+
+
+def _principal(app: Annotated[App, Depends(_app)]) -> Principal:
+    return app.principal()
+
+
+TheApp = Annotated[App, Depends(_app)]
+Asker = Annotated[Principal, Depends(_principal)]
+
+
+def _base(app: App, request: Request) -> str:
+    """Return the URL by which this client reaches the service."""
+    public = app.settings.public_url
+    return public.rstrip("/") if public else str(request.base_url).rstrip("/")
+
+
+@router.get("/servicex", summary="Version, query languages and capabilities")
+async def info() -> dict[str, Any]:
+    """Return what this service is and can do."""
+    languages = plugins.available("languages")
+    return {
+        "app-version": __version__,
+        "code-gen-image": dict.fromkeys(sorted(languages), f"servicex-server:{__version__}"),
+        "capabilities": CAPABILITIES,
+    }
+
+
+@router.get("/multiple-codegen-list", summary="Query languages, for clients before 3.2")
+async def codegens() -> dict[str, str]:
+    """Return the query languages."""
+    return dict.fromkeys(sorted(plugins.available("languages")), "servicex-server")
+
+
+@router.post("/token/refresh", summary="Exchange an API token for an access token")
+async def refresh(app: TheApp, principal: Asker) -> dict[str, Any]:
+    """Return an access token; while sign-in is off anybody gets one."""
+    return {
+        "message": "Authentication is disabled on this instance",
+        "access_token": access_token(app.service_key, principal),
+        "auth_disabled": True,
+    }
+
+
+@router.post("/servicex/transformation", summary="Ask for columns of a dataset")
+async def submit(app: TheApp, principal: Asker, body: wire.SubmitBody) -> dict[str, str]:
+    """Check a request and store it; the work begins at once."""
+    return {"request_id": await app.submission.accept(principal, body.order())}
+
+
+@router.get("/servicex/transformation", summary="One's requests")
+async def transformations(
+    app: TheApp, principal: Asker, request: Request, submitted_by: str | None = None
+) -> dict[str, Any]:
+    """Return the requests of the asker; of somebody else for those who may see all."""
+    found = await app.database.read(request_rows.listed, principal, owner=submitted_by)
+    return {"requests": [_full(app, request, one) for one in found]}
+
+
+@router.get("/servicex/transformation/{request_id}", summary="One request")
+async def transformation(
+    app: TheApp, principal: Asker, request: Request, request_id: str
+) -> dict[str, Any]:
+    """Return a request, its counters, and the keys that open its results."""
+    found = await app.database.read(request_rows.get, principal, request_id)
+    return _full(app, request, found)
+
+
+def _full(app: App, request: Request, found: TransformRequest) -> dict[str, Any]:
+    base = _base(app, request)
+    keys = bucket_keys(app.service_key, found.id)
+    parts = urlsplit(base)
+    return {
+        **wire.request_json(found),
+        "minio-endpoint": parts.netloc,
+        "minio-secured": parts.scheme == "https",
+        "minio-access-key": keys.access_key,
+        "minio-secret-key": keys.secret_key,
+        "log-url": f"{base}/transformation-request/{found.id}/results?status=failure",
+    }
+
+
+@router.get("/servicex/transformation/{request_id}/status", summary="Progress of a request")
+async def status(
+    app: TheApp, principal: Asker, request_id: str, *, details: bool = False
+) -> dict[str, Any]:
+    """Return the counters of a request, and with ``details`` its ended files."""
+    found = await app.database.read(request_rows.get, principal, request_id)
+    stats = await app.database.read(task_rows.statistics, request_id)
+    answer = wire.status_json(found, stats)
+    if details:
+        answer["details"] = await _results(app, request_id, None)
+    return answer
+
+
+@router.get("/servicex/transformation/{request_id}/results", summary="Files that have ended")
+async def results(
+    app: TheApp,
+    principal: Asker,
+    request_id: str,
+    later_than: Annotated[str | None, Query(description="ISO 8601; inclusive")] = None,
+) -> dict[str, Any]:
+    """Return the files of a request that ended at or after a moment, in that order."""
+    moment = _moment(later_than) if later_than is not None else None
+    await app.database.read(request_rows.get, principal, request_id)
+    return {"results": await _results(app, request_id, moment)}
+
+
+async def _results(app: App, request_id: str, moment: datetime | None) -> list[dict[str, Any]]:
+    ended = (TaskState.DONE, TaskState.FAILED)
+    reports = await app.database.read(task_rows.reports, request_id, ended, later_than=moment)
+    return [wire.result_json(request_id, report) for report in reports]
+
+
+def _moment(text: str) -> datetime:
+    try:
+        # a "+" that was not percent-encoded arrives as a blank
+        moment = datetime.fromisoformat(text.strip().replace(" +", "+"))
+    except ValueError:
+        raise RequestError(
+            f"later_than: {text[:100]!r} is not an ISO 8601 compliant datetime"
+        ) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+@router.get("/servicex/transformation/{request_id}/errors", summary="Files that failed")
+async def errors(app: TheApp, principal: Asker, request_id: str) -> dict[str, Any]:
+    """Return for each failed file what was tried, what went wrong, whose fault, what to do."""
+    await app.database.read(request_rows.get, principal, request_id)
+    failed = await app.database.read(task_rows.reports, request_id, [TaskState.FAILED])
+    return {"errors": [wire.error_json(report) for report in failed]}
+
+
+@router.get("/servicex/transformation/{request_id}/cancel", summary="Stop a request (old form)")
+@router.post("/servicex/transformation/{request_id}/cancel", summary="Stop a request")
+async def cancel(app: TheApp, principal: Asker, request_id: str) -> dict[str, str]:
+    """End a request; what has been delivered stays."""
+    await app.database.write(request_rows.cancel, principal, request_id)
+    await app.dispatcher.stop(request_id)
+    return {"message": f"Canceled transformation request {request_id}"}
+
+
+@router.delete("/servicex/transformation/{request_id}", summary="Delete a request")
+async def delete(app: TheApp, principal: Asker, request_id: str) -> dict[str, str]:
+    """Remove a request, its rows and its objects."""
+    keys = await app.database.write(request_rows.remove, principal, request_id)
+    await app.dispatcher.stop(request_id)
+    await app.objects.delete(keys)
+    return {"message": f"Transform request with id {request_id} has been deleted."}
+
+
+@router.post("/servicex/transformation/file-urls", summary="Links to results")
+async def file_urls(
+    app: TheApp, principal: Asker, request: Request, body: wire.FileUrlsBody
+) -> dict[str, Any]:
+    """Return a link for each of the named results that needs no keys."""
+    await app.database.read(request_rows.get, principal, body.request_id)
+    base = _base(app, request)
+    keys = bucket_keys(app.service_key, body.request_id)
+    expires = int(time.time()) + URL_SECONDS
+    uris = {}
+    for name in body.file_list:
+        if await app.buckets.object(body.request_id, name) is None:
+            raise NotFoundError(f"There is no result {name!r} in request {body.request_id}")
+        path = f"/{body.request_id}/{name}"
+        signed = presigned_query(path, keys, expires)
+        uris[name] = [f"{base}{quote(path, safe='/~')}?{signed}", {}, expires]
+    return {"uris": uris}
+
+
+@router.get("/servicex/datasets", summary="Known datasets")
+async def datasets(
+    app: TheApp,
+    principal: Asker,
+    did_finder: Annotated[str | None, Query(alias="did-finder")] = None,
+    show_deleted: Annotated[str | None, Query(alias="show-deleted")] = None,
+) -> dict[str, Any]:
+    """Return the datasets that were looked up, without the stale ones unless asked for."""
+    finder = "file-list" if did_finder == "user" else did_finder
+    with_stale = (show_deleted or "").lower() in ("1", "true", "yes", "on")
+    found = await app.database.read(
+        dataset_rows.listed, principal, finder=finder, with_stale=with_stale
+    )
+    return {"datasets": [wire.dataset_json(dataset) for dataset in found]}
+
+
+@router.get("/servicex/datasets/{dataset_id}", summary="One dataset and its files")
+async def dataset(app: TheApp, principal: Asker, dataset_id: str) -> dict[str, Any]:
+    """Return a dataset with its files and their replicas."""
+    number = _dataset_id(dataset_id)
+    found = await app.database.read(dataset_rows.get, principal, number)
+    files = await app.database.read(dataset_rows.files_of, principal, number)
+    listed = [wire.file_json(file_id, file) for file_id, file in files]
+    return {**wire.dataset_json(found), "files": listed}
+
+
+@router.delete("/servicex/datasets/{dataset_id}", summary="Look a dataset up again next time")
+async def forget_dataset(app: TheApp, principal: Asker, dataset_id: str) -> dict[str, Any]:
+    """Mark a dataset as stale; requests on it go on."""
+    number = _dataset_id(dataset_id)
+    await app.database.write(dataset_rows.mark_stale, principal, number)
+    return {"dataset-id": number, "stale": True}
+
+
+def _dataset_id(text: str) -> int:
+    if not text.isdecimal() or len(text) > 18:  # noqa: PLR2004  # what a 64-bit id can have
+        raise NotFoundError(f"Dataset {text} not found")
+    return int(text)
+
+
+@router.get("/healthz", summary="Is the process alive?")
+async def healthz() -> dict[str, str]:
+    """Return as long as the process answers at all."""
+    return {"status": "alive"}
+
+
+@router.get("/readyz", summary="Can it work?")
+async def readyz(app: TheApp) -> dict[str, Any]:
+    """Return once workers are there and the database answers."""
+    if not (app.ready and app.dispatcher.healthy):
+        raise _NotReadyError("the service is starting or stopping")
+    workers = await app.dispatcher.workers()
+    return {"status": "ready", "workers": len(workers)}
+
+
+class _NotReadyError(InternalError):
+    """Not now, but soon."""
+
+    status = 503
+
+
+@router.get("/transformation-request/{request_id}", response_class=PlainTextResponse)
+@router.get("/transformation-request/{request_id}/results", response_class=PlainTextResponse)
+async def report(app: TheApp, principal: Asker, request_id: str) -> PlainTextResponse:
+    """Return the failures of a request as text: where the client sends people to look."""
+    found = await app.database.read(request_rows.get, principal, request_id)
+    failed = await app.database.read(task_rows.reports, request_id, [TaskState.FAILED])
+    return PlainTextResponse(failure_report(found, failed))

@@ -1,0 +1,126 @@
+"""Running the web server: the socket, the signals, and what is printed when it is ready."""
+
+import asyncio
+import errno
+import ipaddress
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from rich.console import Console
+
+from servicex_server import telemetry
+from servicex_server.app import App
+from servicex_server.errors import StartupError
+from servicex_server.plugins import available
+from servicex_server.settings import Settings
+from servicex_server.web.server import web_app
+
+GRACE = 2
+"""Seconds that open connections have when the service is told to stop."""
+
+
+def run(settings: Settings) -> None:
+    """Serve until a signal comes.
+
+    Raises
+    ------
+    StartupError
+        The port is taken, the address is not allowed, or the data folder is not fit.
+    """
+    telemetry.configure(settings.log_level)
+    _refuse_exposure(settings)
+    listener = _listen(settings.host, settings.port)
+    with listener:
+        asyncio.run(_serve(settings, listener))
+
+
+def _refuse_exposure(settings: Settings) -> None:
+    """Refuse an address that other machines reach, while everybody is the same user."""
+    try:
+        loopback = ipaddress.ip_address(settings.host).is_loopback
+    except ValueError:
+        loopback = settings.host == "localhost"
+    if not (loopback or settings.allow_anonymous):
+        raise StartupError(
+            f"sign-in is off, so anybody who reaches {settings.host} could use this service, "
+            "read every result and run code through it",
+            hint="listen on 127.0.0.1, or give --allow-anonymous if that is what you want",
+        )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise StartupError(f"the address {host} is not known: {error.strerror}") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise StartupError(
+                f"port {port} on {host} is taken", hint="choose another with --port, or --port 0"
+            ) from error
+        raise StartupError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but for the signals: ours close the workers and the database too."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone."""
+        yield
+
+
+async def _serve(settings: Settings, listener: socket.socket) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+    async with App(settings) as app:
+        server = _Server(
+            uvicorn.Config(
+                web_app(app),
+                log_config=telemetry.uvicorn_log_config(),
+                access_log=False,
+                timeout_graceful_shutdown=GRACE,
+                # the address a client used decides the links it is given
+                proxy_headers=False,
+            )
+        )
+        serving = asyncio.create_task(server.serve([listener]))
+        while not server.started and not serving.done():  # noqa: ASYNC110  # it has no event
+            await asyncio.sleep(0.01)
+        if server.started:
+            _announce(settings, listener)
+        stopped = asyncio.create_task(stopping.wait())
+        await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        server.should_exit = True
+        await serving
+        stopped.cancel()
+
+
+def _announce(settings: Settings, listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    url = settings.public_url or f"http://{shown}:{port}"
+    out = Console(highlight=False, soft_wrap=True)
+    out.print(f"servicex-server is ready at [bold]{url}[/bold]")
+    out.print(f"the API is described at {url}/docs")
+    out.print(f"data in {settings.data_dir}, {settings.workers} workers, sign-in off")
+    out.print(f"query languages: {', '.join(sorted(available('languages')))}")
+    out.print("\nPut this into servicex.yaml where you work:\n", style="dim")
+    # plain: this is to be copied, with every blank as it is
+    sys.stdout.write(f"api_endpoints:\n  - name: local\n    endpoint: {url}\n")
+    sys.stdout.flush()

@@ -1,0 +1,129 @@
+"""The web application: routes, the one mapping from errors to answers, and tolerant paths."""
+
+import logging
+import re
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from servicex_server import __version__
+from servicex_server.app import App
+from servicex_server.errors import ServiceXError
+from servicex_server.web.api import router
+from servicex_server.web.s3 import s3_routes
+
+log = logging.getLogger(__name__)
+
+MAX_BODY = 64 << 20
+"""Bytes a request body may have: 100,000 long URLs fit."""
+
+
+def web_app(app: App) -> FastAPI:
+    """Return the ASGI application on a service; the caller has started the service."""
+
+    @asynccontextmanager
+    async def lifespan(web: FastAPI) -> AsyncIterator[None]:
+        web.state.servicex = app
+        web.router.routes.extend(s3_routes(app.buckets, app.objects, app.service_key))
+        yield
+
+    web = FastAPI(
+        title="servicex-server",
+        version=__version__,
+        summary="Columns from high-energy-physics datasets",
+        lifespan=lifespan,
+        redirect_slashes=False,
+        docs_url="/docs",
+        openapi_url="/openapi.json",
+    )
+    web.include_router(router)
+    web.add_exception_handler(ServiceXError, _known)
+    web.add_exception_handler(RequestValidationError, _invalid)
+    web.add_exception_handler(HTTPException, _http)
+    web.add_exception_handler(Exception, _unknown)
+    web.add_middleware(_Tolerant)
+    return web
+
+
+def _answer(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"message": message}, status_code=status, headers=headers)
+
+
+async def _known(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ServiceXError)  # noqa: S101  # registered for that class
+    if error.status >= 500:  # noqa: PLR2004
+        log.warning("%s %s: %s", request.method, request.url.path, error)
+    return _answer(error.status, str(error))
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    """Say which field is wrong, and what it was, in one sentence for each."""
+    del request
+    assert isinstance(error, RequestValidationError)  # noqa: S101  # registered for that class
+    return _answer(400, "; ".join(_sentence(one) for one in error.errors()[:5]))
+
+
+def _sentence(error: Any) -> str:
+    place = [str(part) for part in error["loc"] if part not in ("body", "query", "path")]
+    if error["type"] == "json_invalid":
+        reason = error.get("ctx", {}).get("error", "")
+        return f"the body is no JSON: {reason} at character {error['loc'][-1]}"
+    where = ".".join(place) or "the body"
+    if error["type"] == "missing":
+        return f"{where}: this field is needed"
+    given = repr(error.get("input"))
+    shown = given if len(given) <= 100 else given[:100] + "…"  # noqa: PLR2004
+    return f"{where}: {error['msg']}, not {shown}"
+
+
+async def _http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)  # noqa: S101  # registered for that class
+    message = str(error.detail)
+    if error.status_code == 404:  # noqa: PLR2004
+        message = f"there is nothing at {request.url.path}"
+    if "parsing the body" in message:
+        message = "the body is no JSON in UTF-8"
+    headers = dict(error.headers) if error.headers else None
+    status = 400 if error.status_code == 422 else error.status_code  # noqa: PLR2004
+    return _answer(status, message, headers)
+
+
+async def _unknown(request: Request, error: Exception) -> JSONResponse:
+    error_id = secrets.token_hex(4)
+    log.error(
+        "%s %s failed",
+        request.method,
+        request.url.path,
+        exc_info=error,
+        extra={"error_id": error_id},
+    )
+    return _answer(500, f"Internal error {error_id}; the log of the service tells more")
+
+
+class _Tolerant:
+    """Collapses doubled slashes, which configured addresses often cause, and bounds bodies.
+
+    Only the path that is routed changes; S3 signatures are made over the path as it came.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope = {**scope, "path": re.sub("//+", "/", scope["path"])}
+            if len(scope["path"]) > 1 and scope["path"].startswith("/servicex"):
+                scope["path"] = scope["path"].rstrip("/")
+            length = dict(scope["headers"]).get(b"content-length", b"0")
+            if not length.isdigit() or int(length) > MAX_BODY:
+                answer = _answer(413, f"the body is too large; at most {MAX_BODY} bytes")
+                await answer(scope, receive, send)
+                return
+        await self._app(scope, receive, send)

@@ -1,0 +1,428 @@
+"""Who sent an S3 request? AWS signatures, checked by signing again with botocore's own signers.
+
+Three kinds are in use: version 4 in the ``Authorization`` header (every library), version 4 in
+the query of a URL, and version 2 in the query of a URL, which is what boto3 makes for most
+regions when the endpoint is not Amazon's. Any region and any lifetime is accepted: the published
+client signs for a year and for whichever region the user's environment names.
+
+References: "Authenticating Requests (AWS Signature Version 4)" and "Signing and authenticating
+REST requests (AWS signature version 2)" in the Amazon S3 API reference.
+"""
+
+import hmac
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from http.client import HTTPMessage
+from typing import Any, cast
+from urllib.parse import parse_qsl, quote, unquote_to_bytes, urlencode, urlsplit
+
+from botocore.auth import UNSIGNED_PAYLOAD, HmacV1QueryAuth, S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.compat import HTTPHeaders
+from botocore.credentials import Credentials
+
+from servicex_server.objects.bucket import BucketKeys
+
+MAX_SKEW = timedelta(minutes=15)
+
+_ALGORITHM = "AWS4-HMAC-SHA256"
+_TIMESTAMP = "%Y%m%dT%H%M%SZ"
+_V4_QUERY = (
+    "X-Amz-Algorithm",
+    "X-Amz-Credential",
+    "X-Amz-Date",
+    "X-Amz-Expires",
+    "X-Amz-SignedHeaders",
+    "X-Amz-Signature",
+)
+_V2_QUERY = ("AWSAccessKeyId", "Signature", "Expires")
+_MAX_FIELDS = 100
+_WIRE_PATH = re.compile(r"/[!-\"$->@-~]*")  # printable ASCII without the space, "#" and "?"
+_WIRE_QUERY = re.compile(r"[!-~]*")
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
+_SECONDS = re.compile(r"[0-9]{1,15}")  # so that the sum with a date is still a number of seconds
+
+
+class S3Error(Exception):
+    """An answer other than yes, in the words of S3.
+
+    Parameters
+    ----------
+    code
+        S3's name for it.
+    message
+        What was wrong, in a sentence.
+    status
+        HTTP status.
+    headers
+        More headers of the answer.
+    """
+
+    def __init__(
+        self, code: str, message: str, status: int, *, headers: Iterable[tuple[str, str]] = ()
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.status = status
+        self.headers = dict(headers)
+
+
+@dataclass(frozen=True, slots=True)
+class SignedRequest:
+    """What a signature covers, as it came on the wire.
+
+    ``raw_path`` is the whole path, still percent-encoded; ``resource`` is the part of it from the
+    bucket on, which is what version 2 signs; ``headers`` have lower-case names.
+    """
+
+    method: str
+    raw_path: bytes
+    raw_query: bytes
+    headers: Sequence[tuple[bytes, bytes]]
+    resource: bytes
+
+
+def query_fields(raw_query: bytes) -> list[tuple[str, str]]:
+    """Return the fields of a query, decoded, in order.
+
+    Raises
+    ------
+    S3Error
+        ``InvalidURI``: it is not ASCII, does not decode to UTF-8, or has too many fields.
+    """
+    try:
+        text = raw_query.decode("ascii")
+        if not _WIRE_QUERY.fullmatch(text):
+            raise _bad_uri()
+        return parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MAX_FIELDS)
+    except ValueError:
+        raise _bad_uri() from None
+
+
+def verify(request: SignedRequest, keys: BucketKeys, now: datetime) -> None:
+    """Accept a request that was signed with these keys.
+
+    Parameters
+    ----------
+    request
+        What came.
+    keys
+        The only keys that are right.
+    now
+        The time at the server.
+
+    Raises
+    ------
+    S3Error
+        It is not signed, or not with these keys, or not now, or not in a form that means anything.
+    """
+    wire = _Wire(request)
+    authorization = wire.headers.get_all("authorization", [])
+    in_query = {name for name, _ in wire.fields}
+    version_4 = not in_query.isdisjoint(n for n in _V4_QUERY if n != "X-Amz-Date")
+    version_2 = not in_query.isdisjoint(n for n in _V2_QUERY if n != "Expires")
+    ways = len(authorization) + version_4 + version_2
+    if ways == 0:
+        raise S3Error("AccessDenied", "Access Denied: the request is not signed", 403)
+    if ways > 1:
+        raise S3Error("InvalidArgument", "Only one auth mechanism allowed", 400)
+    if version_2:
+        _verify_query_2(wire, keys, now)
+    elif version_4:
+        _verify_query_4(wire, keys, now)
+    else:
+        _verify_header_4(wire, authorization[0], keys, now)
+
+
+def presigned_query(path: str, keys: BucketKeys, expires: int) -> str:
+    """Return the query, by version 2, of a URL that anybody may GET until it expires.
+
+    Parameters
+    ----------
+    path
+        ``/bucket/name``, not encoded.
+    keys
+        The keys of the bucket.
+    expires
+        Seconds since the epoch.
+    """
+    resource = quote(path, safe="/~")
+    signer = _Signer2(Credentials(keys.access_key, keys.secret_key), str(expires))
+    split = urlsplit(f"https://gate{resource}")
+    signature = signer.get_signature("GET", split, _mapping(HTTPHeaders()))
+    fields = {"AWSAccessKeyId": keys.access_key, "Signature": signature, "Expires": expires}
+    return urlencode(fields)
+
+
+class _Wire:
+    """A request, decoded as far as signing needs it."""
+
+    def __init__(self, request: SignedRequest) -> None:
+        self.method = request.method
+        self.fields = query_fields(request.raw_query)
+        self.raw_query = request.raw_query.decode("ascii")
+        self.paths = _spellings(request.raw_path)
+        # boto3 leaves out what an endpoint has before the bucket; who signs all of it is right too
+        self.resources = [*_spellings(request.resource), *self.paths]
+        self.headers: HTTPMessage = HTTPHeaders()
+        for name, value in request.headers:
+            text = name.decode("latin-1").lower()
+            if _TOKEN.fullmatch(text):
+                self.headers[text] = value.decode("utf-8", "replace")
+
+    def single(self, names: Sequence[str], error: S3Error) -> dict[str, str]:
+        """Return the fields of these names; raise ``error`` unless each is there just once."""
+        found = [(name, value) for name, value in self.fields if name in names]
+        if len(found) != len(names) or len(dict(found)) != len(names):
+            raise error
+        return dict(found)
+
+
+def _spellings(raw: bytes) -> list[str]:
+    """Return a path as it came and as botocore writes it.
+
+    HTTP libraries (yarl, below aiohttp and fsspec) undo percent-encoding that is not needed
+    before they send a URL that was signed with it. Both spellings name the same object.
+    """
+    text = raw.decode("latin-1")
+    if not _WIRE_PATH.fullmatch(text):
+        raise _bad_uri()
+    return list(dict.fromkeys([text, quote(unquote_to_bytes(raw), safe="/~")]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """What a request of version 4 says about its own signature."""
+
+    access_key: str
+    region: str
+    timestamp: str
+    signed_headers: str
+    signature: str
+
+
+def _verify_header_4(wire: _Wire, authorization: str, keys: BucketKeys, now: datetime) -> None:
+    scheme, _, rest = authorization.strip().partition(" ")
+    if scheme != _ALGORITHM:
+        raise S3Error(
+            "InvalidRequest",
+            f"The authorization mechanism is not supported. Please use {_ALGORITHM}.",
+            400,
+        )
+    malformed = S3Error(
+        "AuthorizationHeaderMalformed", "The authorization header is malformed", 400
+    )
+    pairs = [piece.strip().partition("=") for piece in rest.split(",")]
+    parts = {name: value for name, _, value in pairs}
+    if len(pairs) != len(parts) or parts.keys() != {"Credential", "SignedHeaders", "Signature"}:
+        raise malformed
+    timestamp = _header_time(wire)
+    payload = wire.headers.get_all("x-amz-content-sha256", [])
+    if len(payload) != 1:
+        raise S3Error("MissingSecurityHeader", "Missing required header x-amz-content-sha256", 400)
+    claim = _claim(
+        parts["Credential"], timestamp, parts["SignedHeaders"], parts["Signature"], malformed
+    )
+    _check_access_key(claim.access_key, keys)
+    if abs(now - _parsed(timestamp, malformed)) > MAX_SKEW:
+        raise S3Error(
+            "RequestTimeTooSkewed",
+            "The difference between the request time and the server's time is too large",
+            403,
+        )
+    _check_signature_4(wire, claim, wire.fields, payload[0], keys)
+
+
+def _header_time(wire: _Wire) -> str:
+    """Return when a request says it was signed, as version 4 writes it."""
+    stamps = wire.headers.get_all("x-amz-date", [])
+    if len(stamps) == 1:
+        return stamps[0].strip()
+    dates = wire.headers.get_all("date", [])
+    if stamps or len(dates) != 1:
+        raise S3Error("MissingSecurityHeader", "Missing required header x-amz-date", 400)
+    try:
+        moment = parsedate_to_datetime(dates[0])
+        return moment.astimezone(UTC).strftime(_TIMESTAMP)
+    except (ValueError, OverflowError):
+        raise S3Error("MissingSecurityHeader", "The header date is no date", 400) from None
+
+
+def _verify_query_4(wire: _Wire, keys: BucketKeys, now: datetime) -> None:
+    parts = wire.single(
+        _V4_QUERY,
+        _bad_query(f"version 4 needs each of {', '.join(_V4_QUERY)} once"),
+    )
+    if parts["X-Amz-Algorithm"] != _ALGORITHM:
+        raise _bad_query(f"X-Amz-Algorithm only supports {_ALGORITHM}")
+    if not _SECONDS.fullmatch(parts["X-Amz-Expires"]):
+        raise _bad_query("X-Amz-Expires should be a number of seconds")
+    claim = _claim(
+        parts["X-Amz-Credential"],
+        parts["X-Amz-Date"],
+        parts["X-Amz-SignedHeaders"],
+        parts["X-Amz-Signature"],
+        _bad_query("X-Amz-Credential or X-Amz-SignedHeaders is malformed"),
+    )
+    _check_access_key(claim.access_key, keys)
+    signed = _parsed(claim.timestamp, _bad_query("X-Amz-Date is no date"))
+    if signed - now > MAX_SKEW:
+        raise S3Error("AccessDenied", "Request is not yet valid", 403)
+    if now.timestamp() > signed.timestamp() + int(parts["X-Amz-Expires"]):
+        raise _expired()
+    fields = [(name, value) for name, value in wire.fields if name != "X-Amz-Signature"]
+    payload = UNSIGNED_PAYLOAD
+    if "x-amz-content-sha256" in claim.signed_headers.split(";"):
+        payload = wire.headers.get("x-amz-content-sha256", "")
+    _check_signature_4(wire, claim, fields, payload, keys)
+
+
+def _claim(
+    credential: str, timestamp: str, signed_headers: str, signature: str, malformed: S3Error
+) -> _Claim:
+    """Read ``key/date/region/s3/aws4_request`` and check what can be checked without a secret."""
+    scope = credential.rsplit("/", 4)
+    names = signed_headers.split(";")
+    if len(scope) != 5 or scope[3:] != ["s3", "aws4_request"]:  # noqa: PLR2004
+        raise malformed
+    if scope[1] != timestamp[:8] or not all(_TOKEN.fullmatch(name) for name in names):
+        raise malformed
+    if "host" not in names:
+        raise S3Error("AccessDenied", "The header host has to be signed", 403)
+    return _Claim(scope[0], scope[2], timestamp, signed_headers, signature)
+
+
+def _parsed(timestamp: str, malformed: S3Error) -> datetime:
+    try:
+        # strptime alone would take one digit where two belong
+        if not re.fullmatch(r"[0-9]{8}T[0-9]{6}Z", timestamp):
+            raise malformed
+        return datetime.strptime(timestamp, _TIMESTAMP).replace(tzinfo=UTC)
+    except ValueError:
+        raise malformed from None
+
+
+class _Signer4(S3SigV4Auth):
+    """botocore's signer, over the headers that the client named instead of its own choice."""
+
+    def __init__(self, credentials: Credentials, claim: _Claim) -> None:
+        super().__init__(credentials, "s3", claim.region)
+        self._names = set(claim.signed_headers.split(";"))
+
+    def headers_to_sign(self, request: AWSRequest) -> HTTPMessage:
+        named: HTTPMessage = HTTPHeaders()
+        for name, value in request.headers.items():
+            if name.lower() in self._names:
+                named[name.lower()] = value
+        return named
+
+
+def _check_signature_4(
+    wire: _Wire,
+    claim: _Claim,
+    fields: list[tuple[str, str]],
+    payload: str,
+    keys: BucketKeys,
+) -> None:
+    signer = _Signer4(Credentials(keys.access_key, keys.secret_key), claim)
+    right = []
+    for path in wire.paths:
+        # the host of the URL is not signed, the header is
+        request = AWSRequest(
+            method=wire.method,
+            url=f"https://gate{path}",
+            headers=_mapping(wire.headers),
+            # a list, because a field may be there twice
+            params=_mapping(fields),
+        )
+        del request.headers["x-amz-content-sha256"]
+        request.headers["x-amz-content-sha256"] = payload
+        request.context["timestamp"] = claim.timestamp
+        text = signer.string_to_sign(request, signer.canonical_request(request))
+        right.append(signer.signature(text, request))
+    _check_signature(claim.signature, right)
+
+
+class _Signer2(HmacV1QueryAuth):
+    """botocore's signer, with the expiry that the client signed instead of one from now."""
+
+    def __init__(self, credentials: Credentials, expires: str) -> None:
+        super().__init__(credentials)
+        self._given = expires
+
+    def _get_date(self) -> str:
+        return self._given
+
+
+def _verify_query_2(wire: _Wire, keys: BucketKeys, now: datetime) -> None:
+    parts = wire.single(
+        _V2_QUERY,
+        S3Error(
+            "AccessDenied",
+            "Query-string authentication requires the Signature, Expires and AWSAccessKeyId "
+            "parameters, once each",
+            403,
+        ),
+    )
+    _check_access_key(parts["AWSAccessKeyId"], keys)
+    expires = parts["Expires"]
+    if not _SECONDS.fullmatch(expires):
+        raise S3Error("AccessDenied", "Invalid date (should be seconds since epoch)", 403)
+    if now.timestamp() > int(expires):
+        raise _expired()
+    signer = _Signer2(Credentials(keys.access_key, keys.secret_key), expires)
+    right = []
+    for resource in wire.resources:
+        split = urlsplit(f"https://gate{resource}?{wire.raw_query}")
+        headers = _mapping(_headers_2(wire))
+        right.append(signer.get_signature(wire.method, split, headers, auth_path=resource))
+    # "+" in a query means a space, and not every program that makes URLs knows
+    _check_signature(parts["Signature"].replace(" ", "+"), right)
+
+
+def _headers_2(wire: _Wire) -> HTTPMessage:
+    """Return the headers that version 2 signs; in a URL they may be fields of the query."""
+    headers: HTTPMessage = HTTPHeaders()
+    given = list(wire.headers.items())
+    given += [(name, value) for name, value in wire.fields if name not in wire.headers]
+    for name, value in given:
+        low = name.lower()
+        if low in ("content-md5", "content-type") or low.startswith("x-amz-"):
+            headers[low] = value
+    return headers
+
+
+def _mapping(argument: object) -> Mapping[str, Any]:
+    """Return an argument that botocore takes, in the type that its stubs want."""
+    return cast("Mapping[str, Any]", argument)
+
+
+def _check_access_key(given: str, keys: BucketKeys) -> None:
+    if not hmac.compare_digest(given.encode(), keys.access_key.encode()):
+        raise S3Error("InvalidAccessKeyId", "The access key does not open this bucket", 403)
+
+
+def _check_signature(given: str, right: Sequence[str]) -> None:
+    matches = [hmac.compare_digest(given.encode(), one.encode()) for one in right]
+    if not any(matches):
+        raise S3Error(
+            "SignatureDoesNotMatch",
+            "The signature that was calculated is not the one that came. Check the secret key.",
+            403,
+        )
+
+
+def _bad_uri() -> S3Error:
+    return S3Error("InvalidURI", "Couldn't parse the specified URI.", 400)
+
+
+def _bad_query(message: str) -> S3Error:
+    return S3Error("AuthorizationQueryParametersError", message, 400)
+
+
+def _expired() -> S3Error:
+    return S3Error("AccessDenied", "Request has expired", 403)

@@ -1,0 +1,206 @@
+"""The names on the wire: what clients send, and what they are answered.
+
+The published client checks these objects strictly in places; what each key has to be is in the
+HTTP reference of the documentation.
+"""
+
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from servicex_server.model import Dataset, InputFile, Request, ResultFormat, TaskReport, TaskState
+from servicex_server.submission import Order
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class SubmitBody(BaseModel):
+    """Body of ``POST /servicex/transformation``. Keys that are not named here are ignored."""
+
+    model_config = ConfigDict(alias_generator=_dashed, extra="ignore", strict=True)
+
+    title: str | None = Field(default=None, description="Shown to the user in lists.")
+    did: str | None = Field(default=None, description="Dataset reference, `scheme://name`.")
+    file_list: list[str] | None = Field(default=None, description="Paths and URLs of files.")
+    selection: str = Field(description="The query, in the language that `codegen` names.")
+    codegen: str = Field(description="The query language.")
+    result_destination: Literal["object-store"] = Field(description="Where results go.")
+    result_format: Literal["parquet", "root-file", "root-rntuple"] = Field(
+        default="parquet", description="What results are written as."
+    )
+
+    def order(self) -> Order:
+        """Return what is asked for, in the service's own words."""
+        return Order(
+            selection=self.selection,
+            language=self.codegen,
+            format=ResultFormat(self.result_format),
+            did=self.did,
+            files=self.file_list,
+            title=self.title,
+        )
+
+
+class FileUrlsBody(BaseModel):
+    """Body of ``POST /servicex/transformation/file-urls``."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    request_id: str
+    file_list: list[str]
+
+
+class Message(BaseModel):
+    """Every error, and every answer that is only a sentence."""
+
+    message: str
+
+
+def wire_time(moment: datetime) -> str:
+    """Return a time as upstream writes it: UTC, microseconds, ``Z``."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def cursor_time(moment: datetime) -> str:
+    """Return a time that Python before 3.11 can read back: naive UTC, no ``Z``."""
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds")
+
+
+def request_json(request: Request) -> dict[str, Any]:
+    """Return a request with the keys of the wire, without the keys of its bucket."""
+    known = request.files > 0
+    finished = wire_time(request.finished_at) if request.finished_at else "None"
+    return {
+        "request_id": request.id,
+        "title": request.title,
+        "did": request.did,
+        "did_id": request.dataset_id,
+        "selection": request.selection,
+        "tree-name": None,
+        "image": "none",
+        "workers": None,
+        "result-destination": "object-store",
+        "result-format": request.format.value,
+        "generated-code-cm": "none",
+        "status": request.state.value,
+        "failure-info": request.failure or None,
+        "app-version": request.app_version,
+        "code-gen-image": request.language,
+        "files": request.files,
+        "files-completed": request.completed,
+        "files-failed": request.failed,
+        "files-remaining": request.files - request.completed - request.failed if known else None,
+        "submit-time": wire_time(request.submitted_at),
+        "finish-time": finished,
+    }
+
+
+def status_json(request: Request, stats: dict[str, float] | None) -> dict[str, Any]:
+    """Return the short status that clients before version 3 poll."""
+    remaining = request.files - request.completed - request.failed
+    return {
+        "status": request.state.value,
+        "request-id": request.id,
+        "submit-time": wire_time(request.submitted_at),
+        "finish-time": wire_time(request.finished_at) if request.finished_at else None,
+        "files-completed": request.completed,
+        "files-processed": request.completed,
+        "files-failed": request.failed,
+        "files-skipped": request.failed,
+        "files-remaining": remaining if request.files else None,
+        "stats": None if stats is None else _stats_json(stats),
+    }
+
+
+def _stats_json(stats: dict[str, float]) -> dict[str, float]:
+    total = float(stats["total"])
+    return {
+        "min-time": int(stats["least"]),
+        "max-time": int(stats["most"]),
+        "avg-time": total / stats["count"],
+        "total-time": int(total),
+        "avg-rate": float(stats["events"]) / total if total else 0.0,
+        "total-bytes": int(stats["bytes"]),
+        "total-events": int(stats["events"]),
+    }
+
+
+def result_json(request_id: str, report: TaskReport) -> dict[str, Any]:
+    """Return one ended file."""
+    success = report.state is TaskState.DONE
+    return {
+        "id": report.id,
+        "request-id": request_id,
+        "file-id": report.file_id,
+        "file-path": report.path,
+        "entries": report.entries,
+        "transform_status": "success" if success else "failure",
+        "transform_time": int(report.seconds),
+        "total-events": report.events,
+        "total-bytes": report.bytes,
+        "avg-rate": report.events / report.seconds if report.seconds else 0.0,
+        "s3-object-name": report.object_name if success else None,
+        "created_at": cursor_time(report.finished_at),
+    }
+
+
+def error_json(report: TaskReport) -> dict[str, Any]:
+    """Return one failed file: what, where, whose fault, and what to do."""
+    error = report.error
+    return {
+        "pod-name": report.worker,
+        "file": report.path,
+        "entries": report.entries,
+        "events": report.events,
+        "info": error.message if error else "",
+        "file-id": report.file_id,
+        "class": error.kind if error else "",
+        "blame": error.blame if error else "",
+        "message": error.message if error else "",
+        "hint": error.hint if error else "",
+        "retryable": bool(error and error.retryable),
+        "replicas": [replica.url for replica in report.replicas],
+        "attempts": [
+            {
+                "replica": attempt.url,
+                "seconds": attempt.seconds,
+                "class": attempt.error.kind if attempt.error else None,
+                "message": attempt.error.message if attempt.error else None,
+            }
+            for attempt in report.attempts
+        ],
+        "worker": report.worker,
+        "time": wire_time(report.finished_at),
+        "log-tail": report.log_tail,
+    }
+
+
+def dataset_json(dataset: Dataset) -> dict[str, Any]:
+    """Return a dataset; file lists carry the finder name that clients know them by."""
+    return {
+        "id": dataset.id,
+        "name": dataset.name,
+        "did_finder": "user" if dataset.finder == "file-list" else dataset.finder,
+        "n_files": dataset.n_files,
+        "size": dataset.size,
+        "events": dataset.events,
+        "last_used": wire_time(dataset.last_used),
+        "last_updated": wire_time(dataset.last_updated),
+        "lookup_status": dataset.state.value,
+        "message": dataset.message,
+        "is_stale": dataset.stale,
+    }
+
+
+def file_json(file_id: int, file: InputFile) -> dict[str, Any]:
+    """Return a file of a dataset; the client wants its replicas in one text, with commas."""
+    return {
+        "id": file_id,
+        "adler32": file.adler32,
+        "file_size": file.size,
+        "file_events": file.events,
+        "paths": ",".join(replica.url for replica in file.replicas),
+    }

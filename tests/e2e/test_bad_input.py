@@ -1,0 +1,507 @@
+"""Everything a user can send that is wrong: the reply says what, and what is stored stays sound."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import uproot
+
+from tests.support import Server, sample
+
+ZMUMU = sample("uproot-Zmumu.root")
+HZZ = sample("uproot-HZZ.root")
+PLAIN = json.dumps([{"treename": "events", "filter_name": ["E1"]}])
+
+
+def query(**subquery: Any) -> str:
+    """Return a selection of one subquery on the tree ``events``."""
+    return json.dumps([{"treename": "events", **subquery}])
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "words"),
+    [
+        ({"title": 5}, 400, "^title: .*string"),
+        ({"did": 5}, 400, "^did: .*string"),
+        ({"file_list": "a.root"}, 400, "^file-list: .*list"),
+        ({"file_list": [1]}, 400, "^file-list.0: .*string"),
+        ({"file_list": None}, 400, "did, file-list: exactly one .* neither"),
+        ({"did": "rucio://a:b"}, 400, "did, file-list: exactly one .* both"),
+        ({"file_list": []}, 400, "^file-list: it is empty"),
+        ({"file_list": ["/a.root"] * 100_001}, 400, "^file-list: 100001 entries .* 100000"),
+        ({"file_list": ["a.root"]}, 400, "^file-list: entry 1, 'a.root', is neither"),
+        ({"file_list": ["/a.root", ""]}, 400, "^file-list: entry 2 is empty"),
+        ({"file_list": ["gopher://a/b.root"]}, 400, "^file-list: .*scheme"),
+        ({"file_list": ["http:///b.root"]}, 400, "^file-list: .*names no host"),
+        ({"file_list": ["/a\0.root"]}, 400, "^file-list: .*character"),
+        ({"file_list": None, "did": "gopher://x"}, 400, "^did: the scheme 'gopher'"),
+        ({"file_list": None, "did": "no-scheme"}, 400, "^did: 'no-scheme' has no scheme"),
+        ({"codegen": "fortran"}, 400, "^codegen: 'fortran' .*supported are"),
+        ({"codegen": "uprootraw"}, 400, "^codegen: .*did you mean uproot-raw"),
+        ({"codegen": None}, 400, "^codegen: this field is needed"),
+        ({"result_format": "arrow"}, 400, "^result-format: .*parquet"),
+        ({"result_destination": "volume"}, 400, "^result-destination: .*object-store"),
+        ({"result_destination": None}, 400, "^result-destination: this field is needed"),
+        ({"selection": None}, 400, "^selection: this field is needed"),
+        ({"selection": "not json"}, 400, "selection is no JSON"),
+        ({"selection": "{}"}, 400, "selection is no list"),
+        ({"selection": '[{"cut": "x"}]'}, 400, "names neither treename nor copy_histograms"),
+        ({"selection": query(expressions=["foo(E1)"])}, 400, "no function foo"),
+        ({"selection": query(cut="E1 > > 1")}, 400, r"cut has a syntax error .*character 6"),
+        ({"selection": query(cut="__import__('os')")}, 400, "__import__ is not allowed"),
+        ({"selection": query(cut="E1.__class__")}, 400, "__class__ is not allowed"),
+        ({"selection": query(cut="1" * 10_000_000)}, 413, "^selection: 10000.* bytes"),
+        ({"selection": '[{"copy_histograms": "h"}]'}, 400, "needs ROOT output"),
+        ({"title": "t" * 10_241}, 400, "^title: 10241 characters"),
+        ({"codegen": "python", "selection": "%%%"}, 400, "base64"),
+        ({"codegen": "python", "selection": "ZGVmIHB5KCk6IHBhc3M="}, 400, "run_query"),
+    ],
+)
+def test_a_wrong_body_is_refused_and_nothing_is_stored(
+    server: Server, changes: dict[str, Any], status: int, words: str
+) -> None:
+    """The reply has one sentence with the field first, and no row is made."""
+    before = server.counts()
+    answer = server.submit(**changes)
+    assert answer.status_code == status, answer.text
+    assert list(answer.json()) == ["message"]
+    assert re.search(words, answer.json()["message"], re.DOTALL), answer.json()["message"]
+    assert server.counts() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"this is no JSON", "no JSON"),
+        (b"", "the body: this field is needed"),
+        (b"[1, 2]", "the body: .*object"),
+        (b"null", "the body"),
+        (b'{"title": "\xff\xfe"}', "no JSON"),
+        (b'{"a":' * 5000, "no JSON|nested|body"),
+    ],
+)
+def test_a_body_that_is_no_json_object_is_refused(
+    server: Server, content: bytes, words: str
+) -> None:
+    """Whatever bytes come, the reply is a 400 with a sentence."""
+    before = server.counts()
+    answer = httpx.post(
+        f"{server.url}/servicex/transformation",
+        content=content,
+        headers={"Content-Type": "application/json"},
+    )
+    assert answer.status_code == 400, answer.text
+    assert re.search(words, answer.json()["message"]), answer.json()
+    assert server.counts() == before
+
+
+def test_unknown_keys_are_ignored(server: Server) -> None:
+    """Newer clients may send keys that are not known here."""
+    answer = server.submit(client_version="9.9", some_future_key={"a": 1})
+    assert answer.status_code == 200
+    assert server.wait(answer.json()["request_id"])["status"] == "Complete"
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/servicex/transformation/{id}"),
+        ("GET", "/servicex/transformation/{id}/status"),
+        ("GET", "/servicex/transformation/{id}/results"),
+        ("GET", "/servicex/transformation/{id}/errors"),
+        ("GET", "/servicex/transformation/{id}/cancel"),
+        ("POST", "/servicex/transformation/{id}/cancel"),
+        ("DELETE", "/servicex/transformation/{id}"),
+        ("GET", "/transformation-request/{id}/results"),
+    ],
+)
+@pytest.mark.parametrize("request_id", [str(uuid.uuid4()), "no-uuid", "7", "%00", "é' or 1=1 --"])
+def test_an_unknown_request_is_not_found(
+    server: Server, method: str, path: str, request_id: str
+) -> None:
+    """A request id that is unknown, or no UUID at all, is a 404 on every route."""
+    answer = server.client.request(method, path.format(id=request_id))
+    assert answer.status_code == 404
+    assert list(answer.json()) == ["message"]
+
+
+@pytest.mark.parametrize("dataset_id", ["999999", "x", "-1", "9" * 40, "1.5"])
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_an_unknown_dataset_is_not_found(server: Server, method: str, dataset_id: str) -> None:
+    """A dataset id that is unknown, or no number, is a 404."""
+    answer = httpx.request(method, f"{server.url}/servicex/datasets/{dataset_id}")
+    assert answer.status_code == 404
+    assert f"Dataset {dataset_id} not found" in answer.json()["message"]
+
+
+@pytest.mark.parametrize("later_than", ["yesterday", "2024-13-01", "", "9" * 50])
+def test_a_wrong_moment_is_refused(server: Server, later_than: str) -> None:
+    """A cursor that is no time is a 400 that shows it."""
+    request_id = server.run()["request_id"]
+    path = f"/servicex/transformation/{request_id}/results"
+    answer = server.get(path, params={"later_than": later_than})
+    assert answer.status_code == 400
+    assert "is not an ISO 8601 compliant datetime" in answer.json()["message"]
+
+
+@pytest.fixture(scope="module")
+def calm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Give a server on which no request is broken off, which would restart its worker."""
+    running = Server(tmp_path_factory.mktemp("calm") / "data", ["--workers", "1"]).start()
+    yield running
+    running.stop()
+
+
+# --- files ---------------------------------------------------------------------------------
+
+
+def _truncated(path: Path) -> None:
+    path.write_bytes(HZZ.read_bytes()[: HZZ.stat().st_size // 2])
+
+
+def _corrupt(path: Path) -> None:
+    content = bytearray(HZZ.read_bytes())
+    with uproot.open(HZZ) as file:
+        branch = file["events"]["Jet_Px"]
+        start, size = int(branch.member("fBasketSeek")[0]), int(branch.member("fBasketBytes")[0])
+    for place in range(start + 100, start + size):
+        content[place] ^= 0x5A
+    path.write_bytes(bytes(content))
+
+
+def _other_tree(path: Path) -> None:
+    with uproot.recreate(path) as file:
+        file.mktree("evts", {"Jet_Px": "f4"}).extend({"Jet_Px": np.arange(3, dtype="f4")})
+
+
+def _other_branch(path: Path) -> None:
+    with uproot.recreate(path) as file:
+        file.mktree("events", {"Jet_Pxx": "f4"}).extend({"Jet_Pxx": np.arange(3, dtype="f4")})
+
+
+def _folder(path: Path) -> None:
+    with uproot.recreate(path) as file:
+        file.mkdir("events").mktree("t", {"Jet_Px": "f4"}).extend({"Jet_Px": np.zeros(1, "f4")})
+
+
+BAD_FILES: dict[str, tuple[Callable[[Path], Any], str, str, str]] = {
+    "missing": (lambda path: None, "Missing", "replica", "does not exist"),
+    "a folder": (lambda path: path.mkdir(), "Missing", "replica", "is a folder"),
+    "empty": (lambda path: path.touch(), "Truncated", "replica", "is empty"),
+    "no ROOT": (lambda path: path.write_text("x" * 999), "Corrupt", "replica", "not a ROOT file"),
+    "truncated": (_truncated, "Truncated", "replica", "ends before"),
+    "corrupt": (_corrupt, "Corrupt", "replica", "branch Jet_Px of .* is corrupt"),
+    "no tree": (_other_tree, "UnknownName", "query", "no tree events in this file"),
+    "no branch": (_other_branch, "UnknownName", "query", "no branch Jet_Px"),
+    "directory": (_folder, "UnknownName", "query", "events is no tree but a folder"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_a_bad_file_fails_alone(server: Server, tmp_path: Path, case: str) -> None:
+    """A file that fails says what, whose fault and what to do; its neighbours are delivered."""
+    make, kind, blame, words = BAD_FILES[case]
+    bad = tmp_path / "bad.root"
+    make(bad)
+    status = server.run(
+        file_list=[str(HZZ), str(bad), str(HZZ)], selection=query(expressions=["Jet_Px"])
+    )
+    counts = (status["files"], status["files-completed"], status["files-failed"])
+    assert (status["status"], counts) == ("Complete", (3, 2, 1))
+    assert re.search(words, status["failure-info"])
+    (error,) = server.errors(status["request_id"])
+    assert (error["class"], error["blame"], error["file"]) == (kind, blame, str(bad))
+    assert re.search(words, error["message"])
+    assert error["info"] == error["message"]
+    assert error["replicas"] == [str(bad)]
+    assert [a["class"] for a in error["attempts"]] == [kind]
+    assert error["worker"]
+    assert len(server.stored(status["request_id"])) == 2
+    states = server.rows(
+        "select state from tasks where request_id = ? order by file_id", status["request_id"]
+    )
+    assert states == [("done",), ("failed",), ("done",)]
+    page = server.get(f"/transformation-request/{status['request_id']}").text
+    assert f"1 x {kind}" in page
+
+
+def test_the_nearest_names_are_offered(server: Server, tmp_path: Path) -> None:
+    """A misspelt tree and a misspelt branch name what there is instead."""
+    status = server.run(selection='[{"treename": "evnts"}]')
+    assert "did you mean events?" in status["failure-info"]
+    status = server.run(selection=query(expressions=["pt11"]))
+    assert "did you mean pt1" in status["failure-info"]
+    status = server.run(selection=query(filter_name="Muon_*"))
+    assert "no branch of tree events matches Muon_*" in status["failure-info"]
+    bad = tmp_path / "d.root"
+    _folder(bad)
+    status = server.run(file_list=[str(bad)])
+    assert "did you mean events/t?" in status["failure-info"]
+
+
+def test_all_files_failed_is_not_silence(server: Server) -> None:
+    """A request of which every file failed is fatal, and says why."""
+    status = server.run(file_list=["/no/such/a.root", "/no/such/b.root"])
+    assert status["status"] == "Fatal"
+    assert status["files-failed"] == 2
+    assert "2 files failed" in status["failure-info"]
+
+
+def test_the_same_query_error_ends_the_request_early(server: Server) -> None:
+    """The third file with one and the same query error ends a long request."""
+    status = server.run(file_list=[str(ZMUMU)] * 200, selection=query(expressions=["nope"]))
+    assert status["status"] == "Fatal"
+    assert "no branch nope" in status["failure-info"]
+    assert status["files-failed"] < 20
+    states = dict(
+        server.rows(
+            "select state, count(*) from tasks where request_id = ? group by state",
+            status["request_id"],
+        )
+    )
+    assert set(states) == {"failed", "canceled"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "end", "done"), [(None, "Complete", 1), (False, "Complete", 1), (True, "Fatal", 0)]
+)
+def test_missing_trees_by_the_flag(
+    server: Server, *, flag: bool | None, end: str, done: int
+) -> None:
+    """One missing tree of two is passed over, unless the query says that it must be there."""
+    subqueries = [{"treename": name, "fail_on_missing_trees": flag} for name in ("events", "nope")]
+    status = server.run(selection=json.dumps(subqueries), result_format="root-file")
+    assert (status["status"], status["files-completed"]) == (end, done)
+
+
+def test_a_file_without_any_tree_can_be_accepted(server: Server) -> None:
+    """With the flag set to false, a file without the tree gives a valid file without trees."""
+    selection = json.dumps([{"treename": "nope", "fail_on_missing_trees": False}])
+    for result_format in ("parquet", "root-file", "root-rntuple"):
+        assert server.run(selection=selection, result_format=result_format)["status"] == "Complete"
+
+
+def test_zero_entries_give_typed_columns(server: Server, tmp_path: Path) -> None:
+    """A tree without entries, and without baskets, gives the columns and no row."""
+    empty = tmp_path / "empty.root"
+    with uproot.recreate(empty) as file:
+        file.mktree("events", {"x": "f4", "jets": "var * float64"})
+    for result_format in ("parquet", "root-file", "root-rntuple"):
+        status = server.run(file_list=[str(empty)], selection=query(), result_format=result_format)
+        assert status["status"] == "Complete", server.errors(status["request_id"])
+        (path,) = server.stored(status["request_id"])
+        if result_format == "parquet":
+            import pyarrow.parquet as pq
+
+            table = pq.read_table(path)
+            assert (table.num_rows, table.column_names[:1]) == (0, ["x"])
+        else:
+            with uproot.open(path) as file:
+                assert file["events"].num_entries == 0
+                assert "jets" in file["events"].keys()  # noqa: SIM118  # trees are no dicts
+
+
+def test_a_branch_of_an_unreadable_type_is_named(server: Server) -> None:
+    """A branch that no reader understands fails the file by its name, with a way out."""
+    bad = sample("uproot-issue371.root")
+    with uproot.open(bad) as file:
+        tree = next(key for key, kind in file.classnames(cycle=False).items() if kind == "TTree")
+        unknown = next(
+            name
+            for name, branch in file[tree].items()
+            if "Unknown" in type(branch.interpretation).__name__
+        )
+    selection = json.dumps([{"treename": tree, "filter_name": unknown}])
+    status = server.run(file_list=[str(bad)], selection=selection)
+    (error,) = server.errors(status["request_id"])
+    assert error["class"] == "Unreadable"
+    assert unknown.rsplit("/", 1)[-1] in error["message"]
+    assert "leave it out" in error["hint"]
+
+
+@pytest.mark.parametrize("result_format", ["root-file", "root-rntuple"])
+def test_what_a_format_cannot_hold_is_said_by_name(server: Server, result_format: str) -> None:
+    """A missing value in a TTree is refused with the column, its type and the way out."""
+    status = server.run(
+        file_list=[str(HZZ)],
+        selection=query(expressions=["max(Jet_Px)"]),
+        result_format=result_format,
+    )
+    if result_format == "root-rntuple":
+        assert status["status"] == "Complete"
+        return
+    assert status["status"] == "Fatal"
+    assert "a TTree cannot hold column max(Jet_Px) of type ?float32" in status["failure-info"]
+    assert "fill_none" in status["failure-info"]
+
+
+# --- several requests, long titles, odd moments --------------------------------------------
+
+
+def test_two_requests_with_one_title_are_two_requests(server: Server) -> None:
+    """Titles need not be unique, at the same moment neither."""
+    answers: list[httpx.Response] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(server.submit(title="twins")))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ids = {answer.json()["request_id"] for answer in answers}
+    assert len(ids) == 8
+    assert {server.wait(one)["status"] for one in ids} == {"Complete"}
+
+
+def test_a_very_long_title_is_kept(server: Server) -> None:
+    """A title of 10,240 characters comes back as it was sent."""
+    title = "µ" * 10_240
+    assert server.run(title=title)["title"] == title
+    listed = server.get("/servicex/transformation").json()["requests"]
+    assert any(one["title"] == title for one in listed)
+
+
+def test_ending_twice_is_refused(server: Server) -> None:
+    """Cancelling what has ended is a 400 that says how it ended."""
+    request_id = server.run()["request_id"]
+    answer = httpx.post(f"{server.url}/servicex/transformation/{request_id}/cancel")
+    assert answer.status_code == 400
+    assert "has ended already: Complete" in answer.json()["message"]
+
+
+def test_a_dataset_is_forgotten_once(server: Server) -> None:
+    """A stale dataset stays readable, is left out of lists, and cannot be forgotten twice."""
+    dataset_id = server.run()["did_id"]
+    url = f"{server.url}/servicex/datasets/{dataset_id}"
+    assert httpx.delete(url).json() == {"dataset-id": dataset_id, "stale": True}
+    assert httpx.delete(url).status_code == 400
+    assert httpx.get(url).json()["is_stale"] is True
+    listed = server.get("/servicex/datasets").json()["datasets"]
+    assert dataset_id not in [one["id"] for one in listed]
+    again = server.get("/servicex/datasets?show-deleted=true").json()["datasets"]
+    assert dataset_id in [one["id"] for one in again]
+    assert server.run()["did_id"] != dataset_id
+
+
+# --- functions of the user -----------------------------------------------------------------
+
+
+def python(body: str) -> dict[str, Any]:
+    """Return the changes that submit a function with this body."""
+    import base64
+    import textwrap
+
+    source = "def run_query(path):\n" + textwrap.indent(textwrap.dedent(body).strip(), "    ")
+    return {"codegen": "python", "selection": base64.b64encode(source.encode()).decode()}
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "words"),
+    [
+        ("print('so far')\nraise ValueError('bad cut')", "Function", "ValueError.*bad cut"),
+        ("import sys; sys.exit(3)", "Function", "exit"),
+        ("import os; os._exit(3)", "Function", "exit|ended"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "Function", "SIGSEGV"),
+        ("return 3", "Function", "returned the number 3"),
+        ("return None", "Function", "None"),
+        ("import numpy as np\nreturn {'a': np.zeros((3, 4, 5), dtype='c16')}", "Format", "a"),
+        ("x = []\nwhile True: x.append(bytearray(1 << 24))", "OutOfMemory", "memory"),
+    ],
+)
+def test_a_function_that_fails_says_how(
+    calm_server: Server, body: str, kind: str, words: str
+) -> None:
+    """A user's function that goes wrong fails its file with its own error, and no worker dies."""
+    server = calm_server
+    workers = {process.pid for process in server.descendants()}
+    status = server.run(**python(body), result_format="root-file")
+    assert status["status"] == "Fatal"
+    (error,) = server.errors(status["request_id"])
+    assert error["class"] == kind, error
+    assert re.search(words, error["message"]), error["message"]
+    if "so far" in body:
+        assert "so far" in error["log-tail"]
+    assert workers == {process.pid for process in server.descendants()}
+
+
+def test_a_function_that_prints_much_is_cut(server: Server) -> None:
+    """A hundred megabytes of print-out leave a short tail, and the result."""
+    body = "import awkward as ak\nfor n in range(100): print('y' * 1000000)\nreturn ak.Array([1.5])"
+    status = server.run(**python(body))
+    assert status["status"] == "Complete", server.errors(status["request_id"])
+    (tail,) = server.rows(
+        "select length(log_tail) from tasks where request_id = ?", status["request_id"]
+    )
+    assert tail[0] < 64_000
+
+
+def test_a_function_that_never_ends_is_ended(new_server: Callable[..., Server]) -> None:
+    """A loop without end and everything it started are gone after the time limit."""
+    server = new_server("--workers", "1", SERVICEX_SERVER_FILE_SECONDS="2")
+    before = len(server.descendants())
+    body = "import os\nos.fork()\nos.fork()\nwhile True: pass"
+    status = server.run(**python(body))
+    (error,) = server.errors(status["request_id"])
+    assert error["class"] == "OutOfTime"
+    assert "2 s" in error["message"]
+    assert len(server.descendants()) == before
+
+
+@contextmanager
+def small_disk(path: Path) -> Iterator[Path]:
+    """Mount a file system of 2 MiB; skip where that is not allowed."""
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(path)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def fill(path: Path) -> None:
+    """Write a file until the disk is full."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
+    try:
+        while True:
+            os.write(descriptor, b"x" * 4096)
+    except OSError as error:
+        assert error.errno == errno.ENOSPC  # noqa: PT017  # the end of this loop is an error
+    finally:
+        os.close(descriptor)
+
+
+def test_a_full_disk_fails_the_file_and_loses_nothing(
+    new_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    """Where no space is left the file fails by that name; with space the next request works."""
+    with small_disk(tmp_path / "disk") as disk:
+        server = new_server("--workers", "1", SERVICEX_SERVER_ATTEMPTS="1")
+        objects = server.data_dir / "objects"
+        shutil.rmtree(objects)
+        objects.symlink_to(disk)
+        fill(disk / "filler")
+        status = server.run(file_list=[str(HZZ)], selection=query())
+        assert status["status"] == "Fatal"
+        (error,) = server.errors(status["request_id"])
+        found = (error["class"], error["blame"], error["retryable"])
+        assert found == ("DiskFull", "resource", True)
+        assert server.stored(status["request_id"]) == []
+        (disk / "filler").unlink()
+        again = server.run(file_list=[str(HZZ)], selection=query())
+        assert again["status"] == "Complete"
+        server.stop()

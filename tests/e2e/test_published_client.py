@@ -1,0 +1,184 @@
+"""The published client, unchanged, against a real server: delivery and its command line."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import awkward as ak
+import pytest
+import uproot
+
+from tests.support import Server, sample
+
+ZMUMU = sample("uproot-Zmumu.root")
+HZZ = sample("uproot-HZZ.root")
+
+
+@pytest.fixture
+def config(server: Server, tmp_path: Path) -> Path:
+    """Write a servicex.yaml with a cache of this test's own; the slash at the end is on purpose."""
+    path = tmp_path / "servicex.yaml"
+    path.write_text(
+        f"api_endpoints:\n  - name: test\n    endpoint: {server.url}/\n"
+        f"cache_path: {tmp_path / 'cache'}\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+MUONS = [{"treename": "events", "filter_name": ["E1", "Q1"], "cut": "(Q1 > 0) & (E1 > 50)"}]
+JETS = [{"treename": "events", "filter_name": "Jet_P*"}]
+TWO_SAMPLES = {"muons": ([str(ZMUMU)], MUONS), "jets": ([str(HZZ), str(HZZ)], JETS)}
+
+
+def ask(
+    config: Path, samples: dict[str, Any] = TWO_SAMPLES, *, region: str = "", **general: Any
+) -> dict[str, Any]:
+    """Deliver samples in a process of its own; a text instead of a list is an error."""
+    order = {"config": str(config), "general": general, "samples": samples}
+    ran = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("client_program.py")), json.dumps(order)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env=os.environ | ({"AWS_DEFAULT_REGION": region} if region else {}),
+    )
+    found = re.search(r"^DELIVERED (.*)$", ran.stdout, re.MULTILINE)
+    assert found, ran.stdout + ran.stderr
+    answer: dict[str, Any] = json.loads(found[1])
+    return answer
+
+
+def check(paths: dict[str, list[str]], read: Any) -> None:
+    """Compare what was delivered with what uproot reads from the inputs."""
+    with uproot.open({ZMUMU: "events"}) as tree:
+        muons = tree.arrays(["E1", "Q1"], "(Q1 > 0) & (E1 > 50)")
+    with uproot.open({HZZ: "events"}) as tree:
+        jets = tree.arrays(filter_name="Jet_P*")
+    assert [len(found) for found in (paths["muons"], paths["jets"])] == [1, 2]
+    for expected, found in ((muons, paths["muons"]), (jets, paths["jets"])):
+        for path in found:
+            got = read(path)
+            for field in expected.fields:
+                assert ak.array_equal(got[field], expected[field])
+
+
+def read_root(path: str) -> Any:
+    """Read all columns of the only tree of a ROOT file or URL."""
+    with uproot.open({path: "events"}) as tree:
+        return tree.arrays()
+
+
+@pytest.mark.parametrize("output", ["parquet", "root-ttree", "root-rntuple"])
+def test_deliver_puts_columns_on_disk(config: Path, output: str) -> None:
+    """The local files that deliver() names hold the columns, in each format, and are cached."""
+    found = ask(config, OutputFormat=output)
+    check(found, ak.from_parquet if output == "parquet" else read_root)
+    assert all(Path(path).is_file() for paths in found.values() for path in paths)
+    assert ask(config, OutputFormat=output) == found
+
+
+@pytest.mark.parametrize("region", ["", "eu-central-1"])
+def test_deliver_gives_urls_that_open(config: Path, region: str) -> None:
+    """The links that the client signs itself open without keys, with signatures of both kinds."""
+    found = ask(config, region=region, OutputFormat="root-ttree", Delivery="URLs")
+    link = found["muons"][0]
+    assert ("X-Amz-Signature" if region else "AWSAccessKeyId") in link
+    check(found, read_root)
+
+
+def test_a_failed_file_is_told(config: Path) -> None:
+    """deliver() returns what could be made, and raises where nothing could."""
+    samples = {"half": ([str(HZZ), "/no/such.root"], JETS), "none": (["/no/such.root"], JETS)}
+    found = ask(config, samples, OutputFormat="parquet")
+    assert len(found["half"]) == 1
+    assert "Fatal issue in ServiceX server" in found["none"]
+
+
+def test_a_wrong_query_is_told_at_once(config: Path) -> None:
+    """The sentence of the server reaches the user when the request is submitted."""
+    samples = {"wrong": ([str(ZMUMU)], [{"treename": "events", "cut": "sqroot(E1) > 3"}])}
+    assert "did you mean sqrt" in ask(config, samples)["wrong"]
+
+
+def test_a_python_function_is_run(config: Path) -> None:
+    """A function of the user runs on every file and its columns come back."""
+    (path,) = ask(config, {"f": ([str(ZMUMU)], "python")}, OutputFormat="parquet")["f"]
+    with uproot.open({ZMUMU: "events"}) as tree:
+        expected = tree["E1"].array()
+    assert ak.array_equal(ak.from_parquet(path)["E1"], expected)
+
+
+@pytest.mark.parametrize("output", ["parquet", "root-ttree", "root-rntuple"])
+def test_func_adl_is_run(config: Path, output: str) -> None:
+    """A query of lambdas gives its columns in the tree that upstream's users know."""
+    (path,) = ask(config, {"q": ([str(HZZ)], "func_adl")}, OutputFormat=output)["q"]
+    got = ak.from_parquet(path) if output == "parquet" else uproot.open(path)["servicex"].arrays()
+    with uproot.open({HZZ: "events"}) as tree:
+        events = tree.arrays(["NJet", "Jet_Px"], "NJet > 2")
+    assert got.n.tolist() == events.NJet.tolist()
+    assert got.px.tolist() == events.Jet_Px[events.Jet_Px > 20].tolist()
+
+
+def command(config: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the client's own command line."""
+    script = Path(sys.executable).with_name("servicex")
+    return subprocess.run(
+        [str(script), *words, "-c", str(config)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        cwd=config.parent,
+        env=os.environ | {"COLUMNS": "300", "NO_COLOR": "1"},
+    )
+
+
+def test_the_command_line_lists_and_downloads(server: Server, config: Path) -> None:
+    """``transforms list|files|download`` and ``codegen list`` show what the server has."""
+    status = server.run(title="for the command line")
+    request_id = status["request_id"]
+    listed = command(config, "transforms", "list")
+    assert request_id in listed.stdout, listed.stderr
+    assert "for the command line" in listed.stdout
+    (name,) = [one["s3-object-name"] for one in server.results(request_id)]
+    files = command(config, "transforms", "files", request_id)
+    assert name in files.stdout, files.stderr
+    command(config, "transforms", "download", request_id)
+    (content,) = server.stored(request_id)
+    (downloaded,) = config.parent.rglob(name)
+    assert downloaded.read_bytes() == content.read_bytes()
+    codegens = command(config, "codegen", "list")
+    assert {"python", "uproot-raw"} <= set(json.loads(codegens.stdout)), codegens.stderr
+
+
+def test_the_command_line_cancels_and_deletes(server: Server, config: Path) -> None:
+    """``transforms cancel`` and ``delete`` act on the server, whatever the client prints then."""
+    slow = "import time; time.sleep(600)"
+    import base64
+
+    source = f"def run_query(path):\n    {slow}\n"
+    answer = server.submit(codegen="python", selection=base64.b64encode(source.encode()).decode())
+    request_id = answer.json()["request_id"]
+    command(config, "transforms", "cancel", request_id)
+    assert server.wait(request_id, seconds=5)["status"] == "Canceled"
+    command(config, "transforms", "delete", request_id)
+    assert server.get(f"/servicex/transformation/{request_id}").status_code == 404
+    # the worker that was busy with it is free again
+    assert server.run()["status"] == "Complete"
+
+
+def test_the_command_line_knows_datasets(server: Server, config: Path) -> None:
+    """``datasets list|get|delete`` show a file list, its files, and forget it."""
+    dataset_id = str(
+        server.run(file_list=[str(HZZ)], selection='[{"treename": "events"}]')["did_id"]
+    )
+    assert re.search(rf"\b{dataset_id}\b", command(config, "datasets", "list").stdout)
+    assert str(HZZ) in command(config, "datasets", "get", dataset_id).stdout.replace("\n", "")
+    command(config, "datasets", "delete", dataset_id)
+    assert server.get(f"/servicex/datasets/{dataset_id}").json()["is_stale"] is True

@@ -1,0 +1,176 @@
+"""What comes out of baskets is what uproot reads, whatever range is asked for, or an error."""
+
+import warnings
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import awkward as ak
+import numpy as np
+import pytest
+import uproot
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from servicex_server.columnar.codecs import DecompressionError, decompress
+from servicex_server.columnar.read import open_root
+from servicex_server.errors import ServiceXError
+from tests.support import sample
+
+FILES = sorted(sample("").glob("*.root"))
+EVENTS = 5_000
+MOST = 400
+"""Entries of each branch that are compared."""
+
+
+def plain_trees(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the TTrees that plain uproot opens."""
+    try:
+        file = uproot.open(path)
+    except (OSError, ValueError, KeyError, uproot.DeserializationError):
+        return
+    with file:
+        for name, kind in file.classnames(cycle=False).items():
+            if kind in ("TTree", "TNtuple", "TNtupleD"):
+                try:
+                    tree = file[name]
+                except (ValueError, NotImplementedError, uproot.DeserializationError):
+                    continue
+                yield name, tree
+
+
+def read_by_uproot(branch: Any) -> Any:
+    """Return the first entries of a branch as uproot has them, or None if it cannot."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return branch.array(entry_stop=MOST, library="ak")
+    except Exception:  # noqa: BLE001  # uproot raises whatever it meets
+        return None
+
+
+@pytest.mark.timeout(300)
+def test_every_branch_of_the_samples_is_read_as_by_uproot() -> None:
+    """Values and types agree on every branch that uproot reads, in all sample files."""
+    compared = 0
+    for path in FILES:
+        for tree_name, plain in plain_trees(path):
+            with open_root(str(path)) as file:
+                tree = file.tree(tree_name)
+                stop = min(MOST, tree.entries)
+                first: dict[str, Any] = {}  # some files have two branches of one path
+                for key, branch in plain.iteritems(recursive=True, full_paths=True):
+                    first.setdefault(key, branch)
+                # not all: neighbours are alike
+                for key, branch in list(first.items())[::9]:
+                    expected = read_by_uproot(branch)
+                    if expected is None:
+                        continue
+                    try:
+                        got = tree.read([key], 0, stop)[key]
+                    except ServiceXError as error:
+                        pytest.fail(f"{path.name} {tree_name} {key}: {error}")
+                    assert str(got.type) == str(expected.type), (path.name, key)
+                    assert ak.array_equal(got, expected, equal_nan=True), (path.name, key)
+                    compared += 1
+    assert compared > 150
+
+
+@pytest.fixture(scope="module", params=["zlib", "zstd", "lz4", "lzma", "none"])
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file of all kinds of branch, in many baskets, compressed in one way."""
+    kinds = {
+        "zlib": uproot.ZLIB(1),
+        "zstd": uproot.ZSTD(1),
+        "lz4": uproot.LZ4(1),
+        "lzma": uproot.LZMA(1),
+        "none": None,
+    }
+    path = tmp_path_factory.mktemp("made") / f"{request.param}.root"
+    rng = np.random.default_rng(7)
+    with uproot.recreate(path, compression=kinds[request.param]) as file:
+        columns = {
+            "i1": "int8",
+            "u2": "uint16",
+            "i4": "int32",
+            "i8": "int64",
+            "f4": "float32",
+            "f8": "float64",
+            "b": "bool",
+            "jf": "var * float32",
+            "ji": "var * int64",
+            "s": "string",
+        }
+        tree = file.mktree("events", dict(columns))
+        for start in range(0, EVENTS, 700):
+            count = min(700, EVENTS - start)
+            lists = rng.poisson(1.5, count)
+            batch: dict[str, Any] = {
+                name: rng.integers(0, 100, count).astype(kind)
+                for name, kind in columns.items()
+                if "var" not in kind and kind != "string"
+            }
+            total = int(lists.sum())
+            batch["jf"] = ak.unflatten(rng.normal(size=total).astype("f4"), lists)
+            batch["ji"] = ak.unflatten(rng.integers(-9, 9, total), lists)
+            batch["s"] = ak.Array(["x" * int(n) for n in lists])
+            tree.extend(batch)
+    return path
+
+
+@settings(max_examples=30, deadline=None)
+@given(edges=st.lists(st.integers(0, EVENTS), min_size=2, max_size=6))
+def test_any_ranges_give_the_entries_asked_for(made: Path, edges: list[int]) -> None:
+    """Ranges one after the other, forwards or not, hold what uproot reads there."""
+    with uproot.open({made: "events"}) as plain, open_root(str(made)) as file:
+        whole = plain.arrays()
+        tree = file.tree("events")
+        names = [name for name in tree.names if name in whole.fields]
+        for one, other in pairwise(edges):
+            start, stop = min(one, other), max(one, other)
+            got = tree.read(names, start, stop)
+            for name in names:
+                assert str(got[name].type) == str(whole[name][start:stop].type)
+                assert got[name].tolist() == whole[name][start:stop].tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(place=st.floats(0, 0.999), change=st.integers(1, 255))
+def test_a_flipped_byte_in_a_basket_is_an_error_or_another_value(
+    made: Path, place: float, change: int
+) -> None:
+    """Corrupt bytes never end the process or hang; an error names the branch and its file."""
+    with uproot.open({made: "events"}) as plain:
+        branch = plain["jf"]
+        start, size = int(branch.member("fBasketSeek")[1]), int(branch.member("fBasketBytes")[1])
+    content = bytearray(made.read_bytes())
+    content[start + int(place * size)] ^= change
+    broken = made.with_name("broken.root")
+    broken.write_bytes(bytes(content))
+    with open_root(str(broken)) as file:
+        tree = file.tree("events")
+        said = ""
+        try:
+            got = tree.read(["jf"], 0, EVENTS)["jf"]
+        except ServiceXError as error:
+            said = error.message
+    assert "jf" in said if said else len(got) == EVENTS
+
+
+@pytest.mark.parametrize(
+    ("data", "size"),
+    [
+        (b"", 4),
+        (b"ZL\x08\x01\x00", 4),
+        (b"ZS\x01\xff\xff\xff\x04\x00\x00abc", 4),
+        (b"QQ\x01\x03\x00\x00\x04\x00\x00abc", 4),
+        (b"ZL\x08\x03\x00\x00\x04\x00\x00abc", 4),
+        (b"L4\x01\x0b\x00\x00\x04\x00\x00abcdefghijk", 4),
+        (b"XZ\x00\x03\x00\x00\x04\x00\x00abc", 4),
+        (b"ZL\x08\x03\x00\x00\x05\x00\x00abc", 4),
+    ],
+)
+def test_blocks_that_are_none_are_refused(data: bytes, size: int) -> None:
+    """A header that lies, an unknown algorithm, a wrong checksum: one kind of error."""
+    with pytest.raises(DecompressionError, match="cannot decompress"):
+        decompress(data, size)

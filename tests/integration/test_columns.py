@@ -1,0 +1,239 @@
+"""The columnar engine on files: what goes in comes out, in every format and at any chunk size."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import awkward as ak
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import uproot
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from servicex_server.columnar.columns import Column, Columns
+from servicex_server.columnar.expression import parse
+from servicex_server.columnar.plan import chunks
+from servicex_server.columnar.read import open_root
+from servicex_server.columnar.write import Format, open_writer
+from servicex_server.errors import FormatError, QueryTypeError, ServiceXError
+from tests.support import sample
+
+HZZ = sample("uproot-HZZ.root")
+FORMATS: tuple[Format, ...] = ("parquet", "root-file", "root-rntuple")
+
+
+def column(text: str, name: str = "") -> Column:
+    """Return a column from its text."""
+    return Column(name or text, text, parse(text))
+
+
+def extract(source: Path, extraction: Columns, *, budget: int = 32 << 20) -> Any:
+    """Return all ranges of an extraction, put together."""
+    with open_root(str(source)) as file:
+        tree = file.tree(extraction.tree)
+        parts = [
+            ak.zip(arrays, depth_limit=1)
+            for _, _, arrays in chunks(extraction.bind(tree), tree, budget=budget)
+            if arrays
+        ]
+    return ak.concatenate(parts)
+
+
+def written(path: Path, result_format: Format, columns: dict[str, Any], pieces: int = 3) -> Any:
+    """Write columns in several ranges and read them back with pyarrow or uproot."""
+    table = ak.zip(columns, depth_limit=1)
+    edges = np.linspace(0, len(table), pieces + 1).astype(int)
+    with open_writer(path, result_format) as writer:
+        for start, stop in itertools.pairwise(edges):
+            part = table[start:stop]
+            writer.write("t", {name: part[name] for name in part.fields})
+    if result_format == "parquet":
+        return ak.from_arrow(pq.read_table(path))
+    with uproot.open({path: "t"}) as tree:
+        return tree.arrays(list(columns))
+
+
+NUMBERS = {
+    name: np.array([0, 1, 100, 3, 4, 5, 6], name)
+    for name in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8")
+}
+JAGGED = ak.values_astype(ak.Array([[1.5], [], [2, 3], [], [4], [5], [6, 7, 8]]), "float32")
+SIMPLE: dict[str, Any] = {
+    **NUMBERS,
+    "bool": np.array([True, False] * 3 + [True]),
+    "text": ak.Array(["a", "", "µµ", "d", "e", "f", "g" * 300]),
+    "jagged": JAGGED,
+    "jagged_bool": JAGGED > 3,
+    "fixed": np.arange(14.0).reshape(7, 2),
+}
+NESTED: dict[str, Any] = {
+    "deep": ak.Array([[[1]], [], [[], [2, 3]], [[4]], [], [], [[5, 6]]]),
+    "words": ak.Array([["a"], [], ["b", ""], ["µ"], [], [], ["c"]]),
+    "missing": ak.Array([1, None, 3, None, 5, 6, None]),
+    "record": ak.Array([{"x": n, "y": n / 2} for n in range(7)]),
+}
+
+
+def same(got: Any, expected: Any) -> bool:
+    """Whether two arrays have the same values and the same type."""
+    expected = ak.from_regular(ak.Array(expected), axis=None)
+    got = ak.from_regular(got, axis=None)
+    return str(got.type) == str(expected.type) and got.to_list() == expected.to_list()
+
+
+@pytest.mark.parametrize("result_format", FORMATS)
+@pytest.mark.parametrize("name", SIMPLE)
+def test_types_are_preserved(tmp_path: Path, result_format: Format, name: str) -> None:
+    """Every integer width, truth values, floats, texts and lists come back as they went in."""
+    got = written(tmp_path / "x", result_format, {name: SIMPLE[name]})
+    assert same(got[name], SIMPLE[name]), (got[name].type, ak.type(SIMPLE[name]))
+
+
+@pytest.mark.parametrize("result_format", ["parquet", "root-rntuple"])
+@pytest.mark.parametrize("name", NESTED)
+def test_nested_types_are_preserved(tmp_path: Path, result_format: Format, name: str) -> None:
+    """Lists of lists, lists of texts, missing values and records come back too."""
+    got = written(tmp_path / "x", result_format, {name: NESTED[name]})
+    assert same(got[name], NESTED[name]), (got[name].type, ak.type(NESTED[name]))
+
+
+def test_half_precision_is_kept_in_parquet(tmp_path: Path) -> None:
+    """A float16 column stays one in Parquet."""
+    half = np.array([0.5, 1.5, 65504], "f2")
+    assert same(written(tmp_path / "x", "parquet", {"h": half})["h"], half)
+
+
+@pytest.mark.parametrize(
+    ("result_format", "array", "words"),
+    [
+        ("root-file", NESTED["deep"], "lists lie in lists"),
+        ("root-file", NESTED["words"], "texts lie in lists"),
+        ("root-file", NESTED["missing"], "fill_none"),
+        ("root-file", np.array([1], "f2"), "no float16"),
+        ("root-rntuple", np.array([1], "f2"), "no float16"),
+        ("root-rntuple", np.array([1], "c16"), "complex128"),
+        ("parquet", np.array([1], "c16"), "column x"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_named(
+    tmp_path: Path, result_format: Format, array: Any, words: str
+) -> None:
+    """A type that the format cannot hold is refused with the name of the column."""
+    with pytest.raises(FormatError, match="column x") as error:
+        written(tmp_path / "x", result_format, {"x": array}, pieces=1)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("result_format", FORMATS)
+def test_no_rows_still_have_types(tmp_path: Path, result_format: Format) -> None:
+    """Empty columns come back with their types."""
+    empty = {name: ak.Array(array)[:0] for name, array in SIMPLE.items() if name != "fixed"}
+    got = written(tmp_path / "x", result_format, empty, pieces=1)
+    for name, array in empty.items():
+        assert len(got[name]) == 0
+        assert str(got[name].type.content) == str(array.type.content), name
+
+
+def test_a_counter_does_not_meet_a_column(tmp_path: Path) -> None:
+    """A jagged column beside one that is called like its counter keeps both."""
+    columns = {"jet": JAGGED, "njet": np.arange(7)}
+    got = written(tmp_path / "x", "root-file", columns)
+    assert same(got["jet"], JAGGED)
+    assert got["njet"].tolist() == list(range(7))
+
+
+def test_trees_with_other_columns_make_no_table(tmp_path: Path) -> None:
+    """Two trees with different columns are refused in Parquet, and what differs is named."""
+    with open_writer(tmp_path / "x", "parquet", tree_column=True) as writer:
+        writer.write("a", {"x": ak.Array([1])})
+        with pytest.raises(FormatError, match="b lacks x and adds y"):
+            writer.write("b", {"y": ak.Array([1])})
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(budget=st.integers(1_000, 300_000), cut=st.sampled_from(["", "NJet > 1", "any(Jet_E > 60)"]))
+def test_chunks_do_not_change_the_result(budget: int, cut: str) -> None:
+    """However small the ranges are, the columns are those that one range gives."""
+    extraction = Columns(
+        tree="events",
+        output="events",
+        columns=(column("sqrt(Jet_Px**2 + Jet_Py**2)", "pt"), column("NJet"), column("MET_px")),
+        cut=column(cut) if cut else None,
+    )
+    whole = extract(HZZ, extraction, budget=1 << 30)
+    parts = extract(HZZ, extraction, budget=budget)
+    assert ak.array_equal(whole, parts, dtype_exact=True)
+    with uproot.open({HZZ: "events"}) as tree:
+        assert len(tree.arrays(["NJet"], cut.replace("any(Jet_E > 60)", "") or None)) >= len(whole)
+
+
+def test_a_file_is_taken_up_in_the_middle() -> None:
+    """Ranges from an entry on are those that the whole run gives from there."""
+    extraction = Columns("events", "events", columns=(column("NJet"),))
+    with open_root(str(HZZ)) as file:
+        tree = file.tree("events")
+        plan = extraction.bind(tree)
+        stops = [stop for stop, _, _ in chunks(plan, tree, budget=2000)]
+        rest = [a["NJet"] for _, _, a in chunks(plan, tree, budget=2000, start=stops[1])]
+    assert len(stops) > 3
+    assert sum(map(len, rest)) == 2421 - stops[1]
+
+
+def test_aliases_refer_to_each_other() -> None:
+    """An alias may stand on another; a circle is refused with its names."""
+    aliases = {"pt2": column("Jet_Px**2 + Jet_Py**2"), "pt": column("sqrt(pt2)")}
+    got = extract(HZZ, Columns("events", "e", columns=(column("pt"),), aliases=aliases))
+    with uproot.open({HZZ: "events"}) as tree:
+        expected = np.hypot(tree["Jet_Px"].array(), tree["Jet_Py"].array())
+    assert ak.all(ak.isclose(got.pt, expected), axis=None)
+    circle = {"a": column("b + 1"), "b": column("a + 1")}
+    with pytest.raises(ServiceXError, match="a is defined by itself"):
+        extract(HZZ, Columns("events", "e", columns=(column("a"),), aliases=circle))
+
+
+def test_many_aliases_on_one_another_cost_no_more() -> None:
+    """Forty aliases, each twice the one before, are computed once each."""
+    aliases = {f"a{n}": column(f"a{n - 1} + a{n - 1}") for n in range(1, 41)}
+    aliases["a0"] = column("NJet * 0.0 + 1")
+    got = extract(HZZ, Columns("events", "e", columns=(column("a40"),), aliases=aliases))
+    assert got.a40[0] == 2.0**40
+
+
+def test_a_cut_on_objects_fits_only_such_columns() -> None:
+    """A jagged cut filters jagged columns, and is refused for others with the way out."""
+    jets = Columns("events", "e", filter_name=("Jet_P*",), cut=column("Jet_Px > 0"))
+    got = extract(HZZ, jets)
+    assert len(got) == 2421
+    assert ak.all(got.Jet_Px > 0, axis=None)
+    mixed = Columns("events", "e", filter_name=("Jet_Px", "NJet"), cut=column("Jet_Px > 0"))
+    with pytest.raises(QueryTypeError, match="does not fit column NJet"):
+        extract(HZZ, mixed)
+
+
+def test_constants_stand_beside_columns() -> None:
+    """A constant is a column with one value for each event."""
+    got = extract(HZZ, Columns("events", "e", columns=(column("NJet"), column("13.6", "s"))))
+    assert got.s.tolist() == [13.6] * 2421
+
+
+def test_filters_are_those_of_uproot() -> None:
+    """Globs, regular expressions and type names choose what uproot chooses."""
+    for names, types in (
+        (("Jet_*",), ()),
+        (("/^(N|n)[A-Z]/",), ()),
+        (("/met_px/i",), ()),
+        ((), ("float",)),
+        (("*",), ("int32_t",)),
+    ):
+        with open_root(str(HZZ)) as file:
+            chosen = file.tree("events").select(names, types)
+        with uproot.open({HZZ: "events"}) as tree:
+            expected = tree.keys(
+                filter_name=list(names) or None, filter_typename=list(types) or None
+            )
+        assert chosen == expected
+        assert chosen

@@ -1,0 +1,629 @@
+"""Files on real servers: read by XRootD and by HTTP as from the disk, and failures told apart."""
+
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import uproot
+
+from servicex_server.columnar.read import open_root
+from servicex_server.errors import ReplicaError
+from servicex_server.model import Limits, Outcome, Replica, ResultFormat, TaskSpec
+from servicex_server.transform import transform
+from tests.integration import servers
+from tests.integration.servers import Http, XRootD, free_port, http, put, xrootd
+from tests.support import Server, sample
+
+ZMUMU = sample("uproot-Zmumu.root")
+HZZ = sample("uproot-HZZ.root")
+QUERY = json.dumps([{"treename": "events", "filter_name": ["Jet_P*", "MET_*"]}])
+NOWHERE = "no-such-host.invalid"
+ODD = "a b%25+c#d ü?é.root"
+"""A name of which every character but the letters means something in some kind of URL."""
+
+Protocol = Literal["root", "http"]
+
+
+# --- what is served ------------------------------------------------------------------------
+
+
+@functools.cache
+def corrupt() -> bytes:
+    """Return a file with one basket that cannot be decompressed."""
+    content = bytearray(HZZ.read_bytes())
+    with uproot.open(HZZ) as file:
+        branch = file["events"]["Jet_Px"]
+        start, size = int(branch.member("fBasketSeek")[0]), int(branch.member("fBasketBytes")[0])
+    for place in range(start + 100, start + size):
+        content[place] ^= 0x5A
+    return bytes(content)
+
+
+@functools.cache
+def cut_short(folder: Path) -> bytes:
+    """Return a file that opens well, and of which the last baskets are not there."""
+    whole = folder / "whole.root"
+    values = np.random.default_rng(1).random(20_000)
+    with uproot.recreate(whole) as file:
+        tree = file.mktree("events", {"Jet_Px": "f8", "MET_px": "f8"})
+        for _ in range(4):
+            tree.extend({"Jet_Px": values, "MET_px": values})
+    return whole.read_bytes()[: whole.stat().st_size * 3 // 4]
+
+
+def fill(folder: Path, scratch: Path) -> None:
+    """Place good and bad files in a served folder."""
+    content = HZZ.read_bytes()
+    put(folder, "hzz.root", HZZ)
+    put(folder, "zmumu.root", ZMUMU)
+    put(folder, "truncated.root", content[: len(content) // 2])
+    put(folder, "cut_short.root", cut_short(scratch))
+    put(folder, "empty.root", b"")
+    put(folder, "no_root.root", b"x" * 999)
+    put(folder, "corrupt.root", corrupt())
+    put(folder, "denied.root", HZZ).chmod(0)
+    put(folder, ODD, HZZ)
+    put(folder, ODD.replace("?", ""), HZZ)
+    put(folder, "timeout eof [3011].root", b"x" * 999)
+    (folder / "folder.root").mkdir()
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder for files that are made once."""
+    return tmp_path_factory.mktemp("remote")
+
+
+@pytest.fixture(scope="module")
+def root_door(scratch: Path) -> Iterator[XRootD]:
+    """Give an XRootD server with all files."""
+    with xrootd() as door:
+        fill(door.folder, scratch)
+        yield door
+
+
+@pytest.fixture(scope="module")
+def other_door(scratch: Path) -> Iterator[XRootD]:
+    """Give a second XRootD server on an address of its own."""
+    with xrootd("127.0.0.2") as door:
+        fill(door.folder, scratch)
+        yield door
+
+
+@pytest.fixture
+def http_door(scratch: Path) -> Iterator[Http]:
+    """Give an HTTP server with all files, which a test may let go wrong."""
+    with http() as door:
+        fill(door.folder, scratch)
+        yield door
+
+
+@dataclass
+class Run:
+    """Runs the work on one file, and knows where the result is."""
+
+    folder: Path
+
+    def __call__(
+        self, *urls: str, selection: str = QUERY, form: ResultFormat = ResultFormat.PARQUET
+    ) -> Outcome:
+        return transform(
+            TaskSpec(
+                request_id="remote",
+                file_id=1,
+                attempt=1,
+                replicas=tuple(Replica(url) for url in urls),
+                language="uproot-raw",
+                selection=selection,
+                format=form,
+                object_name="result",
+                upload_url=(self.folder / "result").as_uri(),
+                limits=Limits(seconds=30),
+            )
+        )
+
+    def table(self, *urls: str, **more: Any) -> pa.Table:
+        """Return the columns of what must work."""
+        outcome = self(*urls, **more)
+        assert outcome.error is None, outcome.error
+        return pq.read_table(self.folder / "result")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Give a runner of this test's own."""
+    return Run(tmp_path)
+
+
+def kinds(outcome: Outcome) -> list[str]:
+    """Return the classes of all attempts in their order; empty for the one that worked."""
+    return [attempt.error.kind if attempt.error else "" for attempt in outcome.attempts]
+
+
+def test_the_servers_are_on_loopback_addresses_only(root_door: XRootD, other_door: XRootD) -> None:
+    """Nobody but this machine sees what these tests serve."""
+    for door in (root_door, other_door):
+        process = psutil.Process(door.process.pid)
+        heard = [c.laddr for c in process.net_connections("inet") if c.status == "LISTEN"]
+        assert {(place.ip.removeprefix("::ffff:"), place.port) for place in heard} == {
+            (door.address, door.port)
+        }
+
+
+# --- what works ----------------------------------------------------------------------------
+
+SELECTIONS = {
+    "branches": (HZZ, QUERY),
+    "expressions and a cut": (
+        HZZ,
+        json.dumps(
+            [
+                {
+                    "treename": "events",
+                    "expressions": ["Jet_Px", "NJet", "hypot(MET_px, MET_py)"],
+                    "cut": "NJet > 1",
+                }
+            ]
+        ),
+    ),
+    "all branches": (ZMUMU, json.dumps([{"treename": "events"}])),
+}
+
+
+@pytest.mark.parametrize("protocol", ["root", "http"])
+@pytest.mark.parametrize("case", SELECTIONS)
+def test_the_columns_are_those_of_the_local_file(
+    root_door: XRootD, http_door: Http, run: Run, protocol: Protocol, case: str
+) -> None:
+    """Where a file is read from makes no difference to what is delivered."""
+    path, selection = SELECTIONS[case]
+    door = root_door if protocol == "root" else http_door
+    url = door.url(path.name.removeprefix("uproot-").lower())
+    expected = run.table(str(path), selection=selection)
+    assert expected.num_rows > 0
+    outcome = run(url, selection=selection)
+    assert outcome.error is None
+    assert pq.read_table(run.folder / "result").equals(expected)
+    assert (outcome.url, kinds(outcome)) == (url, [""])
+    assert outcome.events_written == expected.num_rows
+    assert 0 < outcome.bytes_read <= 2 * path.stat().st_size
+
+
+def test_only_what_is_asked_for_is_fetched(http_door: Http, run: Run) -> None:
+    """One branch of many costs the file's tables and that branch's baskets, in few requests."""
+    selection = json.dumps([{"treename": "events", "filter_name": "MET_px"}])
+    outcome = run(http_door.url("hzz.root"), selection=selection)
+    assert outcome.error is None
+    assert outcome.bytes_read < HZZ.stat().st_size / 5
+    assert len(http_door.asked) <= 6
+    assert all(" bytes=" in asked for asked in http_door.asked)
+
+
+def test_a_redirect_is_followed(http_door: Http, run: Run) -> None:
+    """A door that sends the reader to the server that has the file is as good as that server."""
+    with http("redirects", elsewhere=http_door.url("hzz.root")) as door:
+        assert run.table(door.url("hzz.root")).equals(run.table(str(HZZ)))
+
+
+@pytest.mark.parametrize("scheme", ["path", "file", "http", "root"])
+def test_names_with_characters_that_mean_something(
+    root_door: XRootD, http_door: Http, run: Run, scheme: str
+) -> None:
+    """Such a name is percent-encoded in http:// and file://, and as it is in root:// and a path."""
+    path = put(run.folder, ODD, HZZ)
+    url = {
+        "path": str(path),
+        "file": path.as_uri(),
+        "http": http_door.url(ODD),
+        "root": root_door.url(ODD.replace("?", "")),  # in root:// it begins what is no name
+    }[scheme]
+    assert run.table(url).equals(run.table(str(HZZ)))
+
+
+def test_a_question_mark_begins_what_the_server_is_told(http_door: Http, run: Run) -> None:
+    """What follows a question mark, such as a signature, reaches the HTTP server unchanged."""
+    query = "?X-Sig=a%2Fb%2Bc%3D&x=1+2"
+    run.table(http_door.url("hzz.root") + query)
+    assert {asked.split()[0] for asked in http_door.asked} == {f"/hzz.root{query}"}
+
+
+# --- what fails ----------------------------------------------------------------------------
+
+# the first replica: of which protocol, what, its class, words of its message
+BAD: list[tuple[Protocol, str, str, str]] = [
+    ("root", "missing.root", "Missing", "does not exist"),
+    ("root", "folder.root", "Missing", "does not exist"),
+    ("root", "(closed)", "Unreachable", "cannot be reached: Connection error"),
+    ("root", "(unknown)", "Unreachable", "cannot be reached: Invalid address"),
+    ("root", "empty.root", "Truncated", "ends before"),
+    ("root", "truncated.root", "Truncated", "ends before"),
+    ("root", "cut_short.root", "Truncated", "ends before"),
+    ("root", "corrupt.root", "Corrupt", "branch Jet_Px of .* is corrupt"),
+    ("root", "no_root.root", "Corrupt", "not a ROOT file"),
+    ("root", "timeout eof [3011].root", "Corrupt", "not a ROOT file"),
+    ("root", "denied.root", "Denied", "may not be read: .*permission denied"),
+    ("http", "missing.root", "Missing", "does not exist"),
+    ("http", "(closed)", "Unreachable", "cannot be reached: .*refused"),
+    ("http", "(unknown)", "Unreachable", "cannot be reached: .*not known"),
+    ("http", "empty.root", "Truncated", "ends before"),
+    ("http", "truncated.root", "Truncated", "ends before"),
+    ("http", "cut_short.root", "Truncated", "ends before"),
+    ("http", "corrupt.root", "Corrupt", "branch Jet_Px of .* is corrupt"),
+    ("http", "no_root.root", "Corrupt", "not a ROOT file"),
+    ("http", "timeout eof [3011].root", "Corrupt", "not a ROOT file"),
+    ("http", "(401)", "Denied", "may not be read: .*401"),
+    ("http", "(403)", "Denied", "may not be read: .*403"),
+    ("http", "(410)", "Missing", "does not exist"),
+    ("http", "(429)", "Unreachable", "cannot be reached: .*429"),
+    ("http", "(500)", "Unreachable", "cannot be reached: .*500"),
+    ("http", "(503)", "Unreachable", "cannot be reached: .*503"),
+    ("http", "(504)", "Slow", "did not answer in time: .*504"),
+    ("http", "(breaks)", "Unreachable", "cannot be reached: .*closed connection"),
+    ("http", "(redirects)", "Unreachable", "cannot be reached: .*redirects"),
+    ("http", "(whole)", "Unreachable", "does not send parts of files.*root://"),
+]
+
+
+def bad_url(door: XRootD | Http, what: str) -> str:
+    """Return the URL of a bad replica, and let the server go wrong where it has to."""
+    host = f"{door.address}:{door.port}" if isinstance(door, XRootD) else f"127.0.0.1:{door.port}"
+    good = door.url("hzz.root")
+    if what == "(closed)":
+        return good.replace(host, f"127.0.0.1:{free_port()}")
+    if what == "(unknown)":
+        return good.replace(host, NOWHERE)
+    if isinstance(door, Http) and what.startswith("("):
+        word = what.strip("()")
+        if word.isdigit():
+            door.status = int(word)
+        elif word == "redirects":
+            door.manner, door.elsewhere = "redirects", good
+        else:
+            assert word in ("breaks", "whole")
+            door.manner = "breaks" if word == "breaks" else "whole"
+        return good
+    return door.url(what)
+
+
+@pytest.mark.parametrize(("protocol", "what", "kind", "words"), BAD)
+def test_a_bad_replica_is_passed_over(
+    root_door: XRootD,
+    other_door: XRootD,
+    http_door: Http,
+    run: Run,
+    protocol: Protocol,
+    what: str,
+    kind: str,
+    words: str,
+) -> None:
+    """The first replica fails by its own class, the second is used, and both tries are told."""
+    bad = bad_url(root_door if protocol == "root" else http_door, what)
+    good = other_door.url("hzz.root")
+    outcome = run(bad, good)
+    assert outcome.error is None, outcome.error
+    assert (outcome.url, kinds(outcome)) == (good, [kind, ""])
+    assert [attempt.url for attempt in outcome.attempts] == [bad, good]
+    record = outcome.attempts[0].error
+    assert record is not None
+    text = f"{record.message} {record.hint}"
+    assert re.search(words, text), text
+    assert "\n" not in text
+    assert pq.read_table(run.folder / "result").equals(run.table(str(HZZ)))
+
+
+@pytest.mark.parametrize(
+    ("status", "manner", "kind"),
+    [
+        (404, "ranges", "Missing"),
+        (403, "ranges", "Denied"),
+        (500, "ranges", "Unreachable"),
+        (0, "breaks", "Unreachable"),
+        (0, "whole", "Unreachable"),
+    ],
+)
+@pytest.mark.parametrize("well", [1, 2, 3])
+def test_a_server_that_goes_wrong_on_the_way(
+    http_door: Http, run: Run, status: int, manner: servers.Manner, kind: str, well: int
+) -> None:
+    """A fault has its class in the middle of the work too, and is not taken for a bad branch."""
+    http_door.status, http_door.manner, http_door.well = status, manner, well
+    outcome = run(http_door.url("hzz.root"), str(HZZ))
+    assert outcome.error is None
+    assert kinds(outcome) == [kind, ""]
+
+
+def test_a_search_for_the_bad_branch_that_is_cut_off(http_door: Http, run: Run) -> None:
+    """A server that goes away while the corrupt branch is looked for is not the branch's fault."""
+    url = http_door.url("corrupt.root")
+    assert kinds(run(url)) == ["Corrupt"]
+    # the search begins with Jet_Px, and ends there: it is the last of what was asked
+    http_door.status, http_door.well = 500, len(http_door.asked) - 1
+    assert kinds(run(url, str(HZZ))) == ["Unreachable", ""]
+
+
+def test_an_error_of_the_query_stops_at_the_first_replica(
+    root_door: XRootD, other_door: XRootD, http_door: Http, run: Run
+) -> None:
+    """What no other copy can cure is not tried on another copy."""
+    selection = json.dumps([{"treename": "events", "expressions": ["nope"]}])
+    for door in (root_door, http_door):
+        outcome = run(door.url("hzz.root"), other_door.url("hzz.root"), selection=selection)
+        assert kinds(outcome) == ["UnknownName"]
+        assert outcome.error == outcome.attempts[0].error
+        assert outcome.url == door.url("hzz.root")
+
+
+def test_when_all_replicas_are_bad_the_last_one_speaks(
+    root_door: XRootD, http_door: Http, run: Run
+) -> None:
+    """All tries are listed in their order, the error is that of the last, and nothing is left."""
+    urls = [
+        root_door.url("missing.root"),
+        http_door.url("no_root.root"),
+        f"http://127.0.0.1:{free_port()}/hzz.root",
+        root_door.url("denied.root"),
+    ]
+    outcome = run(*urls)
+    assert kinds(outcome) == ["Missing", "Corrupt", "Unreachable", "Denied"]
+    assert [attempt.url for attempt in outcome.attempts] == urls
+    assert outcome.error == outcome.attempts[-1].error
+    assert outcome.url == urls[-1]
+    assert not (run.folder / "result").exists()
+
+
+@pytest.mark.parametrize("place", ["path", "root", "http"])
+def test_failures_leave_nothing_open(
+    root_door: XRootD, http_door: Http, run: Run, place: str
+) -> None:
+    """Threads and descriptors are given back at once, also while somebody holds the errors."""
+    path = put(run.folder, "no_root.root", b"x" * 999)
+    url = {
+        "path": str(path),
+        "root": root_door.url("no_root.root"),
+        "http": http_door.url("no_root.root"),
+    }[place]
+
+    def count() -> tuple[int, int]:
+        ours = [t for t in threading.enumerate() if "process_request" not in t.name]
+        return len(ours), psutil.Process().num_fds()
+
+    def fail() -> ReplicaError:
+        with pytest.raises(ReplicaError) as caught, open_root(url):
+            pass
+        return caught.value
+
+    held = [fail()]  # XrdCl keeps its connection to a server
+    before = count()
+    held += [fail() for _ in range(20)]
+    # the test's own HTTP server may still be closing the last connection
+    assert count()[0] <= before[0]
+    assert count()[1] <= before[1] + 1
+
+
+# --- silence -------------------------------------------------------------------------------
+
+# XrdCl reads its settings once in the life of a process
+CHILD = """
+import json, sys, time
+from servicex_server.columnar import read, source
+from servicex_server.errors import ServiceXError
+
+url, source._HTTP_SILENCE = sys.argv[1], 1.0
+found = {"kind": "", "text": ""}
+import uproot, httpx
+began = time.monotonic()
+try:
+    with read.open_root(url) as file:
+        tree = file.tree("events")
+        tree.read(["Jet_Px"], 0, 10)
+        print("half", flush=True)
+        sys.stdin.readline()
+        began = time.monotonic()
+        tree.read(["MET_px"], 0, 10)
+except ServiceXError as error:
+    found = {"kind": type(error).__name__.removesuffix("Error"), "text": str(error)}
+print(json.dumps(found | {"seconds": time.monotonic() - began}), flush=True)
+"""
+SHORT = {
+    "XRD_REQUESTTIMEOUT": "2",
+    "XRD_STREAMTIMEOUT": "2",
+    "XRD_CONNECTIONWINDOW": "2",
+}
+
+
+@pytest.fixture
+def child() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Give a function that reads a file in a process of its own with short deadlines."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(url: str, program: str = CHILD, **environment: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | SHORT | environment,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        with process:
+            process.kill()
+
+
+def told(process: subprocess.Popen[str], line: str = "") -> dict[str, Any]:
+    """Tell a child to go on, and return what it found."""
+    output, _ = process.communicate(line, timeout=30)
+    found: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return found
+
+
+def test_a_frozen_server_does_not_hold_a_worker(
+    scratch: Path, child: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """A server that stops answering, before the file is open or after, ends in a bounded time."""
+    with xrootd() as door:
+        put(door.folder, "hzz.root", HZZ)
+        half = child(door.url("hzz.root"))
+        assert half.stdout is not None
+        assert half.stdout.readline() == "half\n"
+        with door.frozen():
+            for found in (told(half, "\n"), told(child(door.url("hzz.root")))):
+                assert found["kind"] == "Slow", found
+                assert "did not answer in time" in found["text"]
+                assert 1 < found["seconds"] < 10
+        assert told(child(door.url("hzz.root")), "\n")["kind"] == ""
+
+
+@pytest.mark.parametrize("well", [0, 4])
+def test_a_silent_http_server_does_not_hold_a_worker(
+    http_door: Http, child: Callable[..., subprocess.Popen[str]], well: int
+) -> None:
+    """An HTTP server that takes the request and says nothing is given up, whenever that is."""
+    http_door.manner, http_door.well = "silent", well
+    found = told(child(http_door.url("hzz.root")), "\n")
+    assert found["kind"] == "Slow", found
+    assert 0.9 < found["seconds"] < 5
+
+
+AGAIN = """
+import json, sys, time
+from servicex_server.columnar import read, source
+from servicex_server.errors import ServiceXError
+
+def attempt():
+    try:
+        with read.open_root(sys.argv[1]):
+            return ""
+    except ServiceXError as error:
+        return type(error).__name__
+
+found = [attempt()]
+print("tried", flush=True)
+sys.stdin.readline()
+began = time.monotonic()
+while found[-1] and time.monotonic() < began + 20:
+    time.sleep(0.1)
+    found.append(attempt())
+print(json.dumps({"kinds": found, "seconds": time.monotonic() - began}))
+"""
+
+
+def test_a_server_that_comes_back_is_used_again(
+    child: Callable[..., subprocess.Popen[str]],
+) -> None:
+    """A refused connection is held against a server for two seconds, not for half an hour."""
+    port = free_port()
+    process = child(f"root://127.0.0.1:{port}//hzz.root", AGAIN)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "tried\n"
+    with xrootd(port=port) as door:
+        put(door.folder, "hzz.root", HZZ)
+        found = told(process, "\n")
+    assert found["kinds"][0] == "UnreachableError"
+    assert found["kinds"][-1] == ""
+    assert found["seconds"] < 5
+
+
+def test_the_deadlines_are_set_unless_somebody_set_them() -> None:
+    """A worker does not wait ten minutes for a dead server, and an administrator may change it."""
+    program = (
+        "import json, os\n"
+        "from servicex_server.columnar import read, source\n"
+        "from servicex_server.errors import UnreachableError\n"
+        f"try:\n    with read.open_root('root://{NOWHERE}//x'): pass\n"
+        "except UnreachableError:\n    pass\n"
+        "print(json.dumps({name: os.environ[name] for name in source._XROOTD_DEFAULTS}))"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("XRD_")}
+    output = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment | {"XRD_STREAMTIMEOUT": "777"},
+        check=True,
+        capture_output=True,
+        timeout=30,
+    ).stdout
+    found = json.loads(output)
+    assert found.pop("XRD_STREAMTIMEOUT") == "777"
+    assert {"XRD_CONNECTIONWINDOW", "XRD_REQUESTTIMEOUT"} < set(found)
+    assert all(0 < int(value) <= 60 for value in found.values())
+
+
+def test_without_the_client_the_message_names_the_extra() -> None:
+    """Where XRootD is not installed, a root:// URL says what to install."""
+    program = (
+        "import sys\n"
+        "sys.modules['XRootD'] = None\n"
+        "from servicex_server.columnar.read import open_root\n"
+        "from servicex_server.errors import UnreachableError\n"
+        "try:\n"
+        "    with open_root('root://127.0.0.1//x.root'): pass\n"
+        "except UnreachableError as error: print(error)\n"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=30
+    ).stdout
+    assert "needs the XRootD client" in output
+    assert "pip install 'servicex-server[xrootd]'" in output
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_https_by_the_authorities_of_the_system(
+    tmp_path: Path, child: Callable[..., subprocess.Popen[str]], *, trusted: bool
+) -> None:
+    """A certificate counts if OpenSSL's usual places, or SSL_CERT_FILE, vouch for its issuer."""
+    certificate, key = servers.certificate(tmp_path)
+    with http(certificate=(certificate, key)) as door:
+        put(door.folder, "hzz.root", HZZ)
+        process = child(door.url("hzz.root"), SSL_CERT_FILE=str(certificate) if trusted else "")
+        found = told(process, "\n")
+    assert found["kind"] == ("" if trusted else "Unreachable")
+    assert trusted or "certificate verify failed" in found["text"]
+
+
+# --- the whole service ---------------------------------------------------------------------
+
+
+def test_a_list_of_all_kinds_of_places(
+    server: Server, root_door: XRootD, http_door: Http, tmp_path: Path
+) -> None:
+    """A path, file://, http:// and root:// in one list are all delivered, and alike."""
+    copy = put(tmp_path, "a copy.root", HZZ)
+    files = [str(HZZ), copy.as_uri(), http_door.url("hzz.root"), root_door.url("hzz.root")]
+    status = server.run(file_list=files, selection=QUERY)
+    counts = (status["files"], status["files-completed"], status["files-failed"])
+    assert (status["status"], counts) == ("Complete", (4, 4, 0))
+    tables = [pq.read_table(path) for path in server.stored(status["request_id"])]
+    assert len(tables) == 4
+    assert all(table.equals(tables[0]) for table in tables)
+    assert tables[0].num_rows == 2421
+
+
+def test_a_missing_file_on_a_server_fails_alone(
+    server: Server, root_door: XRootD, http_door: Http
+) -> None:
+    """A 404 fails its file by the class Missing; its neighbours are delivered."""
+    bad = http_door.url("missing.root")
+    files = [str(HZZ), bad, root_door.url("hzz.root")]
+    status = server.run(file_list=files, selection=QUERY)
+    counts = (status["files"], status["files-completed"], status["files-failed"])
+    assert (status["status"], counts) == ("Complete", (3, 2, 1))
+    (error,) = server.errors(status["request_id"])
+    assert (error["class"], error["blame"], error["file"]) == ("Missing", "replica", bad)
+    assert [attempt["class"] for attempt in error["attempts"]] == ["Missing"]
+    assert len(server.stored(status["request_id"])) == 2

@@ -1,0 +1,395 @@
+"""The database: migrations, counters from rows, fair choice, and results that are told once."""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine, inspect
+
+from servicex_server.database import datasets as dataset_rows
+from servicex_server.database import requests as request_rows
+from servicex_server.database import tasks as task_rows
+from servicex_server.database.connection import Database
+from servicex_server.database.tables import metadata
+from servicex_server.errors import CorruptError, NotFoundError, StateError, UnreachableError
+from servicex_server.errors import UnknownNameError as NoBranch
+from servicex_server.model import (
+    LOCAL_USER,
+    DatasetState,
+    InputFile,
+    Outcome,
+    Principal,
+    Replica,
+    Request,
+    RequestState,
+    ResultFormat,
+    Role,
+    TaskState,
+    now,
+)
+
+ANN, BOB = Principal("ann"), Principal("bob")
+OPERATOR = Principal("olga", Role.OPERATOR)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Run asynchronous tests on asyncio."""
+    return "asyncio"
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    """Give a migrated database."""
+    made = Database(f"sqlite:///{tmp_path / 'rows.sqlite'}")
+    made.migrate()
+    yield made
+    made.close()
+
+
+pytestmark = pytest.mark.anyio
+
+
+def request(owner: str, name: str, dataset_id: int) -> Request:
+    """Return a running request."""
+    return Request(
+        id=f"{name:0>36}",
+        title=name,
+        owner=owner,
+        dataset_id=dataset_id,
+        did="x",
+        language="uproot-raw",
+        selection="[]",
+        format=ResultFormat.PARQUET,
+        state=RequestState.RUNNING,
+        submitted_at=now(),
+        finished_at=None,
+        failure="",
+        app_version="0",
+    )
+
+
+async def ask(
+    database: Database, owner: str, name: str, files: int, *, complete: bool = True
+) -> str:
+    """Store a running request on a new dataset of so many files."""
+
+    def store(connection: Any) -> str:
+        dataset_id = dataset_rows.create(
+            connection, name=name, finder="file-list", owner=owner, reference={}
+        )
+        found = [InputFile((Replica(f"/{name}/{n}.root"),)) for n in range(files)]
+        if found:
+            dataset_rows.add_files(connection, dataset_id, 0, found)
+        if complete:
+            dataset_rows.set_state(connection, dataset_id, DatasetState.COMPLETE)
+        made = request(owner, name, dataset_id)
+        request_rows.create(connection, made)
+        task_rows.add_for_dataset(connection, [made.id], dataset_id)
+        return made.id
+
+    return await database.write(store)
+
+
+def success(claimed: task_rows.Claimed) -> task_rows.Recorded:
+    """Return a good end of a task."""
+    outcome = Outcome(
+        claimed.request_id,
+        claimed.file_id,
+        claimed.attempt,
+        entries=claimed.entries,
+        bytes_written=7,
+        events_read=3,
+    )
+    name = f"{claimed.position}_{claimed.entries}.parquet"
+    return task_rows.Recorded(outcome, name, f"{claimed.request_id}/{name}")
+
+
+def failure(claimed: task_rows.Claimed, error: Exception) -> task_rows.Recorded:
+    """Return a bad end of a task."""
+    record = error.record()  # type: ignore[attr-defined]  # one of ours
+    outcome = Outcome(claimed.request_id, claimed.file_id, claimed.attempt, claimed.entries)
+    return task_rows.Recorded(replace(outcome, error=record))
+
+
+async def test_migrations_make_the_tables_that_the_code_has(tmp_path: Path) -> None:
+    """An empty database migrated step by step equals the declared tables, twice as well."""
+    url = f"sqlite:///{tmp_path / 'm.sqlite'}"
+    for _ in range(2):
+        made = Database(url)
+        made.migrate()
+        made.close()
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        difference = compare_metadata(MigrationContext.configure(connection), metadata)
+        indexes = {i["name"] for i in inspect(connection).get_indexes("tasks")}
+    engine.dispose()
+    assert difference == []
+    assert "ix_tasks_request_id_state" in indexes
+
+
+async def test_a_request_is_seen_by_its_owner_and_operators(database: Database) -> None:
+    """Somebody else's request looks like one that does not exist."""
+    request_id = await ask(database, "ann", "a", 1)
+    assert (await database.read(request_rows.get, ANN, request_id)).owner == "ann"
+    assert (await database.read(request_rows.get, OPERATOR, request_id)).owner == "ann"
+    with pytest.raises(NotFoundError) as hers:
+        await database.read(request_rows.get, BOB, request_id)
+    with pytest.raises(NotFoundError) as nobodys:
+        await database.read(request_rows.get, BOB, "nobody's")
+    assert hers.value.message.replace(request_id, "") == nobodys.value.message.replace(
+        "nobody's", ""
+    )
+    for act in (request_rows.cancel, request_rows.remove):
+        with pytest.raises(NotFoundError):
+            await database.write(act, BOB, request_id)
+    listed = [await database.read(request_rows.listed, who, owner="ann") for who in (ANN, BOB)]
+    assert [len(found) for found in listed] == [1, 0]
+    assert len(await database.read(request_rows.listed, OPERATOR, owner="ann")) == 1
+
+
+async def test_a_file_list_belongs_to_its_user(database: Database) -> None:
+    """Somebody else's file list is neither listed, nor read, nor used again."""
+    await ask(database, "ann", "a", 1)
+    (dataset,) = await database.read(dataset_rows.listed, ANN, finder=None, with_stale=False)
+    assert await database.read(dataset_rows.listed, BOB, finder=None, with_stale=False) == []
+    with pytest.raises(NotFoundError):
+        await database.read(dataset_rows.files_of, BOB, dataset.id)
+    assert await database.read(dataset_rows.find_fresh, "a", "ann") == dataset.id
+    assert await database.read(dataset_rows.find_fresh, "a", "bob") is None
+
+
+async def test_slots_go_to_the_user_with_the_fewest(database: Database) -> None:
+    """A giant request leaves room for another user's, and shortest requests go first."""
+    giant = await ask(database, "ann", "giant", 500)
+    small = await ask(database, "ann", "small", 2)
+    other = await ask(database, "bob", "other", 3)
+    taken = Counter(c.request_id for c in await database.write(task_rows.claim, 8))
+    assert taken == {small: 2, other: 3, giant: 3}
+    assert (
+        sum(Counter(c.request_id for c in await database.write(task_rows.claim, 4)).values()) == 4
+    )
+
+
+async def test_nothing_is_claimed_twice(database: Database) -> None:
+    """Every file is handed out once, in the dataset's order."""
+    await ask(database, "ann", "a", 10)
+    claimed = [c for _ in range(5) for c in await database.write(task_rows.claim, 3)]
+    assert [c.position for c in claimed] == list(range(10))
+    assert {c.attempt for c in claimed} == {1}
+
+
+async def test_counters_are_counted(database: Database) -> None:
+    """Outcomes that come twice, late or after a cancel change no counter."""
+    request_id = await ask(database, "ann", "a", 3)
+    claimed = await database.write(task_rows.claim, 3)
+    results = [success(claimed[0]), success(claimed[0]), success(claimed[1])]
+    touched, orphans = await database.write(task_rows.record, results, most_attempts=3)
+    assert (touched, orphans) == ({request_id}, [results[1].object_key])
+    again = await database.write(task_rows.record, results[:1], most_attempts=3)
+    assert again == (set(), [results[0].object_key])
+    found = await database.read(request_rows.get, ANN, request_id)
+    assert (found.files, found.completed, found.failed) == (3, 2, 0)
+    await database.write(request_rows.cancel, ANN, request_id)
+    late = await database.write(task_rows.record, [success(claimed[2])], most_attempts=3)
+    assert late == (set(), [success(claimed[2]).object_key])
+    found = await database.read(request_rows.get, ANN, request_id)
+    assert (found.state, found.completed) == (RequestState.CANCELED, 2)
+    with pytest.raises(StateError):
+        await database.write(request_rows.cancel, ANN, request_id)
+
+
+async def test_only_what_may_pass_is_tried_again(database: Database) -> None:
+    """An unreachable site is tried again after a pause, a corrupt file is not."""
+    await ask(database, "ann", "a", 2)
+    flaky, corrupt = await database.write(task_rows.claim, 2)
+    results = [failure(flaky, UnreachableError("away")), failure(corrupt, CorruptError("bad"))]
+    await database.write(task_rows.record, results, most_attempts=2)
+    assert await database.write(task_rows.claim, 2) == []
+    due = await database.read(task_rows.next_due)
+    assert due is not None
+    assert now() < due < now() + timedelta(seconds=5)
+    states = await database.read(_states)
+    assert states == {TaskState.WAITING: 1, TaskState.FAILED: 1}
+    await database.write(_make_due)
+    (again,) = await database.write(task_rows.claim, 2)
+    assert again.attempt == 2
+    await database.write(
+        task_rows.record, [failure(again, UnreachableError("away"))], most_attempts=2
+    )
+    assert await database.read(_states) == {TaskState.FAILED: 2}
+
+
+def _states(connection: Any) -> dict[str, int]:
+    from sqlalchemy import func, select
+
+    from servicex_server.database.tables import tasks
+
+    rows = connection.execute(select(tasks.c.state, func.count()).group_by(tasks.c.state))
+    found: dict[str, int] = dict(iter(rows))
+    return found
+
+
+def _make_due(connection: Any) -> None:
+    from sqlalchemy import update
+
+    from servicex_server.database.tables import tasks
+
+    connection.execute(update(tasks).values(not_before=now() - timedelta(seconds=1)))
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "error", "end"),
+    [
+        (2, 0, None, RequestState.COMPLETE),
+        (1, 1, CorruptError("bad"), RequestState.COMPLETE),
+        (0, 2, CorruptError("bad"), RequestState.FATAL),
+        (0, 0, None, RequestState.COMPLETE),
+    ],
+)
+async def test_how_a_request_ends(
+    database: Database, good: int, bad: int, error: Exception | None, end: RequestState
+) -> None:
+    """The last file ends it; a request without any result is fatal, unless it has no file."""
+    request_id = await ask(database, "ann", "a", good + bad)
+    claimed = await database.write(task_rows.claim, 10)
+    results = [success(c) for c in claimed[:good]]
+    results += [failure(c, error) for c in claimed[good:] if error]
+    await database.write(task_rows.record, results, most_attempts=1)
+    ended = await database.write(task_rows.finish, [request_id], fatal_after=3)
+    assert ended == {request_id: end}
+    found = await database.read(request_rows.get, ANN, request_id)
+    assert found.finished_at is not None
+    assert bool(found.failure) == bool(bad)
+    assert await database.write(task_rows.finish, [request_id], fatal_after=3) == {}
+
+
+async def test_a_request_does_not_end_before_its_look_up(database: Database) -> None:
+    """While files may still be found, a request without open files goes on."""
+    request_id = await ask(database, "ann", "a", 1, complete=False)
+    (claimed,) = await database.write(task_rows.claim, 1)
+    await database.write(task_rows.record, [success(claimed)], most_attempts=1)
+    assert await database.write(task_rows.finish, [request_id], fatal_after=3) == {}
+
+
+@pytest.mark.parametrize(
+    ("errors", "fatal"),
+    [
+        ([NoBranch("no branch x")] * 3, True),
+        ([NoBranch("no branch x")] * 2, False),
+        ([NoBranch("no branch x")] * 2 + [NoBranch("no branch y")], False),
+        ([CorruptError("bad")] * 3, False),
+    ],
+)
+async def test_one_query_error_in_all_first_files_is_fatal(
+    database: Database, errors: list[Exception], *, fatal: bool
+) -> None:
+    """Three files with one and the same query error end a request; other errors do not."""
+    request_id = await ask(database, "ann", "a", 50)
+    claimed = await database.write(task_rows.claim, len(errors))
+    results = [failure(c, e) for c, e in zip(claimed, errors, strict=True)]
+    await database.write(task_rows.record, results, most_attempts=1)
+    ended = await database.write(task_rows.finish, [request_id], fatal_after=3)
+    assert ended == ({request_id: RequestState.FATAL} if fatal else {})
+    if fatal:
+        found = await database.read(request_rows.get, LOCAL_USER, request_id)
+        assert "no branch x [the first 3 files]" in found.failure
+        states = await database.read(_states)
+        assert states == {TaskState.FAILED: 3, TaskState.CANCELED: 47}
+
+
+async def test_a_restart_takes_up_what_ran(database: Database) -> None:
+    """What was running waits again, with the attempt not counted."""
+    await ask(database, "ann", "a", 3)
+    await database.write(task_rows.claim, 2)
+    assert await database.write(task_rows.recover) == 2
+    again = await database.write(task_rows.claim, 3)
+    assert [(c.position, c.attempt) for c in again] == [(0, 1), (1, 1), (2, 1)]
+
+
+async def test_times_never_go_back(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the clock is set back, a client that asks for later results still gets them."""
+    request_id = await ask(database, "ann", "a", 3)
+    claimed = await database.write(task_rows.claim, 3)
+    for one in claimed:
+        await database.write(task_rows.record, [success(one)], most_attempts=1)
+        back = now() - timedelta(hours=1)
+        monkeypatch.setattr(task_rows, "now", lambda back=back: back)
+    found = await database.read(task_rows.reports, request_id, [TaskState.DONE])
+    times = [report.finished_at for report in found]
+    assert times == sorted(times)
+    later = await database.read(
+        task_rows.reports, request_id, [TaskState.DONE], later_than=times[1]
+    )
+    assert [report.finished_at for report in later] == times[1:]
+    first = datetime(1, 1, 1, tzinfo=UTC)
+    everything = await database.read(
+        task_rows.reports, request_id, [TaskState.DONE], later_than=first
+    )
+    assert len(everything) == 3
+
+
+async def test_statistics_wait_for_a_result(database: Database) -> None:
+    """There are no statistics before the first result."""
+    request_id = await ask(database, "ann", "a", 1)
+    assert await database.read(task_rows.statistics, request_id) is None
+    (claimed,) = await database.write(task_rows.claim, 1)
+    await database.write(task_rows.record, [success(claimed)], most_attempts=1)
+    found = await database.read(task_rows.statistics, request_id)
+    assert found is not None
+    assert (found["bytes"], found["events"]) == (7, 3)
+
+
+async def test_a_failed_transaction_leaves_nothing(database: Database) -> None:
+    """What raises in the middle of a write has changed no row."""
+
+    def half(connection: Any) -> None:
+        dataset_rows.create(connection, name="x", finder="f", owner=None, reference={})
+        raise RuntimeError("in the middle")
+
+    act: Callable[..., Any] = half
+    with pytest.raises(RuntimeError):
+        await database.write(act)
+    assert await database.read(dataset_rows.unfinished) == []
+
+
+async def test_a_large_file_becomes_its_parts(database: Database) -> None:
+    """The parts take the place of the file, keep their order, and are counted each."""
+    request_id = await ask(database, "ann", "large", 2)
+    large, small = await database.write(task_rows.claim, 2)
+    parts = ((0, 40), (40, 70), (70, 100))
+    outcome = Outcome(large.request_id, large.file_id, large.attempt, parts=parts)
+    touched, orphans = await database.write(
+        task_rows.record, [task_rows.Recorded(outcome)], most_attempts=1
+    )
+    assert (touched, orphans) == (set(), [])
+    found = await database.read(request_rows.get, ANN, request_id)
+    assert (found.files, found.completed, found.failed) == (4, 0, 0)
+    claimed = await database.write(task_rows.claim, 9)
+    assert [(one.file_id, one.entries, one.attempt) for one in claimed] == [
+        (large.file_id, part, 1) for part in parts
+    ]
+    ends = [success(small), *(success(one) for one in claimed[1:])]
+    lost = failure(claimed[0], NoBranch("no branch x"))
+    await database.write(task_rows.record, [*ends, lost], most_attempts=1)
+    found = await database.read(request_rows.get, ANN, request_id)
+    assert (found.files, found.completed, found.failed) == (4, 3, 1)
+    (failed,) = await database.read(task_rows.reports, request_id, [TaskState.FAILED])
+    assert failed.entries == (0, 40)
+
+
+async def test_a_part_that_is_told_twice_is_made_once(database: Database) -> None:
+    """The second word of a worker about a file that has become parts changes nothing."""
+    request_id = await ask(database, "ann", "twice", 1)
+    (large,) = await database.write(task_rows.claim, 1)
+    outcome = Outcome(large.request_id, large.file_id, large.attempt, parts=((0, 5), (5, 9)))
+    for _ in range(2):
+        await database.write(task_rows.record, [task_rows.Recorded(outcome)], most_attempts=1)
+    found = await database.read(request_rows.get, ANN, request_id)
+    assert found.files == 2

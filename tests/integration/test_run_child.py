@@ -1,0 +1,744 @@
+"""A user's function in a process of its own: what comes back, and that nothing stays behind."""
+
+import base64
+import importlib.util
+import os
+import signal
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from servicex_server.errors import (
+    DiskFullError,
+    FormatError,
+    FunctionError,
+    OutOfMemoryError,
+    OutOfTimeError,
+    ServiceXError,
+)
+from servicex_server.languages.python_function import PythonFunction
+from servicex_server.languages.run_child import FIRST, LAST, ProgramResult, run_program
+from servicex_server.model import Limits, ResultFormat
+
+PARQUET, TTREE, RNTUPLE = ResultFormat.PARQUET, ResultFormat.TTREE, ResultFormat.RNTUPLE
+MEMORY = 64 << 20
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="orphans are found on Linux only")
+
+
+class Runner:
+    """Runs sources, each on one file, and knows where the result is."""
+
+    def __init__(self, folder: Path) -> None:
+        self.scratch = folder / "scratch"
+        self.scratch.mkdir()
+        self.output = folder / "result"
+
+    def __call__(
+        self,
+        source: str,
+        result_format: ResultFormat = PARQUET,
+        *,
+        url: str = "/data/in.root",
+        seconds: float = 20.0,
+        memory: int = MEMORY,
+        disk: int = 1 << 30,
+    ) -> ProgramResult:
+        selection = base64.b64encode(textwrap.dedent(source).encode()).decode()
+        program = PythonFunction().compile(selection, result_format)
+        limits = Limits(seconds=seconds, memory=memory)
+        descriptors = psutil.Process().num_fds()
+        try:
+            return run_program(
+                program, url, self.output, result_format, limits, self.scratch, disk=disk
+            )
+        finally:
+            assert psutil.Process().num_fds() <= descriptors
+
+    def fails(self, kind: type[ServiceXError], source: str, **more: Any) -> tuple[str, str]:
+        """Run what must fail, and return what is said and what was printed."""
+        with pytest.raises(kind) as caught:
+            self(source, **more)
+        assert type(caught.value) is kind
+        assert not self.output.exists()
+        return str(caught.value), vars(caught.value)["log_tail"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Runner]:
+    """Run functions; afterwards nothing of them is on the machine."""
+    before = set(psutil.Process().children(recursive=True))
+    runner = Runner(tmp_path)
+    yield runner
+    assert [p for p in psutil.Process().children(recursive=True) if p not in before] == []
+    assert [p for p in processes() if str(tmp_path) in p] == []
+    assert list(runner.scratch.iterdir()) == []
+
+
+def processes() -> list[str]:
+    """Return the folders and environments of all processes that may be looked at."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            found.append(f"{process.pid} {process.cwd()} {process.environ()}")
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def parquet(path: Path) -> dict[str, list[Any]]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        columns: dict[str, list[Any]] = file.read().to_pydict()
+    return columns
+
+
+def root(path: Path, tree: str) -> dict[str, list[Any]]:
+    import uproot
+
+    with uproot.open(path) as file:
+        arrays = file[tree].arrays()
+        return {name: arrays[name].to_list() for name in arrays.fields if name[0] != "n"}
+
+
+READERS: dict[ResultFormat, Callable[[Path, str], dict[str, list[Any]]]] = {
+    PARQUET: lambda path, _: parquet(path),
+    TTREE: root,
+    RNTUPLE: root,
+}
+
+
+@pytest.mark.parametrize("result_format", list(ResultFormat))
+class TestGoodReturns:
+    """What a function may return, in every format."""
+
+    def test_an_array_with_fields_becomes_columns(
+        self, run: Runner, result_format: ResultFormat
+    ) -> None:
+        """Fields are columns of the tree servicex; the number of entries is told."""
+        done = run(
+            """
+            import awkward as ak
+            def run_query(f):
+                return ak.Array({"pt": [1.5, 2.5, 3.5], "hits": [[1], [], [2, 3]]})
+            """,
+            result_format,
+        )
+        assert done == ProgramResult(events=3, log_tail="")
+        assert READERS[result_format](run.output, "servicex") == {
+            "pt": [1.5, 2.5, 3.5],
+            "hits": [[1], [], [2, 3]],
+        }
+
+    def test_a_text_is_the_column_branch(self, run: Runner, result_format: ResultFormat) -> None:
+        """One JSON text in an array is how the structure of a file is asked for."""
+        run(
+            """
+            import awkward as ak, json
+            def run_query(input_filenames):
+                return ak.Array([json.dumps({"events": {"π": "float"}})])
+            """,
+            result_format,
+        )
+        read = READERS[result_format](run.output, "servicex")
+        assert read == {"branch": ['{"events": {"\\u03c0": "float"}}']}
+
+
+@pytest.mark.parametrize("result_format", [TTREE, RNTUPLE])
+def test_what_makes_an_array_is_one(run: Runner, result_format: ResultFormat) -> None:
+    """Lists, numpy and Arrow arrays are taken for the arrays they are."""
+    run(
+        """
+        import numpy as np, pyarrow as pa
+        def run_query(f):
+            return {
+                "list": [1, 2, 3],
+                "jagged": [[1.0], [], [2.0, 3.0]],
+                "texts": ["a", "", "ccc"],
+                "records": [{"x": 1, "y": 2.5}],
+                "numpy": np.arange(3, dtype="u2"),
+                "matrix": np.ones((2, 2)),
+                "arrow": pa.array([1.5, 2.5]),
+                "table": pa.table({"x": [1], "y": ["z"]}),
+                "empty": np.array([], dtype="f4"),
+            }
+        """,
+        result_format,
+    )
+    read = {tree: root(run.output, tree) for tree in ("table", "records")}
+    assert read == {"table": {"x": [1], "y": ["z"]}, "records": {"x": [1], "y": [2.5]}}
+    expected = {
+        "list": [1, 2, 3],
+        "jagged": [[1.0], [], [2.0, 3.0]],
+        "texts": ["a", "", "ccc"],
+        "numpy": [0, 1, 2],
+        "matrix": [[1.0, 1.0], [1.0, 1.0]],
+        "arrow": [1.5, 2.5],
+        "empty": [],
+    }
+    for tree, values in expected.items():
+        assert root(run.output, tree) == {"branch": values}
+
+
+@pytest.mark.parametrize("result_format", [TTREE, RNTUPLE])
+def test_a_dict_is_one_tree_for_each_name(run: Runner, result_format: ResultFormat) -> None:
+    """Trees of a dict may have different columns and lengths."""
+    done = run(
+        """
+        import awkward as ak, numpy as np
+        def run_query(f):
+            return {"a": ak.Array({"x": [1, 2]}), "b": np.arange(3.0), "c": {"y": [1], "z": [2.5]}}
+        """,
+        result_format,
+    )
+    assert done.events == 6
+    assert root(run.output, "a") == {"x": [1, 2]}
+    assert root(run.output, "b") == {"branch": [0.0, 1.0, 2.0]}
+    assert root(run.output, "c") == {"y": [1], "z": [2.5]}
+
+
+def test_a_dict_is_one_table_in_parquet(run: Runner) -> None:
+    """Rows of several trees are told apart by a column; one tree needs none."""
+    run("def run_query(f): return {'a': [1, 2], 'b': [3]}")
+    assert parquet(run.output) == {"branch": [1, 2, 3], "treename": ["a", "a", "b"]}
+    run("def run_query(f): return {'a': [1, 2]}")
+    assert parquet(run.output) == {"branch": [1, 2]}
+
+
+def test_a_real_file_is_read(run: Runner) -> None:
+    """The function gets the path of the file it works on, also if that was relative."""
+    spec = importlib.util.find_spec("skhep_testdata")
+    assert spec is not None
+    assert spec.origin is not None
+    path = Path(spec.origin).parent / "data" / "uproot-Zmumu.root"
+    done = run(
+        """
+        import uproot
+        def run_query(input_filenames):
+            with uproot.open({input_filenames: "events"}) as tree:
+                return tree.arrays(["px1", "Run"])
+        """,
+        TTREE,
+        url=os.path.relpath(path),
+    )
+    assert done.events == 2304
+    read = root(run.output, "servicex")
+    assert list(read) == ["px1", "Run"]
+    assert read["px1"][0] == pytest.approx(-41.1952876442)
+
+
+def test_large_results_are_written_in_pieces(run: Runner) -> None:
+    """What is more than a piece comes back whole and in order."""
+    source = "import numpy as np\ndef run_query(f): return {'x': np.arange(9_000_000)}"
+    assert run(source, memory=1 << 30).events == 9_000_000
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(run.output) as file:
+        assert file.num_row_groups > 1
+        column = file.read().column("branch").to_numpy()
+    assert column[0] == 0
+    assert (column[1:] - column[:-1] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("None", "run_query returned None (is a return missing?"),
+        ("3.5", "returned the number 3.5"),
+        ("True", "returned True"),
+        ("np.float32(2)", "returned the number 2.0"),
+        ("np.array(2)", "returned a numpy ndarray"),
+        ("'text'", "returned a text"),
+        ("b'x'", "returned bytes"),
+        ("([1], [2])", "returned a tuple (return a dict"),
+        ("(x for x in f)", "returned a generator"),
+        ("{1, 2}", "returned a builtins set"),
+        ("open", "returned a builtins builtin_function_or_method"),
+        ("np.ndarray", "returned a builtins type"),
+        ("{}", "returned an empty dict"),
+        ("{1: [1]}", "with the key 1, which names no tree"),
+        ("{' ': [1]}", "with the key ' ', which names no tree"),
+        ("{'a': [1], 'b': 7}", "a dict, and its 'b' is the number 7"),
+        ("{'a': None}", "a dict, and its 'a' is None (is a return missing?"),
+        (
+            "{'a': {'x': [1, 2], 'y': [1]}}",
+            "its 'a' is a dict of columns of different lengths: x 2, y 1",
+        ),
+        ("{'a': {}}", "its 'a' is a dict that does not name columns"),
+        ("{'a': {'x': 3}}", "its 'a' is a dict whose 'x' is the number 3"),
+        ("[1, object()]", "returned a list, which makes no array"),
+        ("np.array([object()])", "returned a numpy ndarray, which makes no array"),
+        ("ak.Array([{'x': 1}])[0]", "returned a single record"),
+        ("ak.Array([{}, {}])", "returned records without fields"),
+        ("lambda: 1", "returned a function"),
+    ],
+)
+def test_what_is_not_columns_is_refused(run: Runner, value: str, expected: str) -> None:
+    """The answer says what was returned instead, and what would be right."""
+    imports = {"np.": "import numpy as np", "ak.": "import awkward as ak"}
+    needed = [text for name, text in imports.items() if name in value]
+    source = "\n".join([*needed, f"def run_query(f): return {value}"])
+    said, _ = run.fails(FunctionError, source)
+    assert expected in said
+
+
+def test_a_format_that_cannot_hold_it_is_said(run: Runner) -> None:
+    """The column and the reason are named."""
+    said, _ = run.fails(
+        FormatError,
+        "import awkward as ak\ndef run_query(f): return ak.Array({'x': [1, None]})",
+        result_format=TTREE,
+    )
+    assert "a TTree cannot hold column x" in said
+    said, _ = run.fails(FormatError, "def run_query(f): return {'a': [1], 'b': {'x': [1]}}")
+    assert "different columns" in said
+
+
+def test_an_exception_is_shown_with_its_line(run: Runner) -> None:
+    """Type, text and line of the source are in the message; the log shows the user's frames."""
+    said, log = run.fails(
+        FunctionError,
+        """
+        import json
+        print("before")
+        def cut(x):
+            return json.loads(x)
+        def run_query(f):
+            return cut("{")
+        """,
+    )
+    assert said.startswith(
+        "the function failed in line 5 (return json.loads(x)): JSONDecodeError: Expecting"
+    )
+    assert log.startswith("before\nTraceback (most recent call last):\n")
+    assert 'File "query.py", line 7, in run_query' in log
+    assert 'File "query.py", line 5, in cut' in log
+    assert "json/" not in log
+    assert "child.py" not in log
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import nosuchmodule", "line 1 (import nosuchmodule): ModuleNotFoundError"),
+        ("import nosuchmodule", "workers have no nosuchmodule; there are numpy"),
+        ("1/0", "line 1 (1/0): ZeroDivisionError: division by zero"),
+        ("def run_query(f): return run_query(f)", "RecursionError"),
+        ("def run_query(f): raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("def run_query(f): assert f == 1", "AssertionError"),
+        ("class E(Exception):\n  __str__ = None\ndef run_query(f): raise E", "cannot be shown"),
+        ("def run_query(f): raise ValueError('x' * 10**6)", "xxx…"),
+        ("import sys\ndef run_query(f): sys.exit(3)", "called sys.exit(3) in line 2"),
+        ("raise SystemExit", "called sys.exit() in line 1"),
+        ("import os\ndef run_query(f): os._exit(7)", "exit code 7 before the function returned"),
+        ("import os\ndef run_query(f): os._exit(0)", "exit code 0 before the function returned"),
+        ("import os\ndef run_query(f): os.kill(os.getpid(), 9)", "by signal 9 (SIGKILL)"),
+        ("import os\ndef run_query(f): os.kill(os.getpid(), 15)", "by signal 15 (SIGTERM)"),
+        ("import os\ndef run_query(f): os.abort()", "by signal 6 (SIGABRT)"),
+        ("run_query = None; exec('run_query = 3')", "run_query is the number 3 and no function"),
+    ],
+)
+def test_every_early_end_is_the_functions(run: Runner, source: str, expected: str) -> None:
+    """Exceptions, exits and deaths end as one error that says which of them it was."""
+    if "def run_query" not in source:
+        source += "\nif 0:\n  def run_query(f): ..."
+    said, log = run.fails(FunctionError, source)
+    assert expected in said
+    assert len(said) < 1000
+    assert len(log) < FIRST + LAST + 10_000
+
+
+def test_a_crash_shows_where(run: Runner) -> None:
+    """Of a segmentation fault the log has the line of the user's source."""
+    said, log = run.fails(
+        FunctionError, "import ctypes\ndef run_query(f):\n    ctypes.string_at(0)"
+    )
+    assert "by signal 11 (SIGSEGV) (a compiled library crashed" in said
+    assert 'File "query.py", line 3 in run_query' in log
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        ("def run_query(f):\n    while True: pass", "line 3 of run_query (while True: pass)"),
+        (
+            "import time\ndef g(): time.sleep(99)\ndef run_query(f): g()",
+            "line 3 of g (def g(): time.sleep(99))",
+        ),
+        (
+            "import threading\nthreading.Event().wait()\ndef run_query(f): ...",
+            "line 3 of <module> (threading",
+        ),
+        (
+            (
+                "import signal, time\ndef run_query(f):\n"
+                "    for n in (1, 2, 3, 10, 12, 15): signal.signal(n, signal.SIG_IGN)\n"
+                "    time.sleep(99)"
+            ),
+            "",
+        ),
+        ("import os, signal\ndef run_query(f): os.kill(os.getpid(), signal.SIGSTOP)", ""),
+    ],
+    ids=["busy", "asleep", "imports", "ignores-signals", "stopped"],
+)
+def test_a_function_that_does_not_end_is_ended(run: Runner, source: str, line: str) -> None:
+    """Wall time counts, whatever the process does; the message says where it was."""
+    began = time.monotonic()
+    said, log = run.fails(OutOfTimeError, f"print('begun')\n{source}", seconds=1)
+    assert "took longer than 1 s and was stopped" in said
+    assert line in said
+    assert log == "begun"
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def run_query(f):\n    a = []\n    while True: a.append(bytearray(1 << 20))",
+        "import numpy as np\ndef run_query(f): return np.ones(10**11)",
+        "def run_query(f):\n    x = 'a'\n    while True: x += x",
+        (
+            "import awkward as ak, numpy as np\ndef run_query(f):\n"
+            "    a = ak.Array(np.ones(1 << 20))\n    while True: a = ak.concatenate([a, a])"
+        ),
+        (
+            "def run_query(f):\n    try: return bytearray(1 << 40)\n"
+            "    except MemoryError: raise ValueError('no')"
+        ),
+        (
+            "import mmap\ndef run_query(f):\n    m = mmap.mmap(-1, 4 << 30)\n"
+            "    while True: m.write(bytes(1 << 20))"
+        ),
+        (
+            "import os, time\ndef run_query(f):\n    for _ in range(4): os.fork()\n"
+            "    x = bytearray(os.urandom(1 << 10)) * (100 << 10)\n    time.sleep(20)"
+        ),
+    ],
+    ids=["bytes", "numpy", "text", "awkward", "wrapped", "shared", "family"],
+)
+def test_a_function_without_bounds_is_out_of_memory(run: Runner, source: str) -> None:
+    """Memory is bounded for each process and for all together; the worker is not harmed."""
+    said, _ = run.fails(OutOfMemoryError, source)
+    assert "needs more than 64 MiB of memory" in said
+
+
+@pytest.mark.parametrize("result_format", list(ResultFormat))
+def test_libraries_fit_beside_the_limit(run: Runner, result_format: ResultFormat) -> None:
+    """What uproot, awkward and pyarrow take is not counted: 1 MiB is enough for a small result."""
+    source = "import uproot, awkward, pyarrow.parquet\ndef run_query(f): return [1, 2]"
+    assert run(source, result_format, memory=1 << 20).events == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (
+            (
+                "def run_query(f):\n    with open('x', 'wb') as o:\n"
+                "        while True: o.write(bytes(1 << 20))"
+            ),
+            "in line 3 (while True: o.write(bytes(1 << 20))): File too large",
+        ),
+        (
+            (
+                "import itertools\ndef run_query(f):\n    for n in itertools.count():\n"
+                "        with open(f'x{n}', 'wb') as o: o.write(bytes(1 << 20))"
+            ),
+            "wrote more than 8 MiB and was stopped",
+        ),
+        (
+            (
+                "import subprocess\ndef run_query(f):\n"
+                "    subprocess.run('for i in 1 2 3; do head -c 4M /dev/zero > $i; done; sleep 20',"
+                " shell=True)"
+            ),
+            "wrote more than 8 MiB and was stopped",
+        ),
+        (
+            "import numpy as np\ndef run_query(f):\n    return np.random.random(1 << 21)",
+            "no space is left to write the result",
+        ),
+    ],
+    ids=["one-file", "many-files", "program", "result"],
+)
+def test_a_function_that_fills_the_disk_is_stopped(run: Runner, source: str, expected: str) -> None:
+    """Each file is bounded, and all together, and the result."""
+    said, _ = run.fails(DiskFullError, source, disk=8 << 20)
+    assert expected in said
+
+
+def test_much_output_is_kept_in_part(run: Runner) -> None:
+    """A hundred megabytes of print cost no memory: the beginning and the end are kept."""
+    before = psutil.Process().memory_info().rss
+    done = run(
+        """
+        import sys
+        def run_query(f):
+            print("first")
+            for _ in range(100):
+                sys.stdout.write("x" * 999_999 + "\\n")
+            print("last", file=sys.stderr)
+            return [1]
+        """
+    )
+    assert done.log_tail.startswith("first\nxxx")
+    assert done.log_tail.endswith("x\nlast")
+    left_out = 100_000_011 - FIRST - LAST
+    assert f"\n… {left_out:,} bytes left out …\n" in done.log_tail
+    assert len(done.log_tail) < FIRST + LAST + 100
+    assert psutil.Process().memory_info().rss - before < 20 << 20
+
+
+def test_output_without_end_does_not_hold_the_worker(run: Runner) -> None:
+    """Printing for ever ends with the time."""
+    said, log = run.fails(
+        OutOfTimeError, "def run_query(f):\n    while True: print('y' * 1000)", seconds=1
+    )
+    assert "took longer than 1 s" in said
+    assert "bytes left out" in log
+
+
+def test_binary_output_becomes_text(run: Runner) -> None:
+    """What is printed is shown without what a terminal would obey or a database refuse."""
+    done = run(
+        """
+        import sys
+        def run_query(f):
+            sys.stdout.buffer.write(bytes(range(256)) + "é\\x1b[31mμ\\r\\nend".encode())
+            return [1]
+        """
+    )
+    assert "\0" not in done.log_tail
+    assert "\x1b" not in done.log_tail
+    assert "ABCDEFG" in done.log_tail
+    assert done.log_tail.endswith("é[31mμ\nend")
+
+
+@pytest.mark.parametrize(
+    "trick",
+    [
+        "sys.stdout.close(); sys.stderr.close()",
+        "os.close(1); os.close(2)",
+        "sys.stdout = sys.stderr = None",
+        "sys.modules.clear()",
+        "sys.modules = None",
+        "sys.modules['json'] = sys.modules['os'] = None",
+        "sys.path.clear()",
+        "os.chdir('/'); os.environ.clear()",
+        "os.mkdir('d'); open('d/x', 'w').close(); os.chmod('d', 0)",
+        "threading.Thread(target=threading.Event().wait).start()",
+        "atexit.register(lambda: os._exit(9))",
+        "signal.alarm(0); signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
+        "os.setpgid(0, 0) if os.getpgid(0) != os.getpid() else None",
+        "os.fork()",
+    ],
+)
+def test_tricks_do_not_lose_the_result(run: Runner, trick: str) -> None:
+    """Whatever a function does to its interpreter, what it returned is delivered."""
+    source = (
+        f"import atexit, os, signal, sys, threading\n"
+        f"def run_query(f):\n    {trick}\n    return [1, 2, 3]"
+    )
+    assert run(source).events == 3
+    assert parquet(run.output) == {"branch": [1, 2, 3]}
+
+
+def test_closing_every_file_ends_as_an_error(run: Runner) -> None:
+    """A function that closes the pipe it is heard on is told that nothing was heard."""
+    said, _ = run.fails(
+        FunctionError, "import os\ndef run_query(f):\n    os.closerange(0, 999)\n    return [1]"
+    )
+    assert "ended with exit code 0" in said
+
+
+DAEMON = """
+import os, time
+def run_query(f):
+    ready, tell = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.setsid()
+            os.chdir("/")
+            os.write(tell, b"x")
+            while True: time.sleep(1)
+        os._exit(0)
+    os.wait()
+    os.read(ready, 1)
+    {then}
+"""
+
+
+@on_linux
+@pytest.mark.parametrize(
+    ("then", "error"),
+    [
+        ("return [1]", None),
+        ("1 / 0", FunctionError),
+        ("os._exit(1)", FunctionError),
+        ("time.sleep(99)", OutOfTimeError),
+    ],
+)
+def test_a_daemon_is_found_and_ended(
+    run: Runner, then: str, error: type[ServiceXError] | None
+) -> None:
+    """A process that left session, parent and folder does not outlive the function."""
+    source = DAEMON.format(then=then)
+    if error:
+        run.fails(error, source, seconds=1.5)
+    else:
+        assert run(source).events == 1
+
+
+@on_linux
+@pytest.mark.parametrize("leave", ["", "os.setsid()", "os.setpgid(0, 0)"])
+def test_a_fork_bomb_is_stopped(run: Runner, leave: str) -> None:
+    """Processes are counted and ended; or the system refuses more, which it does not to root."""
+    began = time.monotonic()
+    said, _ = run.fails(
+        FunctionError,
+        f"""
+        import os, time
+        end = time.monotonic() + 15
+        def run_query(f):
+            while time.monotonic() < end:
+                if os.fork() == 0:
+                    try: {leave or "pass"}
+                    except OSError: pass
+        """,
+        memory=8 << 30,
+        seconds=30,
+    )
+    stopped = "started more than 256 processes, and was stopped" in said
+    assert stopped or "BlockingIOError" in said
+    assert time.monotonic() - began < 12
+
+
+@on_linux
+def test_processes_that_multiply_to_death_are_all_ended(run: Runner) -> None:
+    """Processes that hand over to a child and end, over and over, are caught too."""
+    run.fails(
+        OutOfTimeError,
+        """
+        import os, time
+        end = time.monotonic() + 15
+        def run_query(f):
+            if os.fork() == 0:
+                while time.monotonic() < end:
+                    if os.fork():
+                        os._exit(0)
+            time.sleep(15)
+        """,
+        seconds=1,
+    )
+
+
+def test_processes_that_were_there_before_stay(run: Runner) -> None:
+    """Only what the function started is ended; the worker's own children go on."""
+    import subprocess
+
+    own = subprocess.Popen(["sleep", "60"])
+    try:
+        assert run(DAEMON.format(then="return [1]")).events == 1
+        assert own.poll() is None
+    finally:
+        own.kill()
+        own.wait()
+
+
+def test_the_environment_is_built_from_nothing(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No secret and no file of the worker is seen; home, scratch and current folder are one."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("X509_USER_PROXY", "/tmp/x509up_u0")
+    reading, writing = os.pipe()
+    os.set_inheritable(reading, True)
+    try:
+        done = run(
+            """
+            import os, sys, tempfile
+            def run_query(f):
+                print(sorted(os.environ))
+                print(os.getcwd() == os.environ["HOME"] == tempfile.gettempdir(), os.listdir())
+                print(sorted(int(n) for n in os.listdir("/dev/fd"))[:3], repr(sys.stdin.read()))
+                for n in range(4, 999):
+                    try:
+                        os.set_inheritable(n, os.get_inheritable(n))
+                    except OSError:
+                        continue
+                    print("open", n, os.get_inheritable(n))
+                return [1]
+            """
+        )
+    finally:
+        os.close(reading)
+        os.close(writing)
+    names, folder, standard, *others = done.log_tail.splitlines()
+    assert "SECRET" not in names
+    assert "X509" not in names
+    assert "SERVICEX" not in names
+    assert folder == "True ['query.py']"
+    assert standard.startswith("[0, 1, 2] ''")
+    assert len(others) <= 1
+    assert all(line.endswith("False") for line in others)
+
+
+def test_functions_run_one_at_a_time_in_a_process(run: Runner) -> None:
+    """Two threads of a worker do not end each other's processes."""
+    source = "import time\ndef run_query(f):\n    time.sleep(0.3)\n    return [1]"
+    results: list[ProgramResult] = []
+
+    def work(number: int) -> None:
+        folder = run.output.parent / f"thread-{number}"
+        folder.mkdir()
+        selection = base64.b64encode(source.encode()).decode()
+        program = PythonFunction().compile(selection, PARQUET)
+        done = run_program(program, "x", folder / "out", PARQUET, Limits(), folder)
+        results.append(done)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [result.events for result in results] == [1, 1]
+
+
+@on_linux
+def test_a_function_dies_with_its_worker(tmp_path: Path) -> None:
+    """A worker that is killed in the middle leaves no function behind."""
+    import subprocess
+
+    marker = tmp_path / "pid"
+    script = f"""
+import base64, pathlib
+from servicex_server.languages.python_function import PythonFunction
+from servicex_server.languages.run_child import run_program
+from servicex_server.model import Limits, ResultFormat
+source = '''
+import os, time
+def run_query(f):
+    with open({str(marker)!r} + ".new", "w") as out: out.write(str(os.getpid()))
+    os.rename({str(marker)!r} + ".new", {str(marker)!r})
+    time.sleep(60)
+'''
+program = PythonFunction().compile(base64.b64encode(source.encode()).decode(), ResultFormat.TTREE)
+folder = pathlib.Path({str(tmp_path)!r})
+run_program(program, "x", folder / "o", ResultFormat.TTREE, Limits(), folder)
+"""
+    with subprocess.Popen([sys.executable, "-c", script]) as worker:
+        deadline = time.monotonic() + 20
+        while not marker.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        function = psutil.Process(int(marker.read_text()))
+        worker.send_signal(signal.SIGKILL)
+    function_ended, _ = psutil.wait_procs([function], timeout=10)
+    assert function_ended or function.status() == psutil.STATUS_ZOMBIE

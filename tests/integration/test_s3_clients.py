@@ -1,0 +1,964 @@
+"""The S3 gateway, as the clients that people have see it: a real server, real libraries."""
+
+import asyncio
+import http.client
+import io
+import logging
+import os
+import re
+import socket
+import threading
+import tracemalloc
+import uuid
+import xml.etree.ElementTree as ET
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import aioboto3
+import aiohttp
+import boto3
+import httpx
+import minio
+import numpy as np
+import obstore
+import pytest
+import uproot
+import uvicorn
+import yarl
+from boto3.s3.transfer import TransferConfig
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.config import Config
+from botocore.credentials import Credentials
+from botocore.exceptions import ClientError
+from fastapi import FastAPI
+from obstore.store import S3Store
+from servicex.minio_adapter import MinioAdapter
+from starlette.routing import Mount
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from servicex_server.objects.bucket import BucketKeys, BucketObject, Buckets, bucket_keys
+from servicex_server.objects.contract import ObjectInfo, ObjectStore
+from servicex_server.objects.store import PIECE, open_store
+from servicex_server.web.s3 import s3_routes
+
+YEAR = 365 * 24 * 3600
+ODD_NAMES = [
+    "a b.root",
+    "a+b.root",
+    "a%20b.root",
+    "a:b*c;d.root",
+    "é—日本.parquet",
+    "💥",
+    "(a)'b'~!@$&=,.root",
+    "a?b#c",
+    "a\\b",
+    "<a>&amp;",
+    "a/b",
+    "tab\tend",
+    "line\nend",
+    "bell\x07",
+]
+
+
+# boto3 signs links by version 2, and by version 4 for regions that never had another
+CONFIGS: list[dict[str, Any]] = [{}, {"region_name": "eu-central-1"}]
+both_versions = pytest.mark.parametrize("config", CONFIGS, ids=["version 2", "version 4"])
+
+
+class Results(Buckets):
+    """Results in memory."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, dict[str, BucketObject]] = {}
+
+    async def objects(
+        self, bucket: str, *, prefix: str = "", after: str = "", limit: int = 1000
+    ) -> list[BucketObject] | None:
+        """Return results by ascending name; None if there is no such bucket."""
+        if bucket not in self.kept:
+            return None
+        names = sorted(n for n in self.kept[bucket] if n.startswith(prefix) and n > after)
+        return [self.kept[bucket][name] for name in names[:limit]]
+
+    async def object(self, bucket: str, name: str) -> BucketObject | None:
+        """Return one result; None if there is no such bucket or result in it."""
+        return self.kept.get(bucket, {}).get(name)
+
+
+class Watched(ObjectStore):
+    """A store that remembers what was streamed out of it."""
+
+    def __init__(self, inner: ObjectStore) -> None:
+        self._inner = inner
+        self.asked: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        self.pieces: dict[str, list[int]] = defaultdict(list)
+
+    def upload_url(self, key: str, *, seconds: float) -> str:
+        return self._inner.upload_url(key, seconds=seconds)
+
+    async def head(self, key: str) -> ObjectInfo | None:
+        return await self._inner.head(key)
+
+    async def stream(self, key: str, start: int, stop: int) -> AsyncIterator[bytes]:
+        self.asked[key].append((start, stop))
+        async for piece in self._inner.stream(key, start, stop):
+            self.pieces[key].append(len(piece))
+            yield piece
+
+    async def delete(self, keys: Iterable[str]) -> None:
+        await self._inner.delete(keys)
+
+    async def list(self, prefix: str) -> list[ObjectInfo]:
+        return await self._inner.list(prefix)
+
+
+class Tolerant:
+    """Collapses doubled slashes in the path that is routed, as the application does."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope = {**scope, "path": re.sub("//+", "/", scope["path"])}
+        await self._app(scope, receive, send)
+
+
+@dataclass
+class Gate:
+    """A running gateway, at the root of a server and once more below ``/s3``."""
+
+    folder: Path
+    host: str
+    service_key: bytes = field(default_factory=lambda: os.urandom(32))
+    results: Results = field(default_factory=Results)
+    ahead: timedelta = timedelta()
+
+    def __post_init__(self) -> None:
+        self.store = Watched(open_store(self.folder.as_uri()))
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}"
+
+    def app(self) -> ASGIApp:
+        def clock() -> datetime:
+            return datetime.now(UTC) + self.ahead
+
+        app = FastAPI()
+        routes = s3_routes(self.results, self.store, self.service_key, clock=clock)
+        app.router.routes.extend([*routes, Mount("/s3", routes=routes)])
+        app.add_middleware(Tolerant)
+        return app
+
+    def bucket(self, contents: dict[str, bytes] | None = None) -> "Bucket":
+        """Make a bucket of finished results."""
+        bucket = str(uuid.uuid4())
+        self.results.kept[bucket] = {}
+        for number, (name, content) in enumerate((contents or {}).items()):
+            path = self.folder / bucket / str(number)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+            self.results.kept[bucket][name] = BucketObject(
+                name, f"{bucket}/{number}", len(content), datetime.now(UTC)
+            )
+        return Bucket(bucket, bucket_keys(self.service_key, bucket), self)
+
+    def bucket_of_names(self, names: Iterable[str]) -> "Bucket":
+        """Make a bucket of results that can only be listed."""
+        bucket = self.bucket()
+        self.results.kept[bucket.name] = {
+            name: BucketObject(name, name, 1, datetime.now(UTC)) for name in names
+        }
+        return bucket
+
+
+@dataclass
+class Bucket:
+    """A bucket, and clients with its keys or others."""
+
+    name: str
+    keys: BucketKeys
+    gate: Gate
+
+    def key(self, name: str) -> str:
+        """Return the key in the store of a result."""
+        return self.gate.results.kept[self.name][name].key
+
+    def boto(self, keys: BucketKeys | None = None, *, below: str = "", **config: Any) -> Any:
+        """Return a boto3 client."""
+        keys = keys or self.keys
+        region = config.pop("region_name", "us-east-1")
+        return boto3.client(
+            "s3",
+            endpoint_url=self.gate.url + below,
+            aws_access_key_id=keys.access_key,
+            aws_secret_access_key=keys.secret_key,
+            region_name=region,
+            config=Config(retries={"total_max_attempts": 1}, **config),
+        )
+
+    def signed_url(
+        self, key: str, method: str = "get_object", *, seconds: int = 3600, **config: Any
+    ) -> str:
+        """Return a URL made by boto3."""
+        client = self.boto(**config)
+        parameters = {"Bucket": self.name, "Key": key}
+        url: str = client.generate_presigned_url(method, Params=parameters, ExpiresIn=seconds)
+        return url
+
+    def raw(self, method: str, path: str, query: str = "", **headers: str) -> httpx.Response:
+        """Send a request signed by version 4 in the header."""
+        credentials = Credentials(self.keys.access_key, self.keys.secret_key)
+        target = f"{self.gate.url}{path}" + (f"?{query}" if query else "")
+        request = AWSRequest(method=method, url=target, headers=headers)
+        S3SigV4Auth(credentials, "s3", "us-east-1").add_auth(request)
+        return httpx.request(method, target, headers=dict(request.headers.items()))
+
+    def minio(self, keys: BucketKeys | None = None) -> minio.Minio:
+        """Return a client of the package minio."""
+        keys = keys or self.keys
+        return minio.Minio(
+            self.gate.host,
+            access_key=keys.access_key,
+            secret_key=keys.secret_key,
+            secure=False,
+        )
+
+    def obstore(self, keys: BucketKeys | None = None, **config: Any) -> S3Store:
+        """Return a client of the package obstore."""
+        keys = keys or self.keys
+        return S3Store(
+            self.name,
+            endpoint=self.gate.url,
+            access_key_id=keys.access_key,
+            secret_access_key=keys.secret_key,
+            region=config.pop("region", "us-east-1"),
+            client_options={"allow_http": True},
+            retry_config={"max_retries": 0},
+            **config,
+        )
+
+
+@pytest.fixture(autouse=True)
+def _no_aws_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the settings of whoever runs the tests out of the clients."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
+    """Run a gateway on a free port."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    host = f"127.0.0.1:{listening.getsockname()[1]}"
+    made = Gate(tmp_path_factory.mktemp("objects"), host)
+    config = uvicorn.Config(
+        made.app(), lifespan="off", ws="none", log_level="warning", timeout_graceful_shutdown=5
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listening],))
+    thread.start()
+    yield made
+    server.should_exit = True
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+@pytest.fixture
+def gate(running: Gate) -> Gate:
+    """Give the gateway with a clock that is right; each test makes buckets of its own."""
+    running.ahead = timedelta()
+    return running
+
+
+def refused(call: Any, *args: Any, **options: Any) -> tuple[str, int]:
+    """Return the code and the status with which a boto3 call is refused."""
+    with pytest.raises(ClientError) as caught:
+        call(*args, **options)
+    response = caught.value.response
+    return response["Error"]["Code"], response["ResponseMetadata"]["HTTPStatusCode"]
+
+
+def code_of(response: httpx.Response) -> str:
+    """Return the code of an error in XML."""
+    assert response.headers["content-type"] == "application/xml"
+    error = ET.fromstring(response.content)
+    assert error.tag == "Error"
+    assert error.findtext("Message")
+    assert error.findtext("Resource")
+    assert error.findtext("RequestId") == response.headers["x-amz-request-id"]
+    return error.findtext("Code") or ""
+
+
+class TestListing:
+    """All names of a request, page by page."""
+
+    names = tuple(f"result_{number:05}.parquet" for number in range(2500))
+
+    @pytest.mark.parametrize("operation", ["list_objects_v2", "list_objects"])
+    def test_pages_of_boto3(self, gate: Gate, operation: str) -> None:
+        """2,500 names come as three pages, in order, with either version of the call."""
+        bucket = gate.bucket_of_names(self.names)
+        pages = list(bucket.boto().get_paginator(operation).paginate(Bucket=bucket.name))
+        assert [len(page["Contents"]) for page in pages] == [1000, 1000, 500]
+        assert [page["IsTruncated"] for page in pages] == [True, True, False]
+        assert [one["Key"] for page in pages for one in page["Contents"]] == list(self.names)
+        assert {one["Size"] for page in pages for one in page["Contents"]} == {1}
+
+    def test_pages_of_minio(self, gate: Gate) -> None:
+        """The package minio lists all names, with either version of the call."""
+        bucket = gate.bucket_of_names(self.names)
+        for version_1 in (False, True):
+            found = bucket.minio().list_objects(bucket.name, use_api_v1=version_1)
+            assert [one.object_name for one in found] == list(self.names)
+
+    def test_pages_of_obstore(self, gate: Gate) -> None:
+        """The package obstore lists all names."""
+        bucket = gate.bucket_of_names(self.names)
+        found = [one["path"] for batch in obstore.list(bucket.obstore()) for one in batch]
+        assert found == list(self.names)
+        folder = obstore.list_with_delimiter(bucket.obstore())
+        assert [one["path"] for one in folder["objects"]] == list(self.names)
+
+    def test_the_published_client(self, gate: Gate) -> None:
+        """The client's own listing has all names and sizes."""
+        bucket = gate.bucket_of_names(self.names)
+        adapter = MinioAdapter(
+            gate.host, False, bucket.keys.access_key, bucket.keys.secret_key, bucket.name
+        )
+        found = asyncio.run(adapter.list_bucket())
+        assert [(one.filename, one.size) for one in found] == [(name, 1) for name in self.names]
+
+    def test_small_pages(self, gate: Gate) -> None:
+        """A client may ask for small pages, or for none."""
+        bucket = gate.bucket_of_names("abcde")
+        client = bucket.boto()
+        pages = list(
+            client.get_paginator("list_objects_v2").paginate(
+                Bucket=bucket.name, PaginationConfig={"PageSize": 2}
+            )
+        )
+        assert [[one["Key"] for one in page["Contents"]] for page in pages] == [
+            ["a", "b"],
+            ["c", "d"],
+            ["e"],
+        ]
+        none = client.list_objects_v2(Bucket=bucket.name, MaxKeys=0)
+        assert (none["KeyCount"], none["IsTruncated"]) == (0, False)
+        many = client.list_objects_v2(Bucket=bucket.name, MaxKeys=10_000)
+        assert (many["KeyCount"], many["MaxKeys"]) == (5, 1000)
+        exact = client.list_objects_v2(Bucket=bucket.name, MaxKeys=5)
+        assert (exact["KeyCount"], exact["IsTruncated"]) == (5, False)
+
+    def test_beginning_in_the_middle(self, gate: Gate) -> None:
+        """A listing may begin after a name, and keep to names that begin alike."""
+        bucket = gate.bucket_of_names(["a1", "a2", "a3", "b1", "b2"])
+        client = bucket.boto()
+        after = client.list_objects_v2(Bucket=bucket.name, StartAfter="a2", Delimiter="/")
+        assert [one["Key"] for one in after["Contents"]] == ["a3", "b1", "b2"]
+        assert (after["StartAfter"], after["Delimiter"]) == ("a2", "/")
+        alike = client.list_objects_v2(Bucket=bucket.name, Prefix="a", MaxKeys=1)
+        more = client.list_objects_v2(
+            Bucket=bucket.name,
+            Prefix="a",
+            StartAfter="b",
+            ContinuationToken=alike["NextContinuationToken"],
+        )
+        assert [one["Key"] for one in more["Contents"]] == ["a2", "a3"]
+        marked = client.list_objects(Bucket=bucket.name, Marker="b1")
+        assert [one["Key"] for one in marked["Contents"]] == ["b2"]
+
+    @pytest.mark.parametrize("operation", ["list_objects_v2", "list_objects"])
+    def test_odd_names(self, gate: Gate, operation: str) -> None:
+        """Any name is listed as it is, across pages and as a prefix."""
+        bucket = gate.bucket_of_names(ODD_NAMES)
+        paginator = bucket.boto().get_paginator(operation)
+        pages = paginator.paginate(Bucket=bucket.name, PaginationConfig={"PageSize": 1})
+        found = [one["Key"] for page in pages for one in page["Contents"]]
+        assert found == sorted(ODD_NAMES)
+        for name in ODD_NAMES:
+            page = bucket.boto().list_objects_v2(Bucket=bucket.name, Prefix=name)
+            assert name in [one["Key"] for one in page["Contents"]]
+            assert page["Prefix"] == name
+
+    def test_encoding(self, gate: Gate) -> None:
+        """Names are encoded when asked for, which the reply says, and else escaped."""
+        bucket = gate.bucket_of_names(["a +<é>&"])
+        plain = bucket.raw("GET", f"/{bucket.name}", "list-type=2").text
+        assert "<Key>a +&lt;é&gt;&amp;</Key>" in plain
+        assert "EncodingType" not in plain
+        encoded = bucket.raw("GET", f"/{bucket.name}", "encoding-type=url&list-type=2").text
+        assert "<Key>a%20%2B%3C%C3%A9%3E%26</Key>" in encoded
+        assert "<EncodingType>url</EncodingType>" in encoded
+
+    def test_an_empty_bucket(self, gate: Gate) -> None:
+        """A request without results has a bucket without objects."""
+        bucket = gate.bucket()
+        assert bucket.boto().list_objects_v2(Bucket=bucket.name)["KeyCount"] == 0
+        assert list(bucket.minio().list_objects(bucket.name)) == []
+
+    @pytest.mark.parametrize(
+        "query",
+        [
+            "max-keys=-1",
+            "max-keys=x",
+            "max-keys=" + "9" * 5000,
+            "encoding-type=xml",
+            "continuation-token=%C3%A9&list-type=2",
+            "continuation-token=AA%3D%3D&list-type=2",
+            "continuation-token=_w%3D%3D&list-type=2",
+            "prefix=%00",
+            "marker=%00",
+        ],
+    )
+    def test_arguments_that_mean_nothing(self, gate: Gate, query: str) -> None:
+        """A wrong argument is refused as such."""
+        bucket = gate.bucket_of_names("abc")
+        response = bucket.raw("GET", f"/{bucket.name}", query)
+        assert (response.status_code, code_of(response)) == (400, "InvalidArgument")
+
+
+@pytest.fixture(scope="session")
+def content() -> bytes:
+    """Return 30 MB that do not repeat."""
+    return np.random.default_rng(1).bytes(30_000_000)
+
+
+class TestDownload:
+    """Results, byte for byte."""
+
+    def test_boto3_in_parallel(self, gate: Gate, content: bytes) -> None:
+        """A large object comes in ranges, five at a time, and is identical."""
+        bucket = gate.bucket({"big.root": content})
+        got = io.BytesIO()
+        transfer = TransferConfig(multipart_chunksize=8 << 20, max_concurrency=5)
+        bucket.boto().download_fileobj(bucket.name, "big.root", got, Config=transfer)
+        assert got.getvalue() == content
+        ranges = [
+            (start, min(start + (8 << 20), 30_000_000)) for start in range(0, 30_000_000, 8 << 20)
+        ]
+        assert sorted(gate.store.asked[bucket.key("big.root")]) == ranges
+
+    def test_the_published_client(self, gate: Gate, content: bytes, tmp_path: Path) -> None:
+        """The client's own download is identical, also of an object that is empty."""
+        bucket = gate.bucket({"big.root": content, "empty.root": b"", "one.root": b"1"})
+        adapter = MinioAdapter(
+            gate.host, False, bucket.keys.access_key, bucket.keys.secret_key, bucket.name
+        )
+
+        async def download() -> list[Path]:
+            names = ["big.root", "empty.root", "one.root"]
+            got: list[Path] = await asyncio.gather(
+                *(adapter.download_file(name, str(tmp_path / "got")) for name in names)
+            )
+            return got
+
+        big, empty, one = asyncio.run(download())
+        assert big.read_bytes() == content
+        assert empty.read_bytes() == b""
+        assert one.read_bytes() == b"1"
+
+    def test_aioboto3(self, gate: Gate, content: bytes) -> None:
+        """A client of aioboto3 reads a whole object."""
+        bucket = gate.bucket({"big.root": content})
+
+        async def read() -> bytes:
+            session = aioboto3.Session(bucket.keys.access_key, bucket.keys.secret_key)
+            async with session.client("s3", endpoint_url=gate.url, region_name="eu-west-3") as s3:
+                reply = await s3.get_object(Bucket=bucket.name, Key="big.root")
+                data: bytes = await reply["Body"].read()
+                return data
+
+        assert asyncio.run(read()) == content
+
+    def test_minio(self, gate: Gate, content: bytes, tmp_path: Path) -> None:
+        """A client of minio, which asks where the bucket is, downloads and reads ranges."""
+        bucket = gate.bucket({"big.root": content})
+        client = bucket.minio()
+        assert client.bucket_exists(bucket.name)
+        assert client.stat_object(bucket.name, "big.root").size == len(content)
+        client.fget_object(bucket.name, "big.root", str(tmp_path / "got"))
+        assert (tmp_path / "got").read_bytes() == content
+        part = client.get_object(bucket.name, "big.root", offset=5, length=7)
+        assert part.read() == content[5:12]
+        part.close()
+        part.release_conn()
+
+    @pytest.mark.parametrize("region", ["us-east-1", "eu-central-1", "cern"])
+    def test_obstore(self, gate: Gate, content: bytes, region: str) -> None:
+        """A client of obstore reads whole objects and ranges, whatever its region."""
+        bucket = gate.bucket({"big.root": content})
+        store = bucket.obstore(region=region)
+        info = obstore.head(store, "big.root")
+        assert info["size"] == len(content)
+        assert obstore.get(store, "big.root").bytes() == content
+        spans = obstore.get_ranges(store, "big.root", starts=[0, 20_000_000], ends=[9, 20_000_009])
+        assert [bytes(span) for span in spans] == [content[:9], content[20_000_000:20_000_009]]
+
+    @pytest.mark.parametrize("name", ["plain.root", "a b+é:*;.root"])
+    @both_versions
+    def test_uproot(self, gate: Gate, name: str, config: dict[str, Any], tmp_path: Path) -> None:
+        """A tree is read by uproot from a URL that boto3 signed."""
+        values = np.arange(100_000, dtype=np.float64)
+        with uproot.recreate(tmp_path / "made.root") as made:
+            made.mktree("servicex", {"x": np.float64})
+            made["servicex"].extend({"x": values})
+        bucket = gate.bucket({name: (tmp_path / "made.root").read_bytes()})
+        url = bucket.signed_url(name, seconds=YEAR, **config)
+        assert ("AWSAccessKeyId" in url) == (not config)
+        with uproot.open({url: "servicex"}) as tree:
+            assert np.array_equal(tree["x"].array(library="np"), values)
+
+    @pytest.mark.parametrize("name", ODD_NAMES)
+    def test_odd_names(self, gate: Gate, name: str) -> None:
+        """An object of any name is found and read, by keys and by links of both versions."""
+        bucket = gate.bucket({name: name.encode()})
+        client = bucket.boto()
+        assert client.head_object(Bucket=bucket.name, Key=name)["ContentLength"]
+        reply = client.get_object(Bucket=bucket.name, Key=name)
+        assert reply["Body"].read() == name.encode()
+        with bucket.minio().get_object(bucket.name, name) as got:
+            assert got.read() == name.encode()
+        for config in CONFIGS:
+            url = bucket.signed_url(name, **config)
+            assert httpx.get(url).content == name.encode()
+
+    @both_versions
+    def test_rewritten_urls(self, gate: Gate, config: dict[str, Any]) -> None:
+        """A link works also in a library that undoes percent-encoding that is not needed."""
+        name = "a:b*(c)@$.root"
+        bucket = gate.bucket({name: b"x"})
+        url = bucket.signed_url(name, **config)
+
+        async def read() -> bytes:
+            assert str(yarl.URL(url)) != url
+            async with aiohttp.ClientSession() as session, session.get(url) as reply:
+                return await reply.read()
+
+        assert asyncio.run(read()) == b"x"
+
+    def test_many_at_once(self, gate: Gate) -> None:
+        """Downloads side by side do not mix."""
+        contents = {f"{number}.root": os.urandom(2_000_000) for number in range(12)}
+        bucket = gate.bucket(contents)
+        client = bucket.boto(max_pool_connections=12)
+
+        def read(name: str) -> bytes:
+            data: bytes = client.get_object(Bucket=bucket.name, Key=name)["Body"].read()
+            return data
+
+        with ThreadPoolExecutor(12) as threads:
+            assert dict(zip(contents, threads.map(read, contents), strict=True)) == contents
+
+    def test_memory(self, gate: Gate, content: bytes) -> None:
+        """The server passes an object on in pieces and never holds the whole."""
+        bucket = gate.bucket({"big.root": content})
+        url = urlsplit(bucket.signed_url("big.root"))
+        connection = http.client.HTTPConnection(gate.host)
+        buffer = bytearray(1 << 16)
+        tracemalloc.start()
+        connection.request("GET", f"{url.path}?{url.query}")
+        reply = connection.getresponse()
+        got = 0
+        while count := reply.readinto(buffer):
+            got += count
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        connection.close()
+        pieces = gate.store.pieces[bucket.key("big.root")]
+        assert got == len(content) == sum(pieces)
+        assert max(pieces) <= PIECE
+        assert peak < 8 * PIECE
+
+    def test_a_client_that_goes_away(self, gate: Gate, content: bytes) -> None:
+        """A download that is broken off ends, and the server goes on."""
+        bucket = gate.bucket({"big.root": content})
+        url = bucket.signed_url("big.root")
+        with httpx.stream("GET", url) as reply:
+            next(reply.iter_raw())
+        assert httpx.get(url, headers={"range": "bytes=0-0"}).status_code == 206
+        assert sum(gate.store.pieces[bucket.key("big.root")]) < len(content)
+
+
+class TestRanges:
+    """Parts of an object (RFC 9110, section 14)."""
+
+    content = bytes(range(256)) * 4
+
+    @pytest.mark.parametrize(
+        ("asked", "start", "stop"),
+        [
+            ("bytes=0-0", 0, 1),
+            ("bytes=1-9", 1, 10),
+            ("bytes=1000-", 1000, 1024),
+            ("bytes=1023-", 1023, 1024),
+            ("bytes=0-", 0, 1024),
+            ("bytes=1000-9999", 1000, 1024),
+            ("bytes=0-99999999999999999999999999", 0, 1024),
+            ("bytes=-1", 1023, 1024),
+            ("bytes=-1024", 0, 1024),
+            ("bytes=-99999", 0, 1024),
+        ],
+    )
+    def test_parts(self, gate: Gate, asked: str, start: int, stop: int) -> None:
+        """One range is answered with just that, and says which it is."""
+        bucket = gate.bucket({"a": self.content})
+        url = bucket.signed_url("a")
+        reply = httpx.get(url, headers={"range": asked})
+        assert reply.status_code == 206
+        assert reply.content == self.content[start:stop]
+        assert reply.headers["content-range"] == f"bytes {start}-{stop - 1}/1024"
+        assert reply.headers["content-length"] == str(stop - start)
+        head = bucket.raw("HEAD", f"/{bucket.name}/a", Range=asked)
+        assert (head.status_code, head.headers["content-length"]) == (206, str(stop - start))
+
+    @pytest.mark.parametrize(
+        "asked",
+        [
+            "bytes=0-1,5-6",
+            "bytes=9-1",
+            "bytes=-",
+            "bytes=",
+            "bytes",
+            "lines=1-2",
+            "bytes=a-b",
+            "bytes=+1-2",
+            "bytes=0x1-0x2",
+        ],
+    )
+    def test_no_parts(self, gate: Gate, asked: str) -> None:
+        """Several ranges, or what is no range, are answered with the whole object."""
+        url = gate.bucket({"a": self.content}).signed_url("a")
+        reply = httpx.get(url, headers={"range": asked})
+        assert (reply.status_code, reply.content) == (200, self.content)
+        assert "content-range" not in reply.headers
+
+    @pytest.mark.parametrize("asked", ["bytes=1024-", "bytes=1024-2000", "bytes=-0"])
+    def test_beyond_the_end(self, gate: Gate, asked: str) -> None:
+        """A range that cannot be satisfied is refused with the size."""
+        bucket = gate.bucket({"a": self.content})
+        reply = httpx.get(bucket.signed_url("a"), headers={"range": asked})
+        assert (reply.status_code, code_of(reply)) == (416, "InvalidRange")
+        assert reply.headers["content-range"] == "bytes */1024"
+        client = bucket.boto()
+        assert refused(client.get_object, Bucket=bucket.name, Key="a", Range=asked) == (
+            "InvalidRange",
+            416,
+        )
+
+    def test_an_empty_object(self, gate: Gate) -> None:
+        """An empty object is read whole, and has no range."""
+        url = gate.bucket({"a": b""}).signed_url("a")
+        reply = httpx.get(url)
+        assert (reply.status_code, reply.content) == (200, b"")
+        assert reply.headers["content-length"] == "0"
+        assert httpx.get(url, headers={"range": "bytes=0-"}).status_code == 416
+
+
+class TestHeaders:
+    """What is said about an object."""
+
+    def test_of_an_object(self, gate: Gate) -> None:
+        """HEAD and GET say the same, and HEAD sends no content."""
+        bucket = gate.bucket({"a": b"content"})
+        head = bucket.raw("HEAD", f"/{bucket.name}/a")
+        got = bucket.raw("GET", f"/{bucket.name}/a")
+        assert (head.status_code, head.content, got.content) == (200, b"", b"content")
+        for name in ("content-length", "content-type", "etag", "last-modified", "accept-ranges"):
+            assert head.headers[name] == got.headers[name]
+        assert got.headers["content-length"] == "7"
+        assert got.headers["content-type"] == "application/octet-stream"
+        assert got.headers["accept-ranges"] == "bytes"
+        assert re.fullmatch('"[^"]+"', got.headers["etag"])
+        info = bucket.boto().head_object(Bucket=bucket.name, Key="a")
+        assert abs(datetime.now(UTC) - info["LastModified"]) < timedelta(minutes=1)
+
+    def test_a_new_content_has_a_new_tag(self, gate: Gate) -> None:
+        """The tag tells whether an object was written again."""
+        bucket = gate.bucket({"a": b"content"})
+        before = bucket.raw("HEAD", f"/{bucket.name}/a").headers["etag"]
+        (gate.folder / bucket.key("a")).write_bytes(b"other content")
+        reply = bucket.raw("GET", f"/{bucket.name}/a", **{"If-Match": before})
+        assert (reply.status_code, code_of(reply)) == (412, "PreconditionFailed")
+
+    def test_conditions(self, gate: Gate) -> None:
+        """Conditions on the tag are kept."""
+        bucket = gate.bucket({"a": b"content"})
+        url = bucket.signed_url("a")
+        etag = httpx.get(url).headers["etag"]
+
+        def status(**headers: str) -> int:
+            named = {name.replace("_", "-"): value for name, value in headers.items()}
+            return httpx.get(url, headers=named).status_code
+
+        assert status(If_None_Match=etag) == 304
+        assert status(If_None_Match=f'"x", W/{etag}') == 304
+        assert status(If_None_Match="*") == 304
+        assert status(If_None_Match='"x"') == 200
+        assert status(If_Match=etag) == 200
+        assert status(If_Match="*") == 200
+        assert status(If_Match='"x"') == 412
+        assert status(If_Range=etag, Range="bytes=0-1") == 206
+        assert status(If_Range='"x"', Range="bytes=0-1") == 200
+        kept = httpx.get(url, headers={"If-None-Match": etag})
+        assert (kept.content, kept.headers["etag"]) == (b"", etag)
+
+    def test_of_a_bucket(self, gate: Gate) -> None:
+        """A bucket can be looked at, and lies nowhere in particular."""
+        bucket = gate.bucket()
+        client = bucket.boto()
+        assert client.head_bucket(Bucket=bucket.name)["ResponseMetadata"]["HTTPStatusCode"] == 200
+        assert client.get_bucket_location(Bucket=bucket.name)["LocationConstraint"] is None
+        slashed = bucket.raw("GET", f"/{bucket.name}/", "list-type=2")
+        assert slashed.status_code == 200
+
+
+class TestLinks:
+    """URLs that need no keys."""
+
+    @both_versions
+    def test_a_year(self, gate: Gate, config: dict[str, Any]) -> None:
+        """A link for a year works for a year, in both versions, and then says that it expired."""
+        bucket = gate.bucket({"a.root": b"content"})
+        url = bucket.signed_url("a.root", seconds=YEAR, **config)
+        assert ("Expires=31536000" in url) == bool(config)
+        gate.ahead = timedelta(days=364)
+        assert httpx.get(url).content == b"content"
+        gate.ahead = timedelta(days=366)
+        reply = httpx.get(url)
+        assert (reply.status_code, code_of(reply)) == (403, "AccessDenied")
+        assert "Request has expired" in reply.text
+
+    def test_the_published_client(self, gate: Gate) -> None:
+        """The client's own links work."""
+        bucket = gate.bucket({"a.root": b"content"})
+        adapter = MinioAdapter(
+            gate.host, False, bucket.keys.access_key, bucket.keys.secret_key, bucket.name
+        )
+        assert httpx.get(asyncio.run(adapter.get_signed_url("a.root"))).content == b"content"
+
+    def test_minio(self, gate: Gate) -> None:
+        """A link made by the package minio works."""
+        bucket = gate.bucket({"a b": b"content"})
+        assert httpx.get(bucket.minio().presigned_get_object(bucket.name, "a b")).content == (
+            b"content"
+        )
+
+    def test_obstore(self, gate: Gate) -> None:
+        """A link made by the package obstore works."""
+        bucket = gate.bucket({"a b": b"content"})
+        url = obstore.sign(bucket.obstore(), "GET", "a b", timedelta(hours=1))
+        assert httpx.get(url).content == b"content"
+
+    @both_versions
+    def test_looking_at_a_link(self, gate: Gate, config: dict[str, Any]) -> None:
+        """A link for GET cannot be asked for its head, and the refusal has no body."""
+        url = gate.bucket({"a": b"content"}).signed_url("a", **config)
+        reply = httpx.head(url)
+        assert (reply.status_code, reply.content) == (403, b"")
+        assert httpx.head(gate.bucket({"a": b"c"}).signed_url("a", "head_object")).is_success
+
+    @both_versions
+    def test_a_link_opens_one_object(self, gate: Gate, config: dict[str, Any]) -> None:
+        """A link for one object opens no other, and no listing."""
+        bucket = gate.bucket({"a": b"content", "b": b"content"})
+        url = urlsplit(bucket.signed_url("a", **config))
+        for path in (f"/{bucket.name}/b", f"/{bucket.name}", f"/{bucket.name}/"):
+            reply = httpx.get(f"{gate.url}{path}?{url.query}")
+            assert (reply.status_code, code_of(reply)) == (403, "SignatureDoesNotMatch")
+
+
+class TestPlaces:
+    """Where the gateway can be."""
+
+    @pytest.mark.parametrize("below", ["/s3", "/", "//", "/s3/"])
+    @pytest.mark.parametrize("name", ["a", "a b+é:*"])
+    def test_paths(self, gate: Gate, below: str, name: str) -> None:
+        """It may be below a path, and an endpoint may end in a slash or two."""
+        bucket = gate.bucket({name: b"content"})
+        client = bucket.boto(below=below)
+        assert client.get_object(Bucket=bucket.name, Key=name)["Body"].read() == b"content"
+        assert client.list_objects_v2(Bucket=bucket.name)["Contents"][0]["Key"] == name
+        for config in CONFIGS:
+            url = bucket.signed_url(name, below=below, **config)
+            assert httpx.get(url).content == b"content"
+
+    def test_doubled_slashes(self, gate: Gate) -> None:
+        """A path with a slash too many is served under the signature of the path as it came."""
+        bucket = gate.bucket({"a": b"content"})
+        assert bucket.raw("GET", f"//{bucket.name}/a").content == b"content"
+        assert bucket.raw("GET", f"/{bucket.name}//a").content == b"content"
+
+    def test_the_name_of_the_bucket_in_a_name(self, gate: Gate) -> None:
+        """A link for one object opens none whose name ends like the path of the first."""
+        bucket = gate.bucket({"a": b"content"})
+        inner = f"{bucket.name}/a"
+        gate.results.kept[bucket.name][inner] = gate.results.kept[bucket.name]["a"]
+        query = urlsplit(bucket.signed_url("a")).query
+        encoded = "".join(f"%{ord(character):02x}" for character in bucket.name)
+        assert httpx.get(f"{gate.url}/{encoded}/a?{query}").content == b"content"
+        reply = httpx.get(f"{gate.url}/{encoded}/{inner}?{query}")
+        assert (reply.status_code, code_of(reply)) == (403, "SignatureDoesNotMatch")
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "/2F4C1F0E-6B5A-4A52-9D0A-0C9B2C1F7A11/a",
+            "/2f4c1f0e6b5a4a529d0a0c9b2c1f7a11/a",
+            "/2f4c1f0e-6b5a-4a52-9d0a-0c9b2c1f7a11x/a",
+            "/servicex",
+            "/results/a",
+            "/",
+        ],
+    )
+    def test_other_paths(self, gate: Gate, path: str) -> None:
+        """Nothing but the id of a request is a bucket."""
+        reply = httpx.get(gate.url + path)
+        assert (reply.status_code, reply.json()) == (404, {"detail": "Not Found"})
+
+
+class TestRefused:
+    """Who and what is turned away, in the words of S3."""
+
+    def test_wrong_secret(self, gate: Gate) -> None:
+        """A wrong secret is refused by every way to sign."""
+        bucket = gate.bucket({"a": b"content"})
+        wrong = BucketKeys(bucket.keys.access_key, "x" * 40)
+        client = bucket.boto(wrong)
+        expected = ("SignatureDoesNotMatch", 403)
+        assert refused(client.get_object, Bucket=bucket.name, Key="a") == expected
+        assert refused(client.list_objects_v2, Bucket=bucket.name) == expected
+        assert refused(client.head_object, Bucket=bucket.name, Key="a") == ("403", 403)
+        with pytest.raises(minio.S3Error) as caught:
+            bucket.minio(wrong).stat_object(bucket.name, "a")
+        assert caught.value.code in ("SignatureDoesNotMatch", "AccessDenied")
+        with pytest.raises(obstore.exceptions.PermissionDeniedError):
+            obstore.head(bucket.obstore(wrong), "a")
+        for config in CONFIGS:
+            url = Bucket(bucket.name, wrong, gate).signed_url("a", **config)
+            reply = httpx.get(url)
+            assert (reply.status_code, code_of(reply)) == expected[::-1]
+
+    def test_keys_of_another_bucket(self, gate: Gate) -> None:
+        """The keys of one request open no other."""
+        mine, theirs = gate.bucket({"a": b"mine"}), gate.bucket({"a": b"theirs"})
+        client = theirs.boto(mine.keys)
+        expected = ("InvalidAccessKeyId", 403)
+        assert refused(client.get_object, Bucket=theirs.name, Key="a") == expected
+        assert refused(client.list_objects_v2, Bucket=theirs.name) == expected
+        assert refused(client.head_bucket, Bucket=theirs.name) == ("403", 403)
+
+    def test_anonymous(self, gate: Gate) -> None:
+        """Who does not sign learns nothing, not even whether a bucket exists."""
+        bucket = gate.bucket({"a": b"content"})
+        for name in (bucket.name, str(uuid.uuid4())):
+            for path in (f"/{name}", f"/{name}/", f"/{name}/a", f"/{name}/b"):
+                for method in ("GET", "PUT", "POST", "DELETE", "OPTIONS", "PATCH"):
+                    reply = httpx.request(method, gate.url + path)
+                    assert (reply.status_code, code_of(reply)) == (403, "AccessDenied")
+                head = httpx.head(gate.url + path)
+                assert (head.status_code, head.content) == (403, b"")
+
+    def test_a_clock_that_is_wrong(self, gate: Gate) -> None:
+        """A client whose clock is off by more than 15 minutes is told so."""
+        bucket = gate.bucket({"a": b"content"})
+        gate.ahead = timedelta(minutes=-16)
+        client = bucket.boto()
+        assert refused(client.get_object, Bucket=bucket.name, Key="a") == (
+            "RequestTimeTooSkewed",
+            403,
+        )
+
+    def test_unknown_things(self, gate: Gate) -> None:
+        """With the right keys, what is not there is said not to be there."""
+        bucket = gate.bucket({"a": b"content"})
+        client = bucket.boto()
+        assert refused(client.get_object, Bucket=bucket.name, Key="b") == ("NoSuchKey", 404)
+        assert refused(client.get_object, Bucket=bucket.name, Key="\0") == ("NoSuchKey", 404)
+        assert refused(client.head_object, Bucket=bucket.name, Key="b") == ("404", 404)
+        nowhere = str(uuid.uuid4())
+        client = bucket.boto(bucket_keys(gate.service_key, nowhere))
+        expected = ("NoSuchBucket", 404)
+        assert refused(client.get_object, Bucket=nowhere, Key="a") == expected
+        assert refused(client.list_objects_v2, Bucket=nowhere) == expected
+        assert refused(client.get_bucket_location, Bucket=nowhere) == expected
+        assert refused(client.head_bucket, Bucket=nowhere) == ("404", 404)
+
+    def test_a_result_that_was_lost(self, gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
+        """A result that the store has lost is not there, and the operator is told."""
+        bucket = gate.bucket({"a": b"content"})
+        (gate.folder / bucket.key("a")).unlink()
+        client = bucket.boto()
+        with caplog.at_level(logging.ERROR, "servicex_server"):
+            assert refused(client.get_object, Bucket=bucket.name, Key="a") == ("NoSuchKey", 404)
+        assert bucket.name in caplog.text
+
+    def test_writing(self, gate: Gate) -> None:
+        """Nothing can be written or removed with the keys of a bucket."""
+        bucket = gate.bucket({"a": b"content"})
+        client = bucket.boto()
+        place = {"Bucket": bucket.name, "Key": "a"}
+        expected = ("MethodNotAllowed", 405)
+        assert refused(client.put_object, **place, Body=b"other") == expected
+        assert refused(client.delete_object, **place) == expected
+        assert refused(client.create_multipart_upload, **place) == expected
+        assert refused(client.copy_object, **place, CopySource=f"{bucket.name}/a") == expected
+        assert refused(client.create_bucket, Bucket=bucket.name) == expected
+        assert refused(client.delete_bucket, Bucket=bucket.name) == expected
+        objects = {"Objects": [{"Key": "a"}]}
+        assert refused(client.delete_objects, Bucket=bucket.name, Delete=objects) == expected
+        put = httpx.put(bucket.signed_url("a", "put_object"), content=b"other")
+        assert (put.status_code, code_of(put)) == expected[::-1]
+        assert put.headers["allow"] == "GET, HEAD"
+        with pytest.raises(minio.S3Error, match="MethodNotAllowed"):
+            bucket.minio().put_object(bucket.name, "a", io.BytesIO(b"other"), 5)
+        assert client.get_object(**place)["Body"].read() == b"content"
+
+    def test_what_is_not_here(self, gate: Gate) -> None:
+        """What else S3 can tell about buckets and objects is not implemented, and says so."""
+        bucket = gate.bucket({"a": b"content"})
+        client = bucket.boto()
+        expected = ("NotImplemented", 501)
+        for call in (
+            client.get_bucket_acl,
+            client.get_bucket_policy,
+            client.get_bucket_versioning,
+            client.get_bucket_tagging,
+            client.list_object_versions,
+            client.list_multipart_uploads,
+        ):
+            assert refused(call, Bucket=bucket.name) == expected
+        assert refused(client.get_object_acl, Bucket=bucket.name, Key="a") == expected
+        assert refused(client.get_object_tagging, Bucket=bucket.name, Key="a") == expected
+
+    @pytest.mark.parametrize(
+        ("query", "headers", "expected"),
+        [
+            ("%FF", {}, (400, "InvalidURI")),
+            ("&".join(["a=b"] * 500), {}, (400, "InvalidURI")),
+            ("X-Amz-Signature=a&X-Amz-Signature=b", {}, (400, "AuthorizationQueryParametersError")),
+            ("AWSAccessKeyId=a&Expires=soon&Signature=b", {}, (403, "InvalidAccessKeyId")),
+            ("", {"authorization": "Basic eDp5"}, (400, "InvalidRequest")),
+            ("", {"authorization": "AWS4-HMAC-SHA256"}, (400, "AuthorizationHeaderMalformed")),
+            ("Signature=a", {"authorization": "AWS4-HMAC-SHA256"}, (400, "InvalidArgument")),
+        ],
+    )
+    def test_nonsense(
+        self, gate: Gate, query: str, headers: dict[str, str], expected: tuple[int, str]
+    ) -> None:
+        """What means nothing is refused with a code."""
+        bucket = gate.bucket({"a": b"content"})
+        for path in (f"/{bucket.name}", f"/{bucket.name}/a", f"/{bucket.name}/{quote(chr(7))}"):
+            reply = httpx.get(f"{gate.url}{path}?{query}", headers=headers)
+            assert (reply.status_code, code_of(reply)) == expected

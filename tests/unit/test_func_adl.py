@@ -1,0 +1,166 @@
+"""Reading func_adl: what the text says, and where it says nothing."""
+
+import pytest
+
+from servicex_server.columnar.rows import Rows
+from servicex_server.columnar.sequences import Branch, Node, walk
+from servicex_server.errors import QueryError, RequestError, UnknownNameError
+from servicex_server.languages.func_adl import FuncAdl
+from servicex_server.model import ResultFormat
+
+E = "(call EventDataset 'bogus.root' 'events')"
+
+
+def compiled(selection: str) -> Rows:
+    """Return what a query means."""
+    (extraction,) = FuncAdl().compile(selection, ResultFormat.PARQUET).extractions
+    assert isinstance(extraction, Rows)
+    return extraction
+
+
+def node(selection: str) -> Node:
+    """Return the nodes of a query."""
+    return compiled(selection).node
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        ("Select", "(lambda (list p) (* p 2))"),
+        ("Where", "(lambda (list p) (> p 2))"),
+        ("SelectMany", "(lambda (list p) (list p))"),
+        ("First", ""),
+        ("Last", ""),
+        ("ElementAt", "1"),
+        ("Contains", "3"),
+        ("Count", ""),
+        ("Sum", ""),
+        ("Max", ""),
+        ("Min", ""),
+        ("All", "(lambda (list p) (> p 2))"),
+        ("Any", "(lambda (list p) (> p 2))"),
+        ("Concat", "(attr e 'y')"),
+        ("OrderBy", "(lambda (list p) p)"),
+        ("OrderByDescending", "(lambda (list p) p)"),
+        ("Choose", "2"),
+        ("Aggregate", "0 (lambda (list acc p) (+ acc p))"),
+    ],
+)
+def test_the_three_spellings_of_an_operator_mean_the_same(name: str, argument: str) -> None:
+    """A function, a method and a node are one operation."""
+    forms = (
+        f"(call {name} (attr e 'x') {argument})",
+        f"(call (attr (attr e 'x') '{name}') {argument})",
+        f"({name} (attr e 'x') {argument})",
+    )
+    found = [node(f"(call Select {E} (lambda (list e) {form}))") for form in forms]
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize(
+    ("source", "tree"),
+    [
+        (E, "events"),
+        ("(call EventDataset)", ""),
+        ("(call EventDataset 'ServiceXDatasetSource')", ""),
+        ("(call EventDataset 'bogus.root' 'None')", ""),
+        ("(call EventDataset 'bogus.root' 'dir/tree;3')", "dir/tree;3"),
+        (f"(call MetaData {E} (dict (list 'metadata_type') (list 'x')))", "events"),
+    ],
+)
+def test_the_tree_is_named_by_the_source(source: str, tree: str) -> None:
+    """The first argument of the source is a dummy; MetaData is looked through."""
+    rows = compiled(f"(call Select {source} (lambda (list e) (attr e 'x')))")
+    assert (rows.tree, rows.output) == (tree, "servicex")
+
+
+def test_the_whole_event_needs_all_branches() -> None:
+    """Only where the event itself is in the result are all branches read."""
+    assert compiled(f"(call Select {E} (lambda (list e) e))").whole
+    assert not compiled(f"(call Select {E} (lambda (list e) (attr e 'x')))").whole
+
+
+def of_event(expression: str) -> str:
+    """Return a query that computes one expression for each event."""
+    return f"(call Select {E} (lambda (list e) {expression}))"
+
+
+WRONG = {
+    "": "selection is empty",
+    "   ": "selection is empty",
+    "[{'treename': 'events'}]": "no qastle.*at character 1",
+    "(call Select": "parenthesis is not closed.*at character 1",
+    "(call Select))": "more after the end|closed that was not opened",
+    "()": "nothing between the parentheses",
+    "(call Select 'abc)": "a text has no end.*at character 14",
+    "(attr e 'x')": "there is no name e",
+    "3": "this gives no column",
+    E: "",
+    of_event("(attr e '')"): "a name is empty",
+    of_event("(attr f 'x')"): "there is no name f, at character",
+    of_event("None"): "None is no value",
+    of_event("(call __import__ 'os')"): "there is no function __import__",
+    of_event("(call open '/etc/passwd')"): "there is no function open",
+    of_event("(call getattr (attr e 'x') 'y')"): "there is no function getattr",
+    of_event("(call eval 'x')"): "there is no function eval",
+    of_event("(call (attr os 'system') 'x')"): "there is no",
+    of_event("(call (attr np 'load') 'x')"): r"there is no function np\.load",
+    of_event("(call (attr np '__class__') 1)"): "there is no function",
+    of_event("(attr np 'random')"): "is no value",
+    of_event("(call (attr (attr e 'x') 'Frist'))"): "there is no operator Frist",
+    of_event("(call (attr (attr e 'x') 'Average'))"): "there is no operator Average",
+    of_event("(@ 1 2)"): "no qastle",
+    of_event("(<> 1 2)"): "there is no operator <>",
+    of_event("(dict (list 'a' 'a') (list 1 2))"): "the key 'a' is twice there",
+    of_event("(dict (list 'a') (list 1 2))"): "1 keys and 2 values",
+    of_event("(dict (list 3) (list 1))"): "a key of a dict is a text",
+    of_event("(list)"): "an empty list is no column",
+    of_event("(call (attr (attr e 'x') 'Select') (lambda (list a b) a))"): "has 2 names",
+    of_event("(call (attr (attr e 'x') 'Select') (lambda (list) 1))"): "has 0 names",
+    of_event("(call (attr (attr e 'x') 'Select') 3)"): "Select needs a lambda",
+    of_event("(call (attr (attr e 'x') 'First') 3)"): "First takes no argument, and here are 1",
+    of_event("(call (attr (attr e 'x') 'Aggregate') 0 (lambda (list a v) (+ v v)))"): "Aggregate",
+    of_event("(lambda (list x) x)"): "a lambda stands only where",
+    f"(call Count {E})": "all events of all files together",
+    f"(call First {E})": "all events of all files together",
+    f"(call Select {E} (lambda (list e) {E}))": "only at the beginning",
+    f"(call Where {E} (lambda (list e) e))": "a condition is a truth value",
+}
+
+
+@pytest.mark.parametrize("selection", WRONG)
+def test_what_means_nothing_is_refused(selection: str) -> None:
+    """A sentence says what is wrong and shows where; it is the user's to mend."""
+    if not WRONG[selection]:
+        assert compiled(selection).whole
+        return
+    with pytest.raises(QueryError, match=WRONG[selection]) as caught:
+        compiled(selection)
+    assert isinstance(caught.value, RequestError)
+    assert caught.value.status == 400
+
+
+def test_near_names_are_offered() -> None:
+    """A misspelt operator and a misspelt function name what was meant."""
+    with pytest.raises(UnknownNameError) as caught:
+        compiled(of_event("(call (attr (attr e 'x') 'Frist'))"))
+    assert "did you mean First" in caught.value.hint
+    with pytest.raises(UnknownNameError) as caught:
+        compiled(of_event("(call sqr (attr e 'x'))"))
+    assert "did you mean sqrt" in caught.value.hint
+
+
+@pytest.mark.parametrize("deep", ["(" * 10_000, "(call abs " * 10_000 + "1" + ")" * 10_000])
+def test_deep_nesting_is_refused_at_once(deep: str) -> None:
+    """Ten thousand parentheses cost neither the stack nor the patience of others."""
+    with pytest.raises(QueryError, match=r"nothing between|is nested more than"):
+        compiled(of_event(deep))
+
+
+def test_a_long_chain_of_and_is_not_deep() -> None:
+    """Clients fold a list of triggers into nested pairs."""
+    chain = "(attr e 't0')"
+    for number in range(1, 400):
+        chain = f"(or {chain} (attr e 't{number}'))"
+    found = node(f"(call Where {E} (lambda (list e) {chain}))")
+    assert len([one for one in walk(found) if isinstance(one, Branch)]) == 400
