@@ -113,9 +113,10 @@ class Dispatcher:
         for key in chosen:
             self._inside.pop(key, None)
         await self._engine.stop(chosen)
-        # one that ended in the meantime left an object that no row will name
+        # one that ended in the meantime may have left an object that no row will name; the answer
+        # comes from the writer, behind what is being recorded at this moment
         left = [self._keys.pop(key) for key in chosen if key in self._keys]
-        await self._objects.delete(left)
+        await self._objects.delete(await self._database.write(rows.unnamed, request_id, left))
         self._bell.set()
 
     def _on_end(self, outcome: Outcome) -> None:

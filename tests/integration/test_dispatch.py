@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from servicex_server.app import App
 from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
+from servicex_server.database.connection import Database
 from servicex_server.engines.memory import MemoryEngine
 from servicex_server.errors import CorruptError, RequestError, UnknownNameError, WorkerDiedError
 from servicex_server.model import (
@@ -196,6 +198,32 @@ async def test_a_second_service_takes_up_the_rest(tmp_path: Path) -> None:
     assert found.completed == 200
     assert len({report.object_name for report in reports}) == 200
     assert second.seen
+
+
+async def test_an_outcome_that_comes_twice_keeps_its_object(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When nobody hears that outcomes were written, writing them again loses no object."""
+    write, unheard = Database.write, 0
+
+    async def lost_answer(self: Database, function: Any, *args: Any, **options: Any) -> Any:
+        # what a cancelled wait, or a connection that breaks after the commit, looks like
+        nonlocal unheard
+        answer = await write(self, function, *args, **options)
+        if function is task_rows.record and not unheard:
+            unheard += 1
+            raise ConnectionError("the answer is lost")
+        return answer
+
+    engine = MemoryEngine(delivered)
+    monkeypatch.setattr(Database, "write", lost_answer)
+    async with service(tmp_path, engine) as app:
+        request_id = await submit(app, 5)
+        found = await ended(app, request_id)
+        objects = await app.objects.list(request_id)
+    assert unheard == 1
+    assert (found.state, found.completed) == (RequestState.COMPLETE, 5)
+    assert len(objects) == 5
 
 
 async def test_the_same_list_is_one_dataset(tmp_path: Path) -> None:

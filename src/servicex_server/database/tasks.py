@@ -248,8 +248,10 @@ def record(
             )
         ).first()
         if row is None:
+            # an outcome may come twice, when nobody heard that the first write had succeeded
+            touched.add(outcome.request_id)
             if result.object_key:
-                orphans.append(result.object_key)
+                orphans += unnamed(connection, outcome.request_id, [result.object_key])
             continue
         if outcome.parts:
             _split(connection, row.id, outcome)
@@ -270,6 +272,18 @@ def record(
         connection.execute(update(tasks).where(tasks.c.id == row.id).values(**values))
         touched.add(outcome.request_id)
     return touched, orphans
+
+
+def unnamed(connection: Connection, request_id: str, object_keys: Sequence[str]) -> list[str]:
+    """Return those of the keys whose object is the result of no task of the request."""
+    named = set(
+        connection.scalars(
+            select(tasks.c.object_key).where(
+                tasks.c.request_id == request_id, tasks.c.object_key.in_(object_keys)
+            )
+        )
+    )
+    return [key for key in object_keys if key not in named]
 
 
 def _split(connection: Connection, task_id: int, outcome: Outcome) -> None:
