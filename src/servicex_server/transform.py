@@ -17,8 +17,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from servicex_server import plugins
-from servicex_server.columnar.plan import Query, chunks, parts
-from servicex_server.columnar.read import RootFile, open_root
+from servicex_server.columnar.plan import Extraction, Plan, Query, chunks, parts
+from servicex_server.columnar.read import RootFile, Tree, open_root
 from servicex_server.columnar.write import Writer, open_writer
 from servicex_server.errors import (
     CorruptError,
@@ -33,7 +33,7 @@ from servicex_server.errors import (
 )
 from servicex_server.languages.contract import Language, Program
 from servicex_server.languages.run_child import run_program
-from servicex_server.model import Attempt, Entries, Outcome, Replica, ResultFormat, TaskSpec
+from servicex_server.model import Attempt, Outcome, Replica, ResultFormat, TaskSpec
 from servicex_server.objects.contract import UNFINISHED
 
 
@@ -127,17 +127,19 @@ def _run_query(
     start, stop = spec.entries or (0, None)
     with open_root(replica.url) as file:
         present = _present(query, file)
-        if spec.entries is None and (found := _parts(spec, query, file, present)):
-            return replace(blank, parts=found, url=replica.url)
+        bound = [
+            (one.output, *_bound(one, file)) for one in query.extractions if one.tree in present
+        ]
+        if spec.entries is None and len(query.extractions) == 1 and bound and not query.copies:
+            # only a single tree has parts
+            (_, tree, plan), *_ = bound
+            if found := parts(plan, tree, size=spec.limits.part):
+                return replace(blank, parts=found, url=replica.url)
         writer = open_writer(
             output, spec.format.value, tree_column=len({e.output for e in query.extractions}) > 1
         )
         with writer:
-            for extraction in query.extractions:
-                if extraction.tree not in present:
-                    continue
-                tree = file.tree(extraction.tree or _only_tree(file))
-                plan = extraction.bind(tree)
+            for name, tree, plan in bound:
                 for _, count, arrays in chunks(
                     plan, tree, budget=spec.limits.chunk, start=start, stop=stop
                 ):
@@ -146,7 +148,7 @@ def _run_query(
                             f"the work on this file took longer than {spec.limits.seconds:g} s"
                         )
                     if arrays:
-                        writer.write(extraction.output, arrays)
+                        writer.write(name, arrays)
                     kept += count
                 read += (tree.entries if stop is None else stop) - start
             _copy_objects(query, file, writer)
@@ -154,13 +156,10 @@ def _run_query(
     return replace(blank, events_read=read, events_written=kept, bytes_read=fetched)
 
 
-def _parts(spec: TaskSpec, query: Query, file: RootFile, present: set[str]) -> tuple[Entries, ...]:
-    """Return the parts in which a large file is better done; only a single tree has parts."""
-    if len(query.extractions) != 1 or query.copies or not present:
-        return ()
-    (extraction,) = query.extractions
+def _bound(extraction: Extraction, file: RootFile) -> tuple[Tree, Plan]:
+    """Return the tree that an extraction is of, and the extraction held against it."""
     tree = file.tree(extraction.tree or _only_tree(file))
-    return parts(extraction.bind(tree), tree, size=spec.limits.part)
+    return tree, extraction.bind(tree)
 
 
 def _present(query: Query, file: RootFile) -> set[str]:

@@ -10,8 +10,9 @@ import bisect
 import fnmatch
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -81,17 +82,27 @@ class Plan(ABC):
         """
 
 
-def matches(pattern: str, name: str) -> bool:
-    """Whether a name fits a glob or a ``/regular expression/`` (with ``i`` to ignore case).
+@lru_cache(maxsize=128)
+def matcher(patterns: tuple[str, ...]) -> Callable[[str], bool]:
+    """Return whether a name fits any of the patterns, as a function of the name.
+
+    A pattern is a name, a glob, or a ``/regular expression/`` (with ``i`` to ignore case).
 
     Examples
     --------
-    >>> matches("lep_*", "lep_pt"), matches("/LEP_(PT|eta)/i", "lep_pt"), matches("lep", "lep_pt")
-    (True, True, False)
+    >>> fits = matcher(("met", "lep_*", "/JET_(PT|eta)/i"))
+    >>> fits("met"), fits("lep_pt"), fits("jet_pt"), fits("met_et")
+    (True, True, True, False)
     """
-    if regex := re.fullmatch(r"/(.*)/(i?)", pattern, re.DOTALL):
-        return re.search(regex[1], name, re.IGNORECASE if regex[2] else 0) is not None
-    return fnmatch.fnmatchcase(name, pattern)
+    exact, searched = set(), []
+    for pattern in patterns:
+        if regex := re.fullmatch(r"/(.*)/(i?)", pattern, re.DOTALL):
+            searched.append(re.compile(regex[1], re.IGNORECASE if regex[2] else 0).search)
+        elif any(mark in pattern for mark in "*?["):
+            searched.append(re.compile(fnmatch.translate(pattern)).match)
+        else:
+            exact.add(pattern)
+    return lambda name: name in exact or any(found(name) for found in searched)
 
 
 def chunks(

@@ -5,14 +5,14 @@ uproot does the reading; this module chooses what is read and names the branch t
 
 import lzma
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 from servicex_server.columnar.baskets import Baskets
 from servicex_server.columnar.faults import classify, reading
-from servicex_server.columnar.plan import matches
+from servicex_server.columnar.plan import matcher
 from servicex_server.columnar.source import open_source
 from servicex_server.columnar.treeindex import BranchIndex
 from servicex_server.errors import (
@@ -114,8 +114,9 @@ class RootFile:
 
     def objects(self, pattern: str) -> Iterator[tuple[str, Any]]:
         """Yield paths and objects that fit a pattern and are neither trees nor folders."""
+        fits = matcher((pattern,))
         for key, kind in self._classes.items():
-            if matches(pattern, key) and not _is_tree(kind) and "Directory" not in kind:
+            if fits(key) and not _is_tree(kind) and "Directory" not in kind:
                 with reading(self.url):
                     found = self._file[key]
                 yield key, found
@@ -217,14 +218,15 @@ class TTreeTree(Tree):
 
         unknown = uproot.interpretation.identify.UnknownInterpretation
         grouped = uproot.interpretation.grouped.AsGrouped
+        fits, fits_type = matcher(tuple(by_name)), matcher(tuple(by_type))
         chosen = []
         for path, leaf in self.names.paths:
-            name = leaf if self.names.is_first(leaf, path) else path
-            if by_name and not any(matches(p, leaf) or matches(p, path) for p in by_name):
+            if by_name and not (fits(leaf) or fits(path)):
                 continue
+            name = leaf if self.names.is_first(leaf, path) else path
             with reading(self.url):
                 branch = self.names[name]
-            if by_type and not any(matches(p, branch.typename) for p in by_type):
+            if by_type and not fits_type(branch.typename):
                 continue
             exact = leaf in by_name or path in by_name
             interpretation = branch.interpretation
@@ -282,11 +284,13 @@ class RNTupleTree(Tree):
     def select(self, by_name: Sequence[str], by_type: Sequence[str]) -> list[str]:
         """Return the fields that fit; without name patterns the top-level ones."""
         names: Iterable[str] = self.names if by_name else self._top
-        fits: Callable[[str], bool] = lambda name: (  # noqa: E731
-            (not by_name or any(matches(pattern, name) for pattern in by_name))
-            and (not by_type or any(matches(p, str(self.names[name].typename)) for p in by_type))
-        )
-        chosen = [name for name in names if fits(name)]
+        fits, fits_type = matcher(tuple(by_name)), matcher(tuple(by_type))
+        chosen = [
+            name
+            for name in names
+            if (not by_name or fits(name))
+            and (not by_type or fits_type(str(self.names[name].typename)))
+        ]
         # a parent that fits brings its members along
         return [n for n in chosen if not any(n.startswith(f"{other}.") for other in chosen)]
 
