@@ -212,6 +212,20 @@ def test_only_what_is_asked_for_is_fetched(http_door: Http, run: Run) -> None:
     assert all(" bytes=" in asked for asked in http_door.asked)
 
 
+def test_the_pages_of_an_rntuple_come_in_few_requests(http_door: Http, run: Run) -> None:
+    """Columns of several clusters cost not one request for each page."""
+    path = http_door.folder / "ntuple.root"
+    values = np.random.default_rng(5).normal(size=(4, 1_000))
+    with uproot.recreate(path) as file:
+        ntuple = file.mkrntuple("events", {"x": values[0], "y": values[0]})
+        for part in values[1:]:
+            ntuple.extend({"x": part, "y": part})
+    table = run.table(http_door.url("ntuple.root"), selection='[{"treename": "events"}]')
+    assert table["y"].to_pylist() == values.reshape(-1).tolist()
+    # five tables of the file, a list of pages for each of the four clusters, all eight pages in one
+    assert len(http_door.asked) == 5 + 4 + 1
+
+
 def test_a_redirect_is_followed(http_door: Http, run: Run) -> None:
     """A door that sends the reader to the server that has the file is as good as that server."""
     with http("redirects", elsewhere=http_door.url("hzz.root")) as door:

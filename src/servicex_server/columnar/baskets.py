@@ -8,14 +8,12 @@ decompressed again. Branches of unusual build are left to uproot.
 
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
-from queue import Queue
 from typing import Any
-from urllib.parse import urlsplit
 
 from servicex_server.columnar.codecs import DecompressionError, decompress
 from servicex_server.columnar.layouts import Basket, NotUnderstoodError, array_of
+from servicex_server.columnar.pieces import Pieces, Place
 from servicex_server.errors import CorruptError
 
 _KEY = struct.Struct(">ihiIh")
@@ -27,15 +25,6 @@ _BASKET = struct.Struct(">hiiiiB")
 ROOT's TBasket::Streamer. ``fNevBuf`` is the number of entries, ``fLast`` where their data end,
 counted from the beginning of the key.
 """
-
-_NEAR = 32 << 10
-"""Bytes between two baskets that are rather read along than left out."""
-
-_NEAR_BY_HTTP = 256 << 10
-"""The same where every piece is a request of its own."""
-
-_LONGEST = 10 << 20
-"""Bytes after which a piece ends: there is something to decompress while others come."""
 
 
 class Branch:
@@ -84,20 +73,6 @@ class Branch:
         return start, start + int(self.model.member("fBasketBytes")[number])
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Bytes within a piece of the file that was asked for."""
-
-    chunk: Any
-    start: int
-    stop: int
-
-    def content(self) -> memoryview:
-        """Return the bytes; waits until they are there."""
-        data = memoryview(self.chunk.raw_data)
-        return data[self.start - self.chunk.start : self.stop - self.chunk.start]
-
-
 class Baskets:
     """The baskets of a tree, read by ranges of entries, best in ascending order.
 
@@ -108,10 +83,8 @@ class Baskets:
     """
 
     def __init__(self, url: str) -> None:
-        scheme = urlsplit(url).scheme if "://" in url else ""
         self._url = url
-        self._near = _NEAR_BY_HTTP if scheme in ("http", "https") else _NEAR
-        self._remote = scheme not in ("", "file")
+        self._pieces = Pieces(url)
         self._branches: dict[int, Branch] = {}
 
     def read(
@@ -144,7 +117,7 @@ class Baskets:
             if branch.covers(start, stop):
                 wanted[id(model)] = branch
         places = self._fetch(wanted.values(), start, stop)
-        if self._remote and following is not None:
+        if self._pieces.remote and following is not None:
             self._fetch_ahead(wanted.values(), start, following)
         arrays = {}
         for name, model in models.items():
@@ -196,24 +169,13 @@ class Baskets:
     def _ask(
         self, branches: Iterable[Branch], missing: list[tuple[int, int, dict[int, Place], int]]
     ) -> None:
-        """Ask for pieces of the file in which the missing baskets are, all at once."""
+        """Ask for the missing baskets, all at once."""
         if not missing:
             return
-        missing.sort(key=lambda one: one[:2])
-        ranges: list[tuple[int, int]] = []
-        members: list[int] = []
-        low, high = missing[0][:2]
-        for start, stop, _, _ in missing:
-            if start - high > self._near or stop - low > _LONGEST:
-                ranges.append((low, high))
-                low, high = start, stop
-            high = max(high, stop)
-            members.append(len(ranges))
-        ranges.append((low, high))
         source = next(iter(branches)).model.file.source
-        chunks = source.chunks(ranges, Queue())
-        for (start, stop, here, number), index in zip(missing, members, strict=True):
-            here[number] = Place(chunks[index], start, stop)
+        places = self._pieces.ask(source, [one[:2] for one in missing])
+        for place, (_, _, here, number) in zip(places, missing, strict=True):
+            here[number] = place
 
     def _array(
         self, name: str, branch: Branch, places: dict[int, Place], start: int, stop: int

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from servicex_server.columnar.baskets import Baskets
+from servicex_server.columnar.clusters import Clusters
 from servicex_server.columnar.faults import classify, reading
 from servicex_server.columnar.plan import matcher
 from servicex_server.columnar.source import open_source
@@ -272,14 +273,13 @@ class TTreeTree(Tree):
 class RNTupleTree(Tree):
     """An RNTuple."""
 
-    def __init__(self, url: str, tuple_: Any) -> None:
+    def __init__(self, url: str, ntuple: Any) -> None:
         self.url = url
-        self._tuple = tuple_
-        self.entries = int(tuple_.num_entries)
-        self._top = list(tuple_.keys(recursive=False))
+        self.entries = int(ntuple.num_entries)
+        self._top = list(ntuple.keys(recursive=False))
         # not .items(): it walks all fields for each of them, 18 s where there are 2,300
-        self.names = {field.path: field for field in tuple_.all_fields if field.path}
-        self._seen = [0, 0]  # bytes, entries
+        self.names = {field.path: field for field in ntuple.all_fields if field.path}
+        self._clusters = Clusters(url, ntuple)
 
     def select(self, by_name: Sequence[str], by_type: Sequence[str]) -> list[str]:
         """Return the fields that fit; without name patterns the top-level ones."""
@@ -297,32 +297,14 @@ class RNTupleTree(Tree):
     def boundaries(self, branches: Iterable[str]) -> list[int]:
         """Return the entries at which clusters begin, the same for all fields."""
         del branches
-        return [int(c.num_first_entry) for c in self._tuple.cluster_summaries] + [self.entries]
+        return self._clusters.edges
 
     def bytes_per_entry(self, branches: Iterable[str]) -> float:
-        """Return the mean size of what was read so far; 0 before the first range."""
-        del branches
-        return self._seen[0] / self._seen[1] if self._seen[1] else 0.0
+        """Return the mean size of an entry of these fields in memory."""
+        with reading(self.url):
+            total = self._clusters.bytes_of(self.names[name] for name in branches)
+        return max(total / self.entries, 1.0) if self.entries else 1.0
 
     def _read(self, branches: Sequence[str], start: int, stop: int) -> dict[str, Any]:
-        result = {}
-        top = [name for name in branches if name in self._top]
-        if top:
-            wanted = set(top)
-            arrays = self._tuple.arrays(
-                filter_field=lambda field: field.path in wanted,
-                entry_start=start,
-                entry_stop=stop,
-                library="ak",
-                how=dict,
-            )
-            result = {name: arrays[name] for name in top}
-        for name in branches:
-            if name not in result:
-                result[name] = self.names[name].array(
-                    entry_start=start, entry_stop=stop, library="ak"
-                )
-        if stop > start:
-            self._seen[0] += sum(array.nbytes for array in result.values())
-            self._seen[1] = max(stop, self._seen[1])
-        return result
+        fields = {name: self.names[name] for name in branches}
+        return self._clusters.read(fields, start, stop, self.following)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from servicex_server.columnar.clusters import ntuple_class
 from servicex_server.columnar.treeindex import classes
 from servicex_server.errors import MissingError, TruncatedError, UnreachableError
 
@@ -49,7 +50,7 @@ def open_source(url: str) -> Any:
         "object_cache": None,
         "array_cache": None,
         "num_workers": 1,
-        "custom_classes": classes(),
+        "custom_classes": {**classes(), "ROOT::RNTuple": ntuple_class()},
     }
     if scheme in ("root", "roots", "xroot"):
         for name, value in _XROOTD_DEFAULTS.items():
