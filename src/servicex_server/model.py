@@ -187,7 +187,7 @@ class Limits:
     seconds: float = 3600.0
     memory: int = 2 << 30
     chunk: int = 32 << 20
-    part: int = 512 << 20
+    part: int = 128 << 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ class Settings(BaseSettings):
     chunk_bytes: int = Field(default=32 << 20, ge=1 << 20)
     """Bytes of columns that a worker holds at a time, roughly."""
 
-    part_bytes: int = Field(default=512 << 20, ge=1 << 20)
+    part_bytes: int = Field(default=128 << 20, ge=1 << 20)
     """Bytes of columns, uncompressed, from which on a file is done in parts by several workers;
     each part is a result of its own."""
 
