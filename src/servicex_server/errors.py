@@ -246,6 +246,26 @@ class ErrorRecord:
         return asdict(self)
 
 
+def refusal(record: ErrorRecord, name: str, url: str) -> QueryError:
+    """Return the error that refuses a request for what a worker found.
+
+    Parameters
+    ----------
+    record
+        What it found.
+    name
+        The field of the request that is at fault.
+    url
+        The file in which that was seen.
+    """
+    kinds = {"Query": QueryError} | {
+        kind.__name__.removesuffix("Error"): kind for kind in QueryError.__subclasses__()
+    }
+    return kinds.get(record.kind, QueryError)(
+        f"{name}: {record.message}", hint="; ".join(filter(None, (record.hint, f"seen in {url}")))
+    )
+
+
 _SHOWN = 8
 """Names that are listed where none is near."""
 

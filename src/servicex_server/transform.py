@@ -1,7 +1,8 @@
 """What runs on a worker for one file: replica -> query -> writer -> upload.
 
 `transform` is a pure function of its `TaskSpec`: no database, no credential, no state but the
-object it uploads.
+object it uploads. `check` is what can be said of it before there is a request: it goes the same
+way as far as names and types reach, and leaves nothing.
 """
 
 import errno
@@ -10,6 +11,7 @@ import shutil
 import socket
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -17,23 +19,33 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from servicex_server import plugins
-from servicex_server.columnar.plan import Query, chunks, parts
-from servicex_server.columnar.read import RootFile, open_root
+from servicex_server.columnar.plan import Plan, Query, chunks, parts
+from servicex_server.columnar.read import RootFile, Tree, open_root
 from servicex_server.columnar.write import Writer, open_writer
 from servicex_server.errors import (
     CorruptError,
     DiskFullError,
+    ErrorRecord,
     FunctionError,
     InternalError,
     OutOfMemoryError,
     OutOfTimeError,
+    QueryError,
     ReplicaError,
     ServiceXError,
     UnknownNameError,
 )
 from servicex_server.languages.contract import Language, Program
 from servicex_server.languages.run_child import run_program
-from servicex_server.model import Attempt, Entries, Outcome, Replica, ResultFormat, TaskSpec
+from servicex_server.model import (
+    Attempt,
+    CheckSpec,
+    Entries,
+    Outcome,
+    Replica,
+    ResultFormat,
+    TaskSpec,
+)
 from servicex_server.objects.contract import UNFINISHED
 
 
@@ -72,6 +84,66 @@ def transform(spec: TaskSpec) -> Outcome:
                 attempts.append(Attempt(replica.url, time.monotonic() - began))
                 break
     return replace(outcome, attempts=tuple(attempts), seconds=time.monotonic() - started)
+
+
+_FIRST_RANGE = 1 << 20
+"""Bytes of columns that are read to see whether an error without entries is one with them too."""
+
+
+def check(spec: CheckSpec, *, patience: float) -> ErrorRecord | None:
+    """Hold a query against the names and types of one file, as far as that goes without reading it.
+
+    What is an error of the query here is one of `transform` on this file too: a computation on no
+    entries that fails is tried again on the first ones, for an empty column may have less of a
+    type than a full one. The reverse does not hold. A query that is code is not looked at.
+
+    Parameters
+    ----------
+    spec
+        The query and the file.
+    patience
+        Seconds that one answer of a remote server may take.
+
+    Returns
+    -------
+    The error, of whatever kind; None if there is none. Nothing is raised.
+    """
+    record = None
+    with tempfile.TemporaryDirectory(prefix="servicex-check-") as scratch:
+        for replica in spec.replicas:
+            try:
+                work = compiled(spec.language, spec.selection, spec.format)
+                if not isinstance(work, Program):
+                    with open_root(replica.url, patience=patience) as file:
+                        _hold(work, file, Path(scratch), spec.format)
+            except Exception as error:  # noqa: BLE001  # the caller asks for it, whatever it is
+                failure = _known(error)
+                record = failure.record()
+                if not isinstance(failure, ReplicaError):
+                    break  # no other copy can cure it
+            else:
+                return None
+    return record
+
+
+def _hold(query: Query, file: RootFile, scratch: Path, result_format: ResultFormat) -> None:
+    """Compute a query without entries, and begin to write it; raise what is wrong with it."""
+    try:
+        _dry_run(query, file, scratch / "none", result_format, read=False)
+    except QueryError:
+        _dry_run(query, file, scratch / "some", result_format, read=True)
+
+
+def _dry_run(
+    query: Query, file: RootFile, output: Path, result_format: ResultFormat, *, read: bool
+) -> None:
+    with _writer(query, output, result_format) as writer:
+        for name, plan, tree in _plans(query, file, _present(query, file)):
+            if read:
+                _, _, arrays = next(chunks(plan, tree, budget=_FIRST_RANGE))
+            else:
+                _, arrays = plan.compute(tree, 0, 0, typed=True)
+            writer.write(name, arrays)
 
 
 @lru_cache(maxsize=64)
@@ -129,15 +201,8 @@ def _run_query(
         present = _present(query, file)
         if spec.entries is None and (found := _parts(spec, query, file, present)):
             return replace(blank, parts=found, url=replica.url)
-        writer = open_writer(
-            output, spec.format.value, tree_column=len({e.output for e in query.extractions}) > 1
-        )
-        with writer:
-            for extraction in query.extractions:
-                if extraction.tree not in present:
-                    continue
-                tree = file.tree(extraction.tree or _only_tree(file))
-                plan = extraction.bind(tree)
+        with _writer(query, output, spec.format) as writer:
+            for name, plan, tree in _plans(query, file, present):
                 for _, count, arrays in chunks(
                     plan, tree, budget=spec.limits.chunk, start=start, stop=stop
                 ):
@@ -146,12 +211,25 @@ def _run_query(
                             f"the work on this file took longer than {spec.limits.seconds:g} s"
                         )
                     if arrays:
-                        writer.write(extraction.output, arrays)
+                        writer.write(name, arrays)
                     kept += count
                 read += (tree.entries if stop is None else stop) - start
             _copy_objects(query, file, writer)
         fetched = file.bytes_read
     return replace(blank, events_read=read, events_written=kept, bytes_read=fetched)
+
+
+def _writer(query: Query, output: Path, result_format: ResultFormat) -> Writer:
+    several = len({extraction.output for extraction in query.extractions}) > 1
+    return open_writer(output, result_format.value, tree_column=several)
+
+
+def _plans(query: Query, file: RootFile, present: set[str]) -> Iterator[tuple[str, Plan, Tree]]:
+    """Yield the trees that are there, each with its plan and the name of what becomes of it."""
+    for extraction in query.extractions:
+        if extraction.tree in present:
+            tree = file.tree(extraction.tree or _only_tree(file))
+            yield extraction.output, extraction.bind(tree), tree
 
 
 def _parts(spec: TaskSpec, query: Query, file: RootFile, present: set[str]) -> tuple[Entries, ...]:
