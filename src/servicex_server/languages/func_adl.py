@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 
 from servicex_server.columnar import arithmetic
 from servicex_server.columnar.functions import FUNCTIONS
+from servicex_server.columnar.missing import unguarded
 from servicex_server.columnar.plan import Query
 from servicex_server.columnar.rows import Rows
 from servicex_server.columnar.sequences import (
@@ -44,7 +45,7 @@ from servicex_server.columnar.sequences import (
     walk,
 )
 from servicex_server.columnar.vectors import METHODS
-from servicex_server.errors import QueryError, UnknownNameError, did_you_mean
+from servicex_server.errors import FormatError, QueryError, UnknownNameError, did_you_mean
 from servicex_server.languages.contract import Language
 from servicex_server.languages.qastle import Form, read_forms, refused
 from servicex_server.model import ResultFormat
@@ -109,8 +110,17 @@ class FuncAdl(Language):
 
     def compile(self, selection: str, result_format: ResultFormat) -> Query:
         """Read the text, and find out which branches it names."""
+        dense = result_format is ResultFormat.TTREE
         try:
             node, kind, tree = _Reader(selection).query()
+            for name, missing in unguarded(node) if dense else ():
+                raise FormatError(
+                    f"selection: {f'column {name}' if name else 'the column'} has no value in an "
+                    f"event where this list is empty, and a TTree cannot hold that, "
+                    f"{place(selection, missing.at)}",
+                    hint="drop such events before it, as Where(lambda e: e.x.Count() > 0) does, "
+                    "or ask for parquet or root-rntuple",
+                )
         except RecursionError:
             raise QueryError("selection: it is nested too deeply") from None
         rows = Rows(
@@ -120,7 +130,7 @@ class FuncAdl(Language):
             node=node,
             text=selection,
             whole=kind.holds_event(),
-            dense=result_format is ResultFormat.TTREE,
+            dense=dense,
         )
         return Query((rows,))
 
