@@ -50,7 +50,10 @@ FUNC_ADL = "(call Select (call EventDataset 'bogus.root' 'events') (lambda (list
             "First needs a list, and this is of type float64, at character 73",
         ),
         (
-            {"codegen": "uproot", "selection": FUNC_ADL.format("(+ (attr e 'E1') 'GeV')")},
+            {
+                "codegen": "uproot",
+                "selection": FUNC_ADL.format("(+ (attr e 'E1') (if (> (attr e 'Q1') 0) 'a' 'b'))"),
+            },
             "texts can only be compared.*at character 73",
         ),
     ],
