@@ -36,7 +36,7 @@ travel from the worker to the database as an `ErrorRecord`, which is plain data.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
@@ -246,8 +246,8 @@ class ErrorRecord:
         return asdict(self)
 
 
-def refusal(record: ErrorRecord, name: str, url: str) -> QueryError:
-    """Return the error that refuses a request for what a worker found.
+def refusal(record: ErrorRecord, name: str, url: str) -> QueryError | None:
+    """Return the error that refuses a request for what a worker found; None if it is no such one.
 
     Parameters
     ----------
@@ -258,12 +258,17 @@ def refusal(record: ErrorRecord, name: str, url: str) -> QueryError:
     url
         The file in which that was seen.
     """
-    kinds = {"Query": QueryError} | {
-        kind.__name__.removesuffix("Error"): kind for kind in QueryError.__subclasses__()
-    }
-    return kinds.get(record.kind, QueryError)(
-        f"{name}: {record.message}", hint="; ".join(filter(None, (record.hint, f"seen in {url}")))
-    )
+    kinds = {kind.__name__.removesuffix("Error"): kind for kind in _with_subclasses(QueryError)}
+    if record.kind not in kinds:
+        return None
+    hint = "; ".join(filter(None, (record.hint, f"seen in {url}")))
+    return kinds[record.kind](f"{name}: {record.message}", hint=hint)
+
+
+def _with_subclasses(kind: type[QueryError]) -> Iterator[type[QueryError]]:
+    yield kind
+    for below in kind.__subclasses__():
+        yield from _with_subclasses(below)
 
 
 _SHOWN = 8

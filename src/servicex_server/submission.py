@@ -133,10 +133,14 @@ class Submission:
                 for file in files
             )
         )
-        errors = [one for one in found if one is not None and one.blame == "query"]
-        if errors and len(errors) == len(found) and len({one.message for one in errors}) == 1:
-            log.info("request refused: %s", errors[0].kind)
-            raise refusal(errors[0], "selection", files[0].replicas[0].url)
+        errors = [
+            None if one is None else refusal(one, "selection", file.replicas[0].url)
+            for one, file in zip(found, files, strict=True)
+        ]
+        said = {one and one.message for one in errors}
+        if errors and errors[0] is not None and len(said) == 1:
+            log.info("request refused: %s", type(errors[0]).__name__)
+            raise errors[0]
 
     def _checked(self, principal: Principal, order: Order) -> tuple[_Reference, bool]:
         """Return what the order is on, and whether its query is code."""

@@ -23,6 +23,7 @@ from servicex_server.errors import (
     FormatError,
     InternalError,
     QueryError,
+    RequestError,
     ServiceXError,
     UnknownNameError,
     UnreadableError,
@@ -108,7 +109,14 @@ async def test_a_query_that_the_only_file_contradicts_is_refused(
 
 
 @pytest.mark.parametrize(
-    "error", [CorruptError("bad"), UnreadableError("odd"), InternalError("a mistake of ours"), None]
+    "error",
+    [
+        CorruptError("bad"),
+        UnreadableError("odd"),
+        InternalError("a mistake of ours"),
+        RequestError("codegen: the worker does not know this plug-in"),
+        None,
+    ],
 )
 async def test_what_is_not_the_fault_of_the_query_refuses_nothing(
     tmp_path: Path, error: ServiceXError | None
