@@ -17,7 +17,7 @@ from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
 from servicex_server.database.connection import Database
 from servicex_server.dispatch import Dispatcher
-from servicex_server.errors import DatasetError, RequestError, TooLargeError, refusal
+from servicex_server.errors import DatasetError, QueryError, RequestError, TooLargeError, refusal
 from servicex_server.finders.contract import Finder
 from servicex_server.finders.file_list import FileList
 from servicex_server.languages.contract import Language, Program
@@ -25,6 +25,7 @@ from servicex_server.lookup import Lookups, split_options
 from servicex_server.model import (
     CheckSpec,
     DatasetState,
+    InputFile,
     Principal,
     Request,
     RequestState,
@@ -125,22 +126,23 @@ class Submission:
             first = order.files[0]
             last = next((entry for entry in reversed(order.files) if entry != first), first)
             files = [FileList.file(entry) for entry in dict.fromkeys((first, last))]
-        found = await asyncio.gather(
-            *(
-                self._dispatcher.check(
-                    CheckSpec(file.replicas, order.language, order.selection, order.format)
-                )
-                for file in files
-            )
-        )
-        errors = [
-            None if one is None else refusal(one, "selection", file.replicas[0].url)
-            for one, file in zip(found, files, strict=True)
-        ]
-        said = {one and one.message for one in errors}
-        if errors and errors[0] is not None and len(said) == 1:
+        checks = [asyncio.create_task(self._refusal(order, file)) for file in files]
+        try:
+            for check in asyncio.as_completed(checks):
+                if await check is None:
+                    return  # what the other one says does not matter
+        finally:
+            for one in checks:
+                one.cancel()
+        errors = [error for one in checks if (error := one.result()) is not None]
+        if len({error.message for error in errors}) == 1:
             log.info("request refused: %s", type(errors[0]).__name__)
             raise errors[0]
+
+    async def _refusal(self, order: Order, file: InputFile) -> QueryError | None:
+        spec = CheckSpec(file.replicas, order.language, order.selection, order.format)
+        found = await self._dispatcher.check(spec)
+        return None if found is None else refusal(found, "selection", file.replicas[0].url)
 
     def _checked(self, principal: Principal, order: Order) -> tuple[_Reference, bool]:
         """Return what the order is on, and whether its query is code."""

@@ -184,6 +184,23 @@ async def test_two_files_are_looked_at_at_the_same_time(tmp_path: Path) -> None:
             await app.submission.accept(LOCAL_USER, order("a", "b"))
 
 
+async def test_one_good_file_is_enough(tmp_path: Path) -> None:
+    """A file that does not open delays nobody if the other one says nothing against the query."""
+    ended = threading.Event()
+
+    def check(spec: CheckSpec) -> None:
+        if Path(spec.replicas[0].url).stem == "hangs":
+            ended.wait(60)
+
+    async with service(tmp_path, MemoryEngine(done, check=check)) as app:
+        order_on_both = asyncio.create_task(app.submission.accept(LOCAL_USER, order("a", "hangs")))
+        hanging = asyncio.create_task(app.submission.accept(LOCAL_USER, order("hangs")))
+        assert await order_on_both
+        assert not hanging.done()
+        ended.set()
+        assert await hanging
+
+
 async def test_a_check_without_an_answer_accepts(tmp_path: Path) -> None:
     """A file that does not open delays the answer by the deadline, and nobody else meanwhile."""
     ended = threading.Event()
