@@ -124,6 +124,23 @@ class Server:
         wire = {k.replace("_", "-"): v for k, v in body.items() if v is not None}
         return self.client.post("/servicex/transformation", json=wire)
 
+    def refused(self, **changes: Any) -> str:
+        """Submit what a look at the files shows to be wrong; return the sentence that says so.
+
+        Workers that have just started answer too late, and what they would have said is found out
+        as the request runs; then it is submitted again.
+        """
+        for _ in range(10):
+            before = self.counts()
+            answer = self.submit(**changes)
+            if answer.status_code == 400:
+                assert self.counts() == before
+                assert list(answer.json()) == ["message"]
+                return str(answer.json()["message"])
+            assert answer.status_code == 200, answer.text
+            assert self.wait(answer.json()["request_id"])["status"] == "Fatal"
+        pytest.fail(f"the workers find nothing wrong with {changes}")
+
     def wait(self, request_id: str, *, seconds: float = 60) -> dict[str, Any]:
         """Poll a request until it has ended; return its status object."""
         deadline = time.monotonic() + seconds

@@ -11,7 +11,9 @@ from collections.abc import Iterable
 from servicex_server.database import tasks as rows
 from servicex_server.database.connection import Database
 from servicex_server.engines.contract import Engine
+from servicex_server.errors import ErrorRecord
 from servicex_server.model import (
+    CheckSpec,
     Limits,
     Outcome,
     RequestState,
@@ -101,6 +103,10 @@ class Dispatcher:
     async def workers(self) -> list[WorkerInfo]:
         """Return the workers, idle or busy."""
         return await self._engine.workers()
+
+    async def check(self, spec: CheckSpec) -> ErrorRecord | None:
+        """Hold a query against a file, beside the tasks; return the error found, if any."""
+        return await self._engine.check(spec)
 
     def wake(self, *request_ids: str) -> None:
         """Look at the rows now; and whether the given requests have ended."""

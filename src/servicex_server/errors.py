@@ -36,7 +36,7 @@ travel from the worker to the database as an `ErrorRecord`, which is plain data.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
@@ -244,6 +244,31 @@ class ErrorRecord:
     def as_dict(self) -> dict[str, Any]:
         """Return the record as JSON-ready data."""
         return asdict(self)
+
+
+def refusal(record: ErrorRecord, name: str, url: str) -> QueryError | None:
+    """Return the error that refuses a request for what a worker found; None if it is no such one.
+
+    Parameters
+    ----------
+    record
+        What it found.
+    name
+        The field of the request that is at fault.
+    url
+        The file in which that was seen.
+    """
+    kinds = {kind.__name__.removesuffix("Error"): kind for kind in _with_subclasses(QueryError)}
+    if record.kind not in kinds:
+        return None
+    hint = "; ".join(filter(None, (record.hint, f"seen in {url}")))
+    return kinds[record.kind](f"{name}: {record.message}", hint=hint)
+
+
+def _with_subclasses(kind: type[QueryError]) -> Iterator[type[QueryError]]:
+    yield kind
+    for below in kind.__subclasses__():
+        yield from _with_subclasses(below)
 
 
 _SHOWN = 8

@@ -213,6 +213,16 @@ class TaskSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckSpec:
+    """A query and one file, to be held against each other before there is a request."""
+
+    replicas: tuple[Replica, ...]
+    language: str
+    selection: str
+    format: ResultFormat
+
+
+@dataclass(frozen=True, slots=True)
 class Attempt:
     """One try at one replica; ``error`` is None for the one that worked."""
 

@@ -17,12 +17,21 @@ from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
 from servicex_server.database.connection import Database
 from servicex_server.dispatch import Dispatcher
-from servicex_server.errors import DatasetError, RequestError, TooLargeError
+from servicex_server.errors import DatasetError, QueryError, RequestError, TooLargeError, refusal
 from servicex_server.finders.contract import Finder
 from servicex_server.finders.file_list import FileList
-from servicex_server.languages.contract import Language
+from servicex_server.languages.contract import Language, Program
 from servicex_server.lookup import Lookups, split_options
-from servicex_server.model import DatasetState, Principal, Request, RequestState, ResultFormat, now
+from servicex_server.model import (
+    CheckSpec,
+    DatasetState,
+    InputFile,
+    Principal,
+    Request,
+    RequestState,
+    ResultFormat,
+    now,
+)
 from servicex_server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -78,7 +87,9 @@ class Submission:
             Something in the order is wrong; names the field. Nothing is stored then.
         """
         # a hundred thousand URLs take a moment to look at; the service answers others meanwhile
-        reference = await asyncio.to_thread(self._checked, principal, order)
+        reference, is_code = await asyncio.to_thread(self._checked, principal, order)
+        if not is_code:
+            await self._hold(order, reference)
         request = Request(
             id=str(uuid.uuid4()),
             title=order.title,
@@ -101,15 +112,48 @@ class Submission:
         self._dispatcher.wake(request.id)
         return request.id
 
-    def _checked(self, principal: Principal, order: Order) -> _Reference:
+    async def _hold(self, order: Order, reference: _Reference) -> None:
+        """Refuse a query that its files cannot answer, as far as a look at them tells in time.
+
+        A file that is odd fails alone and refuses nobody: where there are several, the first and
+        the last have to say the same.
+        """
+        if order.files is None:
+            files = await self._database.read(
+                dataset_rows.first_and_last, reference.name, reference.owner
+            )
+        else:
+            first = order.files[0]
+            last = next((entry for entry in reversed(order.files) if entry != first), first)
+            files = [FileList.file(entry) for entry in dict.fromkeys((first, last))]
+        checks = [asyncio.create_task(self._refusal(order, file)) for file in files]
+        try:
+            for check in asyncio.as_completed(checks):
+                if await check is None:
+                    return  # what the other one says does not matter
+        finally:
+            for one in checks:
+                one.cancel()
+        errors = [error for one in checks if (error := one.result()) is not None]
+        if len({error.message for error in errors}) == 1:
+            log.info("request refused: %s", type(errors[0]).__name__)
+            raise errors[0]
+
+    async def _refusal(self, order: Order, file: InputFile) -> QueryError | None:
+        spec = CheckSpec(file.replicas, order.language, order.selection, order.format)
+        found = await self._dispatcher.check(spec)
+        return None if found is None else refusal(found, "selection", file.replicas[0].url)
+
+    def _checked(self, principal: Principal, order: Order) -> tuple[_Reference, bool]:
+        """Return what the order is on, and whether its query is code."""
         if order.title is not None and len(order.title) > MAX_TITLE:
             raise RequestError(
                 f"title: {len(order.title)} characters are too many; at most {MAX_TITLE}"
             )
-        self._check_query(order)
-        return self._reference(principal, order)
+        is_code = self._check_query(order)
+        return self._reference(principal, order), is_code
 
-    def _check_query(self, order: Order) -> None:
+    def _check_query(self, order: Order) -> bool:
         size = len(order.selection.encode(errors="surrogatepass"))
         if size > self._settings.selection_bytes:
             raise TooLargeError(
@@ -117,7 +161,7 @@ class Submission:
             )
         language: Language = plugins.load("languages", order.language, wire_name="codegen")()
         language.check_format(order.format)
-        language.compile(order.selection, order.format)
+        return isinstance(language.compile(order.selection, order.format), Program)
 
     def _reference(self, principal: Principal, order: Order) -> _Reference:
         if (order.did is None) == (order.files is None):

@@ -1,7 +1,8 @@
 """What runs on a worker for one file: replica -> query -> writer -> upload.
 
 `transform` is a pure function of its `TaskSpec`: no database, no credential, no state but the
-object it uploads.
+object it uploads. `check` is what can be said of it before there is a request: it goes the same
+way as far as names and types reach, and leaves nothing.
 """
 
 import errno
@@ -17,23 +18,32 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from servicex_server import plugins
-from servicex_server.columnar.plan import Extraction, Plan, Query, chunks, parts
+from servicex_server.columnar.plan import Plan, Query, chunks, parts
 from servicex_server.columnar.read import RootFile, Tree, open_root
 from servicex_server.columnar.write import Writer, open_writer
 from servicex_server.errors import (
     CorruptError,
     DiskFullError,
+    ErrorRecord,
     FunctionError,
     InternalError,
     OutOfMemoryError,
     OutOfTimeError,
+    QueryError,
     ReplicaError,
     ServiceXError,
     UnknownNameError,
 )
 from servicex_server.languages.contract import Language, Program
 from servicex_server.languages.run_child import run_program
-from servicex_server.model import Attempt, Outcome, Replica, ResultFormat, TaskSpec
+from servicex_server.model import (
+    Attempt,
+    CheckSpec,
+    Outcome,
+    Replica,
+    ResultFormat,
+    TaskSpec,
+)
 from servicex_server.objects.contract import UNFINISHED
 
 
@@ -72,6 +82,66 @@ def transform(spec: TaskSpec) -> Outcome:
                 attempts.append(Attempt(replica.url, time.monotonic() - began))
                 break
     return replace(outcome, attempts=tuple(attempts), seconds=time.monotonic() - started)
+
+
+_FIRST_RANGE = 1 << 20
+"""Bytes of columns that are read to see whether an error without entries is one with them too."""
+
+
+def check(spec: CheckSpec, *, patience: float) -> ErrorRecord | None:
+    """Hold a query against the names and types of one file, as far as that goes without reading it.
+
+    What is an error of the query here is one of `transform` on this file too: a computation on no
+    entries that fails is tried again on the first ones, for an empty column may have less of a
+    type than a full one. The reverse does not hold. A query that is code is not looked at.
+
+    Parameters
+    ----------
+    spec
+        The query and the file.
+    patience
+        Seconds that one answer of a remote server may take.
+
+    Returns
+    -------
+    The error, of whatever kind; None if there is none. Nothing is raised.
+    """
+    record = None
+    with tempfile.TemporaryDirectory(prefix="servicex-check-") as scratch:
+        for replica in spec.replicas:
+            try:
+                work = compiled(spec.language, spec.selection, spec.format)
+                if not isinstance(work, Program):
+                    with open_root(replica.url, patience=patience) as file:
+                        _hold(work, file, Path(scratch), spec.format)
+            except Exception as error:  # noqa: BLE001  # the caller asks for it, whatever it is
+                failure = _known(error)
+                record = failure.record()
+                if not isinstance(failure, ReplicaError):
+                    break  # no other copy can cure it
+            else:
+                return None
+    return record
+
+
+def _hold(query: Query, file: RootFile, scratch: Path, result_format: ResultFormat) -> None:
+    """Compute a query without entries, and begin to write it; raise what is wrong with it."""
+    try:
+        _dry_run(query, file, scratch / "none", result_format, read=False)
+    except QueryError:
+        _dry_run(query, file, scratch / "some", result_format, read=True)
+
+
+def _dry_run(
+    query: Query, file: RootFile, output: Path, result_format: ResultFormat, *, read: bool
+) -> None:
+    with _writer(query, output, result_format) as writer:
+        for name, plan, tree in _plans(query, file):
+            if read:
+                _, _, arrays = next(chunks(plan, tree, budget=_FIRST_RANGE))
+            else:
+                _, arrays = plan.compute(tree, 0, 0, typed=True)
+            writer.write(name, arrays)
 
 
 @lru_cache(maxsize=64)
@@ -126,20 +196,14 @@ def _run_query(
     deadline = time.monotonic() + spec.limits.seconds
     start, stop = spec.entries or (0, None)
     with open_root(replica.url) as file:
-        present = _present(query, file)
-        bound = [
-            (one.output, *_bound(one, file)) for one in query.extractions if one.tree in present
-        ]
-        if spec.entries is None and len(query.extractions) == 1 and bound and not query.copies:
+        plans = _plans(query, file)
+        if spec.entries is None and len(plans) == 1 and not query.copies:
             # only a single tree has parts
-            (_, tree, plan), *_ = bound
+            (_, plan, tree), *_ = plans
             if found := parts(plan, tree, size=spec.limits.part):
                 return replace(blank, parts=found, url=replica.url)
-        writer = open_writer(
-            output, spec.format.value, tree_column=len({e.output for e in query.extractions}) > 1
-        )
-        with writer:
-            for name, tree, plan in bound:
+        with _writer(query, output, spec.format) as writer:
+            for name, plan, tree in plans:
                 for _, count, arrays in chunks(
                     plan, tree, budget=spec.limits.chunk, start=start, stop=stop
                 ):
@@ -156,10 +220,20 @@ def _run_query(
     return replace(blank, events_read=read, events_written=kept, bytes_read=fetched)
 
 
-def _bound(extraction: Extraction, file: RootFile) -> tuple[Tree, Plan]:
-    """Return the tree that an extraction is of, and the extraction held against it."""
-    tree = file.tree(extraction.tree or _only_tree(file))
-    return tree, extraction.bind(tree)
+def _writer(query: Query, output: Path, result_format: ResultFormat) -> Writer:
+    several = len({extraction.output for extraction in query.extractions}) > 1
+    return open_writer(output, result_format.value, tree_column=several)
+
+
+def _plans(query: Query, file: RootFile) -> list[tuple[str, Plan, Tree]]:
+    """Return the trees that are there, each with its plan and the name of what becomes of it."""
+    present = _present(query, file)
+    plans = []
+    for extraction in query.extractions:
+        if extraction.tree in present:
+            tree = file.tree(extraction.tree or _only_tree(file))
+            plans.append((extraction.output, extraction.bind(tree), tree))
+    return plans
 
 
 def _present(query: Query, file: RootFile) -> set[str]:

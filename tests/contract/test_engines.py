@@ -1,18 +1,24 @@
 """What every engine has to do, on the double and on real worker processes."""
 
 import asyncio
+import base64
+import os
+import signal
+import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
-from servicex_server.engines.contract import Engine
+from servicex_server.engines.contract import CHECK_SECONDS, Engine
 from servicex_server.engines.dask import DaskEngine
 from servicex_server.engines.memory import MemoryEngine
 from servicex_server.languages.python_function import PythonFunction
-from servicex_server.model import Limits, Outcome, Replica, ResultFormat, TaskSpec
-from servicex_server.transform import transform
+from servicex_server.model import CheckSpec, Limits, Outcome, Replica, ResultFormat, TaskSpec
+from servicex_server.transform import check, transform
+from tests.integration.servers import http
 from tests.support import sample
 
 pytestmark = pytest.mark.anyio
@@ -32,7 +38,7 @@ async def running(
 ) -> AsyncIterator[tuple[Engine, asyncio.Queue[Outcome]]]:
     """Give a started engine and the queue that its outcomes go to."""
     engine: Engine = (
-        MemoryEngine(transform)
+        MemoryEngine(transform, check=partial(check, patience=CHECK_SECONDS))
         if request.param == "memory"
         else DaskEngine(workers=2, memory=1 << 30)
     )
@@ -116,22 +122,157 @@ async def test_slots_are_workers(running: tuple[Engine, asyncio.Queue[Outcome]])
     assert {worker.task for worker in workers} == {""}
 
 
-async def test_a_task_that_runs_is_stopped_with_its_worker(tmp_path: Path) -> None:
-    """A stopped task gives no outcome, and its worker is soon there for others."""
-    import base64
+def question(url: str = HZZ, *, branch: str = "NJet", language: str = "uproot-raw") -> CheckSpec:
+    """Return a check of a query of one branch on a file."""
+    selection = f'[{{"treename": "events", "filter_name": "{branch}"}}]'
+    return CheckSpec((Replica(url),), language, selection, ResultFormat.PARQUET)
 
+
+@pytest.mark.parametrize(
+    ("asked", "kind"),
+    [
+        (question(), None),
+        (question(branch="NJett"), "UnknownName"),
+        (question("/no/such.root"), "Missing"),
+        (question(language="of-a-plug-in-that-the-workers-lack"), "Request"),
+    ],
+)
+async def test_a_check_says_what_a_task_would(
+    running: tuple[Engine, asyncio.Queue[Outcome]], asked: CheckSpec, kind: str | None
+) -> None:
+    """The error is told with its kind and its hint, and is no task: nothing ends."""
+    engine, ended = running
+    async with asyncio.timeout(60):
+        # workers that have just started import their libraries first
+        while (found := await engine.check(asked)) is None and kind:
+            await asyncio.sleep(0.1)
+    assert (found.kind if found else None) == kind
+    if kind == "UnknownName":
+        assert found is not None
+        assert "did you mean NJet" in found.hint
+    assert ended.empty()
+
+
+async def test_a_check_that_hangs_is_given_up(
+    running: tuple[Engine, asyncio.Queue[Outcome]], tmp_path: Path
+) -> None:
+    """A door that does not answer costs the deadline; meanwhile and after it tasks run."""
+    engine, ended = running
+    with http("silent") as door:
+        began = time.monotonic()
+        hanging = asyncio.create_task(engine.check(question(door.url("x.root"))))
+        engine.submit(spec(tmp_path, "h"))
+        assert (await next_outcome(ended)).error is None
+        found = await hanging
+        assert found is None or found.blame == "site"
+        assert time.monotonic() - began < CHECK_SECONDS + 10
+        assert {worker.task for worker in await engine.workers()} == {""}
+        engine.submit(spec(tmp_path, "i"))
+        assert (await next_outcome(ended)).error is None
+
+
+async def test_many_checks_are_all_answered(
+    running: tuple[Engine, asyncio.Queue[Outcome]],
+) -> None:
+    """More checks than there are places for end, each with what it found or with nothing."""
+    engine, _ = running
+    async with asyncio.timeout(60):
+        found = await asyncio.gather(*(engine.check(question(branch="NJett")) for _ in range(40)))
+    assert {one.kind for one in found if one} <= {"UnknownName"}
+    assert any(found)
+
+
+def endless(folder: Path, name: str) -> TaskSpec:
+    """Return a task that does not end by itself."""
+    source = "def run_query(path):\n    while True: pass\n"
+    selection = base64.b64encode(source.encode()).decode()
+    return spec(folder, name, language=PythonFunction.name, selection=selection)
+
+
+async def until_it_runs(engine: Engine, task: TaskSpec) -> None:
+    """Wait until a worker is on a task."""
+    async with asyncio.timeout(30):
+        while not any(worker.task == task.key for worker in await engine.workers()):
+            await asyncio.sleep(0.05)
+
+
+async def test_a_check_needs_no_slot(tmp_path: Path) -> None:
+    """A worker in the middle of a task answers, shows the task only, and the task stays."""
     engine = DaskEngine(workers=1, memory=1 << 30)
     ended: asyncio.Queue[Outcome] = asyncio.Queue()
     await engine.start(ended.put_nowait)
     try:
-        source = "def run_query(path):\n    open('started', 'w')\n    while True: pass\n"
-        selection = base64.b64encode(source.encode()).decode()
-        endless = spec(tmp_path, "d", language=PythonFunction.name, selection=selection)
-        engine.submit(endless)
+        long = endless(tmp_path, "j")
+        engine.submit(long)
+        await until_it_runs(engine, long)
+        async with asyncio.timeout(60):
+            while (found := await engine.check(question(branch="NJett"))) is None:
+                await asyncio.sleep(0.1)
+        assert found.kind == "UnknownName"
+        assert [worker.task for worker in await engine.workers()] == [long.key]
+        with http("silent") as door:
+            hanging = asyncio.create_task(engine.check(question(door.url("x.root"))))
+            async with asyncio.timeout(30):
+                while not door.asked:
+                    await asyncio.sleep(0.01)
+            assert await engine._running() == {(await engine.workers())[0].address: long.key}
+            # what is stopped is the task; with it the worker goes, and the check knows nothing
+            await engine.stop([long.key])
+            assert await hanging is None
+        assert ended.empty()
+    finally:
+        await engine.close()
+
+
+async def test_a_worker_that_dies_in_a_check_answers_nothing(tmp_path: Path) -> None:
+    """The check is over at once, and the next worker answers the next one."""
+    engine = DaskEngine(workers=1, memory=1 << 30)
+    await engine.start(lambda outcome: None)
+    try:
+        with http("silent") as door:
+            hanging = asyncio.create_task(engine.check(question(door.url("x.root"))))
+            async with asyncio.timeout(30):
+                while not door.asked:
+                    if hanging.done():  # it was still importing
+                        hanging = asyncio.create_task(engine.check(question(door.url("x.root"))))
+                    await asyncio.sleep(0.01)
+            (worker,) = await engine._client.run(os.getpid)
+            os.kill((await engine._client.run(os.getpid))[worker], signal.SIGKILL)
+            assert await hanging is None
+        async with asyncio.timeout(60):
+            while (found := await engine.check(question(branch="NJett"))) is None:
+                await asyncio.sleep(0.1)
+        assert found.kind == "UnknownName"
+    finally:
+        await engine.close()
+
+
+async def test_an_engine_ends_while_a_check_hangs(tmp_path: Path) -> None:
+    """Nobody waits for the thread that waits for a door."""
+    engine = DaskEngine(workers=1, memory=1 << 30)
+    await engine.start(lambda outcome: None)
+    with http("silent") as door:
+        hanging = asyncio.create_task(engine.check(question(door.url("x.root"))))
         async with asyncio.timeout(30):
-            while not any(worker.task == endless.key for worker in await engine.workers()):
-                await asyncio.sleep(0.05)
-        await engine.stop([endless.key])
+            while not (door.asked or hanging.done()):
+                await asyncio.sleep(0.01)
+        pids = (await engine._client.run(os.getpid)).values()
+        async with asyncio.timeout(20):
+            await engine.close()
+            assert await hanging is None
+        assert not any(map(psutil.pid_exists, pids))
+
+
+async def test_a_task_that_runs_is_stopped_with_its_worker(tmp_path: Path) -> None:
+    """A stopped task gives no outcome, and its worker is soon there for others."""
+    engine = DaskEngine(workers=1, memory=1 << 30)
+    ended: asyncio.Queue[Outcome] = asyncio.Queue()
+    await engine.start(ended.put_nowait)
+    try:
+        task = endless(tmp_path, "d")
+        engine.submit(task)
+        await until_it_runs(engine, task)
+        await engine.stop([task.key])
         engine.submit(spec(tmp_path, "e"))
         outcome = await next_outcome(ended)
         assert outcome.request_id.endswith("-e")
@@ -142,8 +283,6 @@ async def test_a_task_that_runs_is_stopped_with_its_worker(tmp_path: Path) -> No
 
 async def test_a_killed_worker_costs_its_task_only(tmp_path: Path) -> None:
     """A worker that is killed gives an outcome that says so, and a new worker comes."""
-    import base64
-
     engine = DaskEngine(workers=1, memory=1 << 30)
     ended: asyncio.Queue[Outcome] = asyncio.Queue()
     await engine.start(ended.put_nowait)

@@ -199,6 +199,7 @@ def _folder(path: Path) -> None:
 BAD_FILES: dict[str, tuple[Callable[[Path], Any], str, str, str]] = {
     "missing": (lambda path: None, "Missing", "replica", "does not exist"),
     "a folder": (lambda path: path.mkdir(), "Missing", "replica", "is a folder"),
+    "a pipe": (os.mkfifo, "Missing", "replica", "is no file but a pipe"),
     "empty": (lambda path: path.touch(), "Truncated", "replica", "is empty"),
     "no ROOT": (lambda path: path.write_text("x" * 999), "Corrupt", "replica", "not a ROOT file"),
     "truncated": (_truncated, "Truncated", "replica", "ends before"),
@@ -238,17 +239,17 @@ def test_a_bad_file_fails_alone(server: Server, tmp_path: Path, case: str) -> No
 
 
 def test_the_nearest_names_are_offered(server: Server, tmp_path: Path) -> None:
-    """A misspelt tree and a misspelt branch name what there is instead."""
-    status = server.run(selection='[{"treename": "evnts"}]')
-    assert "did you mean events?" in status["failure-info"]
-    status = server.run(selection=query(expressions=["pt11"]))
-    assert "did you mean pt1" in status["failure-info"]
-    status = server.run(selection=query(filter_name="Muon_*"))
-    assert "no branch of tree events matches Muon_*" in status["failure-info"]
+    """A misspelt tree and a misspelt branch are refused, with what there is instead."""
+    said = server.refused(selection='[{"treename": "evnts"}]')
+    assert re.match(r"selection: there is no tree evnts .*\(did you mean events\?", said)
+    said = server.refused(selection=query(expressions=["pt11"]))
+    assert re.match(r"selection: tree events has no branch pt11 \(did you mean pt1\?", said)
+    assert said.endswith(f"seen in {ZMUMU})")
+    said = server.refused(selection=query(filter_name="Muon_*"))
+    assert "no branch of tree events matches Muon_*" in said
     bad = tmp_path / "d.root"
     _folder(bad)
-    status = server.run(file_list=[str(bad)])
-    assert "did you mean events/t?" in status["failure-info"]
+    assert "did you mean events/t?" in server.refused(file_list=[str(bad)])
 
 
 def test_all_files_failed_is_not_silence(server: Server) -> None:
@@ -260,10 +261,15 @@ def test_all_files_failed_is_not_silence(server: Server) -> None:
 
 
 def test_the_same_query_error_ends_the_request_early(server: Server) -> None:
-    """The third file with one and the same query error ends a long request."""
-    status = server.run(file_list=[str(ZMUMU)] * 200, selection=query(expressions=["nope"]))
+    """The third file with one and the same query error ends a long request.
+
+    It is accepted because the last file has the branch.
+    """
+    status = server.run(
+        file_list=[*[str(ZMUMU)] * 200, str(HZZ)], selection=query(expressions=["NJet"])
+    )
     assert status["status"] == "Fatal"
-    assert "no branch nope" in status["failure-info"]
+    assert "no branch NJet" in status["failure-info"]
     assert status["files-failed"] < 20
     states = dict(
         server.rows(
@@ -274,16 +280,16 @@ def test_the_same_query_error_ends_the_request_early(server: Server) -> None:
     assert set(states) == {"failed", "canceled"}
 
 
-@pytest.mark.parametrize(
-    ("flag", "end", "done"), [(None, "Complete", 1), (False, "Complete", 1), (True, "Fatal", 0)]
-)
-def test_missing_trees_by_the_flag(
-    server: Server, *, flag: bool | None, end: str, done: int
-) -> None:
+@pytest.mark.parametrize("flag", [None, False, True])
+def test_missing_trees_by_the_flag(server: Server, *, flag: bool | None) -> None:
     """One missing tree of two is passed over, unless the query says that it must be there."""
     subqueries = [{"treename": name, "fail_on_missing_trees": flag} for name in ("events", "nope")]
-    status = server.run(selection=json.dumps(subqueries), result_format="root-file")
-    assert (status["status"], status["files-completed"]) == (end, done)
+    order = {"selection": json.dumps(subqueries), "result_format": "root-file"}
+    if flag:
+        assert "there is no tree nope in this file" in server.refused(**order)
+        return
+    status = server.run(**order)
+    assert (status["status"], status["files-completed"]) == ("Complete", 1)
 
 
 def test_a_file_without_any_tree_can_be_accepted(server: Server) -> None:
@@ -334,17 +340,17 @@ def test_a_branch_of_an_unreadable_type_is_named(server: Server) -> None:
 @pytest.mark.parametrize("result_format", ["root-file", "root-rntuple"])
 def test_what_a_format_cannot_hold_is_said_by_name(server: Server, result_format: str) -> None:
     """A missing value in a TTree is refused with the column, its type and the way out."""
-    status = server.run(
-        file_list=[str(HZZ)],
-        selection=query(expressions=["max(Jet_Px)"]),
-        result_format=result_format,
-    )
+    order = {
+        "file_list": [str(HZZ)],
+        "selection": query(expressions=["max(Jet_Px)"]),
+        "result_format": result_format,
+    }
     if result_format == "root-rntuple":
-        assert status["status"] == "Complete"
+        assert server.run(**order)["status"] == "Complete"
         return
-    assert status["status"] == "Fatal"
-    assert "a TTree cannot hold column max(Jet_Px) of type ?float32" in status["failure-info"]
-    assert "fill_none" in status["failure-info"]
+    said = server.refused(**order)
+    assert "a TTree cannot hold column max(Jet_Px) of type ?float32" in said
+    assert "fill_none" in said
 
 
 # --- several requests, long titles, odd moments --------------------------------------------

@@ -106,6 +106,16 @@ def test_a_wrong_query_is_told_at_once(config: Path) -> None:
     assert "did you mean sqrt" in ask(config, samples)["wrong"]
 
 
+def test_what_a_file_says_against_a_query_is_told_at_once(server: Server, config: Path) -> None:
+    """A misspelt branch makes deliver() raise with the nearest names."""
+    wrong = [{"treename": "events", "filter_name": ["E1", "Q1"], "cut": "E11 > 3"}]
+    server.refused(selection=json.dumps(wrong))  # by now the workers answer in time
+    before = server.counts()
+    said = ask(config, {"wrong": ([str(ZMUMU)], wrong)})["wrong"]
+    assert "tree events has no branch E11 (did you mean E1" in said
+    assert server.counts() == before
+
+
 def test_a_python_function_is_run(config: Path) -> None:
     """A function of the user runs on every file and its columns come back."""
     (path,) = ask(config, {"f": ([str(ZMUMU)], "python")}, OutputFormat="parquet")["f"]

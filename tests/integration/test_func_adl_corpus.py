@@ -256,7 +256,10 @@ def test_a_branch_that_is_not_there_is_shown_with_its_place() -> None:
 @pytest.mark.parametrize(
     ("query", "words"),
     [
-        (select("x=(+ (attr e 'Jet_Px') 'a')"), "texts can only be compared"),
+        (
+            select("x=(+ (attr e 'Jet_Px') (if (> (attr e 'NJet') 1) 'a' 'b'))"),
+            "texts can only be compared",
+        ),
         (select("x=(call (attr (attr e 'MET_px') 'Count'))"), "Count needs a list"),
         (select("x=(+ (attr e 'Jet_Px') (attr e 'Muon_Px'))"), "cannot compute this"),
         (select("x=(call (attr (attr e 'Jet_Px') 'Sum'))", source=where("(attr e 'Jet_Px')")), ""),
@@ -277,5 +280,6 @@ def test_a_tree_cannot_hold_what_is_missing() -> None:
     lead = "lead=(call (attr (attr e 'Jet_Px') 'First'))"
     guarded = select(lead, source=where("(> (attr e 'NJet') 0)"))
     assert str(run(guarded, result_format=ResultFormat.TTREE)["lead"].type) == "1705 * float32"
-    with pytest.raises(FormatError, match="lead"):
-        run(select(lead), result_format=ResultFormat.TTREE)
+    for nothing in (select(lead), select(lead, source=where("(>= (attr e 'NJet') 0)"))):
+        with pytest.raises(FormatError, match="lead"):
+            run(nothing, result_format=ResultFormat.TTREE)

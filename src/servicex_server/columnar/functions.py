@@ -44,6 +44,9 @@ FUNCTIONS: frozenset[str] = frozenset(
 )
 """Every function an expression may call, besides ``get("branch name")``."""
 
+ELEMENTWISE: frozenset[str] = frozenset((*_NUMPY, *_NUMPY_ALIASES, *_SPECIAL))
+"""Those that give one value for each, and a missing one for a missing one."""
+
 KEYWORDS: frozenset[str] = frozenset(
     (
         "ascending axis clip ddof equal_nan fields initial keepdims mask_identity mergebool n "

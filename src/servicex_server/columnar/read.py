@@ -26,8 +26,8 @@ from servicex_server.errors import (
 
 
 @contextmanager
-def open_root(url: str) -> Iterator["RootFile"]:
-    """Open a ROOT file by path or URL.
+def open_root(url: str, *, patience: float | None = None) -> Iterator["RootFile"]:
+    """Open a ROOT file by path or URL; a remote server has ``patience`` seconds for an answer.
 
     Raises
     ------
@@ -35,7 +35,7 @@ def open_root(url: str) -> Iterator["RootFile"]:
         It cannot be opened; the class says why.
     """
     with reading(url):
-        file = open_source(url)
+        file = open_source(url, patience=patience)
     with file:
         with reading(url):
             opened = RootFile(url, file)

@@ -218,6 +218,7 @@ def _decisions(node: Node) -> Iterator[Node]:
         node = node.source
     element: Node | None = None
     known: dict[int, Node] = {}
+    seen: set[int] = set()
     for stage in reversed(stages):
         function = stage.arguments[0] if stage.arguments else None
         if stage.name not in ("Where", "Select") or not isinstance(function, Lambda):
@@ -227,22 +228,25 @@ def _decisions(node: Node) -> Iterator[Node]:
         if stage.name == "Select":
             element = function.body
         else:
-            yield from _stands_on(function.body, known)
+            yield from _stands_on(function.body, known, seen)
 
 
-def _stands_on(node: Node, known: dict[int, Node]) -> Iterator[Node]:
+def _stands_on(node: Node, known: dict[int, Node], seen: set[int]) -> Iterator[Node]:
+    if id(node) in seen:
+        return  # a stage may name a value of the one before many times, and that one likewise
+    seen.add(id(node))
     match node:
         case Field(value=Variable(number=number), name=name) if number in known:
             body = known[number]
             items = dict(body.items) if isinstance(body, Record) else {}
-            yield from _stands_on(items.get(name, body), known)
+            yield from _stands_on(items.get(name, body), known, seen)
         case Variable(number=number) if number in known:
-            yield from _stands_on(known[number], known)
+            yield from _stands_on(known[number], known, seen)
         case Branch():
             yield node
     for child in node.children():
         if not (isinstance(node, Field) and isinstance(child, Variable)):
-            yield from _stands_on(child, known)
+            yield from _stands_on(child, known, seen)
 
 
 def shown(text: str, at: int) -> str:

@@ -33,8 +33,16 @@ _HTTP_READERS = 4
 """Requests that are under way at once for one file."""
 
 
-def open_source(url: str) -> Any:
+def open_source(url: str, *, patience: float | None = None) -> Any:
     """Return the top folder of a ROOT file, opened by uproot; it closes the file.
+
+    Parameters
+    ----------
+    url
+        A path or a URL.
+    patience
+        Seconds that one answer of a remote server may take; if not given, as long as such servers
+        are known to need.
 
     Raises
     ------
@@ -63,14 +71,16 @@ def open_source(url: str) -> Any:
                 hint="pip install 'servicex-server[xrootd]'",
             ) from None
         options["handler"] = uproot.XRootDSource
+        if patience is not None:
+            options["timeout"] = patience
     elif scheme in ("http", "https"):
         options["handler"] = _http_source()
+        options["timeout"] = _HTTP_SILENCE if patience is None else patience
     elif scheme in ("", "file"):
         # not memory-mapped: mapped pages would count as the worker's memory
         place = unquote(urlsplit(url).path) if scheme else url
         options["handler"] = uproot.MultithreadedFileSource
-        if Path(place).is_file() and not Path(place).stat().st_size:
-            raise TruncatedError(f"{url} is empty")
+        _check_local(Path(place), url)
     else:
         raise MissingError(
             f"{url} has a scheme that nothing here reads",
@@ -87,6 +97,16 @@ def open_source(url: str) -> Any:
             source.close()
         raise
     return top
+
+
+def _check_local(path: Path, url: str) -> None:
+    """Refuse what is no file, for a pipe that nobody writes to would be waited for for ever."""
+    if not path.exists() or path.is_dir():
+        return
+    if not path.is_file():
+        raise MissingError(f"{url} is no file but a pipe, a socket or a device")
+    if not path.stat().st_size:
+        raise TruncatedError(f"{url} is empty")
 
 
 _STREAMERS_KEPT = 8
@@ -150,14 +170,14 @@ def _http_source() -> Any:
     apart = CoalesceConfig(max_request_ranges=1)
 
     class HttpSource(Source):  # type: ignore[misc]  # uproot has no types
-        def __init__(self, url: str, **options: Any) -> None:
+        def __init__(self, url: str, *, timeout: float, **options: Any) -> None:
             del options
             super().__init__()
             self._file_path = url
             self._executor = ThreadPoolExecutor(_HTTP_READERS, "http")
             self._client = httpx.Client(
                 headers={"Accept-Encoding": "identity"},
-                timeout=httpx.Timeout(_HTTP_SILENCE, connect=_HTTP_SILENCE / 6),
+                timeout=httpx.Timeout(timeout, connect=min(timeout, _HTTP_SILENCE / 6)),
                 follow_redirects=True,
                 verify=trust,
             )

@@ -136,6 +136,20 @@ def files_of(
     return [(row.id, input_file(row)) for row in rows]
 
 
+def first_and_last(connection: Connection, name: str, owner: str | None) -> list[InputFile]:
+    """Return the first and the last file of a dataset, once if they are one.
+
+    None of a dataset that is not known or not yet whole.
+    """
+    dataset_id = find_fresh(connection, name, owner)
+    if dataset_id is None or state_of(connection, dataset_id) is not DatasetState.COMPLETE:
+        return []
+    of_dataset = select(files).where(files.c.dataset_id == dataset_id)
+    ends = (files.c.position.asc(), files.c.position.desc())
+    rows = [connection.execute(of_dataset.order_by(end).limit(1)).first() for end in ends]
+    return list({row.id: input_file(row) for row in rows if row is not None}.values())
+
+
 def input_file(row: Any) -> InputFile:
     """Return the file that a row of ``files`` describes."""
     return InputFile(

@@ -7,7 +7,15 @@ only a task that was stopped has none.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 
-from servicex_server.model import Outcome, TaskSpec, WorkerInfo
+from servicex_server.errors import ErrorRecord
+from servicex_server.model import CheckSpec, Outcome, TaskSpec, WorkerInfo
+
+CHECK_SECONDS = 2.0
+"""How long a check may take: a person waits for the answer to what they have just submitted.
+
+A local file takes a twentieth of a second, and the dozen answers that a file on another continent
+takes are a second and a half. What takes longer is better found out by the task.
+"""
 
 
 class Engine(ABC):
@@ -40,6 +48,17 @@ class Engine(ABC):
     @abstractmethod
     def submit(self, spec: TaskSpec) -> None:
         """Hand over a task."""
+
+    @abstractmethod
+    async def check(self, spec: CheckSpec) -> ErrorRecord | None:
+        """Hold a query against a file on a worker, beside the tasks: it needs no slot.
+
+        Returns
+        -------
+        The error, whosever it is; None if there is none, and if nothing is known after
+        `CHECK_SECONDS` or because a worker ended. Nothing is raised, and nothing of it keeps a
+        task or the end of the engine waiting.
+        """
 
     @abstractmethod
     async def stop(self, keys: Iterable[str]) -> None:

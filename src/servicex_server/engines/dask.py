@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import dask
@@ -17,10 +18,11 @@ from distributed import Client, Future, LocalCluster, Security, WorkerPlugin
 from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker
 
-from servicex_server.engines.contract import Engine
-from servicex_server.errors import StartupError, WorkerDiedError
-from servicex_server.model import Attempt, Outcome, TaskSpec, WorkerInfo
-from servicex_server.transform import transform
+from servicex_server.engines.beside import beside
+from servicex_server.engines.contract import CHECK_SECONDS, Engine
+from servicex_server.errors import ErrorRecord, StartupError, WorkerDiedError
+from servicex_server.model import Attempt, CheckSpec, Outcome, TaskSpec, WorkerInfo
+from servicex_server.transform import check, transform
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,13 @@ _CONFIG = {
 }
 SECRETS = ("SERVICEX_SERVER_", "AWS_", "PGPASSWORD")
 """Environment variables that begin so are not handed to workers."""
+
+
+_SLOW = 0.5
+"""Seconds without an answer after which a check is given to another worker too.
+
+A worker that has just started answers nobody while it imports its libraries.
+"""
 
 
 class _Warm(WorkerPlugin):
@@ -70,6 +79,7 @@ class DaskEngine(Engine):
         self._client: Any = None
         self._futures: dict[str, tuple[TaskSpec, Any]] = {}
         self._beside: set[asyncio.Task[Any]] = set()
+        self._turn = 0
         self._ended: Callable[[Outcome], None] = _nobody
 
     async def start(self, ended: Callable[[Outcome], None]) -> None:
@@ -151,6 +161,52 @@ class DaskEngine(Engine):
         if self._futures.pop(spec.key, None) is not None:
             self._ended(outcome)
 
+    async def check(self, spec: CheckSpec) -> ErrorRecord | None:
+        """Ask the worker with the least to do, and another one if that is slow or ends.
+
+        It is no task of Dask's: such a one waits behind those that run, and if it hangs it holds
+        its slot until the worker is restarted.
+        """
+        addresses = self._least_busy(2)
+        pending: set[asyncio.Task[tuple[ErrorRecord | None] | None]] = set()
+        try:
+            async with asyncio.timeout(CHECK_SECONDS):
+                while pending or addresses:
+                    if addresses:
+                        pending.add(asyncio.create_task(self._ask(addresses.pop(0), spec)))
+                    done, pending = await asyncio.wait(
+                        pending,
+                        timeout=_SLOW if addresses else None,
+                        return_when=asyncio.FIRST_COMPLETED,
+                    )
+                    for answer in filter(None, (task.result() for task in done)):
+                        return answer[0]
+        except TimeoutError:
+            log.info("a check knows nothing after %g s", CHECK_SECONDS)
+        finally:
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+        return None
+
+    def _least_busy(self, count: int) -> list[str]:
+        """Return so many addresses of workers, in turn where they have as much to do."""
+        self._turn += 1
+        workers = list(self._cluster.scheduler.workers.values())
+        turn = self._turn % max(1, len(workers))
+        in_turn = workers[turn:] + workers[:turn]
+        chosen = sorted(in_turn, key=lambda worker: len(worker.processing))[:count]
+        return [str(worker.address) for worker in chosen]
+
+    async def _ask(self, address: str, spec: CheckSpec) -> tuple[ErrorRecord | None] | None:
+        """Return what a worker found; None if it did not find out."""
+        try:
+            answers = await self._client.run(_checked, spec, workers=[address], on_error="return")
+        except OSError:
+            return None  # the scheduler ends
+        answer = answers.get(address)
+        return answer if isinstance(answer, tuple) else None
+
     async def stop(self, keys: Iterable[str]) -> None:
         """Cancel tasks; a worker that is in the middle of one is restarted."""
         chosen = [self._futures.pop(key) for key in list(keys) if key in self._futures]
@@ -183,6 +239,14 @@ class DaskEngine(Engine):
             )
             for address, about in info.items()
         ]
+
+
+async def _checked(spec: CheckSpec) -> tuple[ErrorRecord | None] | None:
+    """Check on a worker. The deadline holds here too, so that the scheduler does not wait on."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(CHECK_SECONDS):
+            return (await beside(partial(check, spec, patience=CHECK_SECONDS)),)
+    return None
 
 
 def _nobody(outcome: Outcome) -> None:

@@ -2,9 +2,16 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
-from servicex_server.engines.contract import Engine
-from servicex_server.model import Outcome, TaskSpec, WorkerInfo
+from servicex_server.engines.contract import CHECK_SECONDS, Engine
+from servicex_server.errors import ErrorRecord
+from servicex_server.model import CheckSpec, Outcome, TaskSpec, WorkerInfo
+
+
+def _nothing_known(spec: CheckSpec) -> None:
+    """Find no fault in a query."""
+    del spec
 
 
 class MemoryEngine(Engine):
@@ -16,15 +23,25 @@ class MemoryEngine(Engine):
         What becomes of a task.
     slots
         How many tasks run at a time.
+    check
+        What is found when a query is held against a file.
     """
 
-    def __init__(self, work: Callable[[TaskSpec], Outcome], *, slots: int = 2) -> None:
+    def __init__(
+        self,
+        work: Callable[[TaskSpec], Outcome],
+        *,
+        slots: int = 2,
+        check: Callable[[CheckSpec], ErrorRecord | None] = _nothing_known,
+    ) -> None:
         self._work = work
+        self._check = check
         self._slots = slots
         self._waiting: list[TaskSpec] = []
         self._running: set[str] = set()
         self._ended: Callable[[Outcome], None] | None = None
         self.seen: list[TaskSpec] = []
+        self.checked: list[CheckSpec] = []
 
     async def start(self, ended: Callable[[Outcome], None]) -> None:
         """Remember whom to tell."""
@@ -59,6 +76,14 @@ class MemoryEngine(Engine):
         self._running.discard(spec.key)
         self._ended(outcome)
         self._next()
+
+    async def check(self, spec: CheckSpec) -> ErrorRecord | None:
+        """Ask the test's function, in a thread: it may wait."""
+        self.checked.append(spec)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CHECK_SECONDS):
+                return await asyncio.to_thread(self._check, spec)
+        return None
 
     async def stop(self, keys: Iterable[str]) -> None:
         """Drop tasks."""

@@ -55,4 +55,9 @@ class FileList(Finder):
         """Yield one file for each entry, in the order of the list."""
         del options
         for entry in reference:
-            yield InputFile((Replica(entry),))
+            yield self.file(entry)
+
+    @staticmethod
+    def file(entry: str) -> InputFile:
+        """Return the file that an entry names."""
+        return InputFile((Replica(entry),))

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 
 from servicex_server.columnar import arithmetic
 from servicex_server.columnar.functions import FUNCTIONS
+from servicex_server.columnar.missing import unguarded
 from servicex_server.columnar.plan import Query
 from servicex_server.columnar.rows import Rows
 from servicex_server.columnar.sequences import (
@@ -44,7 +45,7 @@ from servicex_server.columnar.sequences import (
     walk,
 )
 from servicex_server.columnar.vectors import METHODS
-from servicex_server.errors import QueryError, UnknownNameError, did_you_mean
+from servicex_server.errors import FormatError, QueryError, UnknownNameError, did_you_mean
 from servicex_server.languages.contract import Language
 from servicex_server.languages.qastle import Form, read_forms, refused
 from servicex_server.model import ResultFormat
@@ -80,6 +81,7 @@ _OPERATORS: Mapping[str, tuple[int | None, ...]] = {
 }
 """What each takes: the number of names of a lambda, or None for a value."""
 
+_ON_RECORDS = frozenset(("Zip", "ToFourMomenta", "ToFourMomentum"))
 _ON_EVENTS = ("Where", "Select", "SelectMany")
 _MODULES = ("np", "numpy", "math", "ak", "awkward")
 _PLAIN = frozenset(("len", "sum", "any", "all", "abs", "min", "max", "round"))
@@ -109,8 +111,17 @@ class FuncAdl(Language):
 
     def compile(self, selection: str, result_format: ResultFormat) -> Query:
         """Read the text, and find out which branches it names."""
+        dense = result_format is ResultFormat.TTREE
         try:
             node, kind, tree = _Reader(selection).query()
+            for name, missing in unguarded(node) if dense else ():
+                raise FormatError(
+                    f"selection: {f'column {name}' if name else 'the column'} has no value in an "
+                    f"event where this list is empty, and a TTree cannot hold that, "
+                    f"{place(selection, missing.at)}",
+                    hint="drop such events before it, as Where(lambda e: e.x.Count() > 0) does, "
+                    "or ask for parquet or root-rntuple",
+                )
         except RecursionError:
             raise QueryError("selection: it is nested too deeply") from None
         rows = Rows(
@@ -120,7 +131,7 @@ class FuncAdl(Language):
             node=node,
             text=selection,
             whole=kind.holds_event(),
-            dense=result_format is ResultFormat.TTREE,
+            dense=dense,
         )
         return Query((rows,))
 
@@ -204,7 +215,8 @@ class _Reader:
             case "list" | "dict":
                 return self._record(form, scope, depth)
             case "if":
-                three = (self._value(one, scope, depth) for one in self._exactly(form, 3))
+                parts = self._exactly(form, 3)
+                three = (self._single(one, scope, depth, "if") for one in parts)
                 return Conditional(*three, at=form.at), _COLUMN
             case "lambda":
                 raise self._refuse(
@@ -215,13 +227,23 @@ class _Reader:
             case _:
                 raise self._unknown(form, "operator", head, {*_OPERATORS, *_FORMS, *_SYMBOLS})
 
+    def _single(self, form: Form, scope: _Scope, depth: int, what: str) -> Node:
+        """Read what must be a column or a constant, and no record: what an operator works on."""
+        node, kind = self._value_and_kind(form, scope, depth)
+        if kind.what == "record":
+            raise self._refuse(form, f"{what} cannot work on a record", "name a part of it")
+        return node
+
     def _value(self, form: Form, scope: _Scope, depth: int) -> Node:
-        """Read what must be a column or a constant, not the event."""
+        """Read what must be a column, a record or a constant, not the event."""
+        return self._value_and_kind(form, scope, depth)[0]
+
+    def _value_and_kind(self, form: Form, scope: _Scope, depth: int) -> tuple[Node, _Kind]:
         node, kind = self._read(form, scope, depth)
         if kind.what in ("event", "events"):
             which = "the event itself" if kind.what == "event" else "the sequence of all events"
             raise self._refuse(form, f"{which} is no value here", "name a branch of it")
-        return node
+        return node, kind
 
     def _exactly(self, form: Form, count: int) -> tuple[Form, ...]:
         assert form.parts is not None  # noqa: S101  # only of lists
@@ -242,10 +264,17 @@ class _Reader:
     def _symbol(self, form: Form, scope: _Scope, depth: int) -> Node:
         symbol = form.head
         if symbol in ("and", "or"):
-            operands = tuple(self._value(one, scope, depth) for one in self._operands(form, symbol))
+            chain = self._operands(form, symbol)
+            operands = tuple(self._single(one, scope, depth, symbol) for one in chain)
             return Logical(symbol, operands, at=form.at)
         assert form.parts is not None  # noqa: S101  # it has a head
-        parts = tuple(self._value(one, scope, depth) for one in form.parts[1:])
+        parts = tuple(self._single(one, scope, depth, symbol) for one in form.parts[1:])
+        texts = [isinstance(one, Constant) and isinstance(one.value, str) for one in parts]
+        if any(texts) and symbol not in ("==", "!="):
+            raise self._refuse(
+                form.parts[1 + texts.index(True)],
+                "texts can only be compared, with == and !=",
+            )
         if len(parts) == 1 and symbol in arithmetic.UNARY:
             return Unary(symbol, parts[0], at=form.at)
         if len(parts) == 2 and symbol in arithmetic.BINARY:  # noqa: PLR2004
@@ -435,6 +464,9 @@ class _Reader:
                 f"on events there are {', '.join(_ON_EVENTS)}; "
                 "inside their lambdas everything works on the lists of one event",
             )
+        if name not in _ON_RECORDS and (kind.what == "record" or isinstance(source, Constant)):
+            found = "a record" if kind.what == "record" else f"the constant {parts[0].value!r}"
+            raise self._refuse(form, f"{name} needs a list, and this is {found}")
         wanted, given = _OPERATORS[name], parts[1:]
         if len(given) != len(wanted):
             many = ("no argument", "1 argument", "2 arguments")[len(wanted)]
@@ -445,7 +477,8 @@ class _Reader:
         arguments = []
         for one, names in zip(given, wanted, strict=True):
             if names is None:
-                arguments.append(self._value(one, scope, depth))
+                arguments.append(self._single(one, scope, depth, name))
+                self._check_number(one, name)
             else:
                 function, body = self._lambda(one, name, (element,), scope, depth)
                 arguments.append(function)
@@ -455,6 +488,14 @@ class _Reader:
         if name in ("Select", "SelectMany") and body.holds_event():
             raise self._refuse(given[0], "the event itself is no value here", "name a branch of it")
         return node, _COLUMN
+
+    def _check_number(self, form: Form, name: str) -> None:
+        """Refuse a constant that is no position and no number of elements."""
+        value = form.value
+        if value is None or name not in ("ElementAt", "Choose"):
+            return
+        if not arithmetic.is_whole(value):
+            raise self._refuse(form, f"{name} takes a whole number, such as 2")
 
     def _rows(self, name: str, function: Form, before: _Kind, body: _Kind) -> _Kind:
         """Return what an operator on all events gives, by what its lambda gives."""

@@ -1,0 +1,139 @@
+"""Which columns of a query may miss values, as far as its text tells without a file.
+
+The first element of an empty list, and its greatest, are missing. Whether a list can be empty is
+in the data, unless the query itself sees to it. So only what is certain is told: a list that comes
+from a branch, an element of it that reaches a column, and nothing in the query that may be a guard.
+What may be one is taken for one: a condition on events before or after, an ``if``, an ``and``, and
+a loop, for within ``e.x.Select(lambda x: x / e.x.Max())`` no list ``e.x`` is empty.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from servicex_server.columnar.functions import ELEMENTWISE
+from servicex_server.columnar.sequences import (
+    Binary,
+    Branch,
+    Call,
+    Constant,
+    Events,
+    Field,
+    Item,
+    Lambda,
+    Node,
+    Operator,
+    Record,
+    Unary,
+    Variable,
+)
+from servicex_server.columnar.vectors import METHODS
+
+_ELEMENTS = frozenset(("First", "Last", "ElementAt", "Max", "Min"))
+_EXTREMES = frozenset(("max", "min"))
+_KEEP_A_LIST = frozenset(("Where", "Select", "OrderBy", "OrderByDescending", "Choose"))
+_GUARDS = frozenset("&|")
+
+
+def unguarded(node: Node) -> Iterator[tuple[str, Node]]:
+    """Yield the columns of a query that may miss values, each with the node that does.
+
+    A column without a name has an empty one.
+    """
+    stages: list[Lambda] = []
+    while isinstance(node, Operator):
+        function = node.arguments[0] if node.arguments else None
+        if node.name != "Select" or not isinstance(function, Lambda):
+            return
+        stages.append(function)
+        node = node.source
+    known: dict[int, Node] = {}
+    element: Node | None = None
+    for function in reversed(stages):
+        if element is not None:
+            known[function.variables[0]] = element
+        element = function.body
+    if element is not None and isinstance(node, Events):
+        yield from _Search(known).columns(element)
+
+
+class _Search:
+    """A search through the values of an event.
+
+    Parameters
+    ----------
+    known
+        What the variables of the stages stand for.
+    """
+
+    def __init__(self, known: Mapping[int, Node]) -> None:
+        self._known = known
+        # a value may be named many times in every stage, and is looked at once
+        self._missing: dict[int, Node | None] = {}
+        self._lists: dict[int, bool] = {}
+
+    def columns(self, element: Node) -> Iterator[tuple[str, Node]]:
+        """Yield the columns that may miss values."""
+        element = self._resolved(element)
+        items = element.items if isinstance(element, Record) else (("", element),)
+        for name, value in items:
+            if found := self._find(value):
+                yield name, found
+
+    def _resolved(self, node: Node) -> Node:
+        """Return what a name or a part of a record of an earlier stage stands for."""
+        while True:
+            if isinstance(node, Variable) and node.number in self._known:
+                node = self._known[node.number]
+                continue
+            record = self._resolved(node.value) if isinstance(node, Field) else None
+            items = dict(record.items) if isinstance(record, Record) else {}
+            if not (isinstance(node, Field) and node.name in items):
+                return node
+            node = items[node.name]
+
+    def _find(self, node: Node) -> Node | None:
+        """Return what may be missing in a value, or None."""
+        node = self._resolved(node)
+        if id(node) not in self._missing:
+            self._missing[id(node)] = self._found(node)
+        return self._missing[id(node)]
+
+    def _found(self, node: Node) -> Node | None:
+        parts: tuple[Node, ...] = ()
+        match node:
+            case Operator(name=name, source=source) if name in _ELEMENTS:
+                return node if self._is_list(source) else None
+            case Call(function=name, arguments=(one,)) if name in _EXTREMES:
+                return node if self._is_list(one) else None
+            case Item(value=value, index=Constant(value=int())):
+                return node if self._is_list(value) else None
+            case Operator(name=name, source=source, arguments=arguments) if name in METHODS:
+                parts = (source, *arguments)
+            case Binary(symbol=symbol) if symbol not in _GUARDS:
+                parts = node.children()
+            case Call(function=name) if name in ELEMENTWISE:
+                parts = node.children()
+            case Unary() | Record() | Field():
+                parts = node.children()
+        return next(filter(None, map(self._find, parts)), None)
+
+    def _is_list(self, node: Node) -> bool:
+        """Whether a value, if an element of it can be asked for, is a list made of branches."""
+        node = self._resolved(node)
+        if id(node) not in self._lists:
+            self._lists[id(node)] = self._made_of_lists(node)
+        return self._lists[id(node)]
+
+    def _made_of_lists(self, node: Node) -> bool:
+        match node:
+            case Branch():
+                return True
+            case Operator(name=name, source=source) if name in _KEEP_A_LIST:
+                return self._is_list(source)
+            case Operator(name="Concat", source=source, arguments=(other,)):
+                return self._is_list(source) and self._is_list(other)
+            case Call(function=name) if name not in ELEMENTWISE:
+                return False
+            case Unary() | Binary() | Call():
+                values = [one for one in node.children() if not isinstance(one, Constant)]
+                return bool(values) and all(map(self._is_list, values))
+        return False

@@ -1,0 +1,271 @@
+"""What becomes of an order when a worker has looked at its files: refused, or accepted as it is."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from servicex_server import plugins
+from servicex_server.app import App
+from servicex_server.database import datasets as dataset_rows
+from servicex_server.database import requests as request_rows
+from servicex_server.engines.contract import CHECK_SECONDS
+from servicex_server.engines.memory import MemoryEngine
+from servicex_server.errors import (
+    CorruptError,
+    ErrorRecord,
+    FormatError,
+    InternalError,
+    QueryError,
+    RequestError,
+    ServiceXError,
+    UnknownNameError,
+    UnreadableError,
+)
+from servicex_server.finders.contract import Finder
+from servicex_server.model import (
+    LOCAL_USER,
+    CheckSpec,
+    DatasetState,
+    InputFile,
+    Outcome,
+    Replica,
+    ResultFormat,
+    TaskSpec,
+)
+from servicex_server.settings import Settings
+from servicex_server.submission import Order
+
+pytestmark = pytest.mark.anyio
+
+UNKNOWN = UnknownNameError("tree events has no branch x", hint="did you mean y?")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Run asynchronous tests on asyncio."""
+    return "asyncio"
+
+
+def done(spec: TaskSpec) -> Outcome:
+    """End a task without an object: what becomes of tasks is not looked at here."""
+    return Outcome(spec.request_id, spec.file_id, spec.attempt)
+
+
+def says(**errors: ServiceXError) -> Callable[[CheckSpec], ErrorRecord | None]:
+    """Return a check that finds these errors in the files of these names, in all others none."""
+
+    def check(spec: CheckSpec) -> ErrorRecord | None:
+        found = errors.get(Path(spec.replicas[0].url).stem)
+        return found.record() if found else None
+
+    return check
+
+
+@asynccontextmanager
+async def service(folder: Path, engine: MemoryEngine) -> AsyncIterator[App]:
+    """Run the service without its web server."""
+    async with App(Settings(data_dir=folder), engine=engine) as app:
+        yield app
+
+
+def order(*names: str, did: str | None = None, language: str = "uproot-raw") -> Order:
+    """Return an order on files of these names, or on a dataset."""
+    selection = json.dumps([{"treename": "events"}])
+    if language == "python":
+        selection = "ZGVmIHJ1bl9xdWVyeShwYXRoKToKICAgIHJldHVybiB7fQ=="
+    files = None if did else [f"/data/{name}.root" for name in names]
+    return Order(selection, language, ResultFormat.PARQUET, did=did, files=files)
+
+
+async def stored(app: App) -> int:
+    """Return how many requests and datasets there are."""
+    requests = await app.database.read(request_rows.listed, LOCAL_USER)
+    datasets = await app.database.read(
+        dataset_rows.listed, LOCAL_USER, finder=None, with_stale=True
+    )
+    return len(requests) + len(datasets)
+
+
+@pytest.mark.parametrize("error", [UNKNOWN, QueryError("no"), FormatError("too wide")])
+async def test_a_query_that_the_only_file_contradicts_is_refused(
+    tmp_path: Path, error: QueryError
+) -> None:
+    """The error keeps its kind, says field, way out and file; no row is made."""
+    async with service(tmp_path, MemoryEngine(done, check=says(a=error))) as app:
+        with pytest.raises(type(error)) as caught:
+            await app.submission.accept(LOCAL_USER, order("a"))
+        assert await stored(app) == 0
+    assert caught.value.status == 400
+    assert str(caught.value).startswith(f"selection: {error.message} (")
+    assert error.hint in caught.value.hint
+    assert caught.value.hint.endswith("seen in /data/a.root")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        CorruptError("bad"),
+        UnreadableError("odd"),
+        InternalError("a mistake of ours"),
+        RequestError("codegen: the worker does not know this plug-in"),
+        None,
+    ],
+)
+async def test_what_is_not_the_fault_of_the_query_refuses_nothing(
+    tmp_path: Path, error: ServiceXError | None
+) -> None:
+    """A file that cannot be read, and a mistake of the service, are found out by the task."""
+    check = says(a=error) if error else says()
+    async with service(tmp_path, MemoryEngine(done, check=check)) as app:
+        assert await app.submission.accept(LOCAL_USER, order("a"))
+        assert await stored(app) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "asked", "wrong", "refused"),
+    [
+        ("aaa", "a", "a", True),
+        ("abc", "ac", "abc", True),
+        ("abc", "ac", "ac", True),
+        ("abc", "ac", "ab", False),
+        ("abc", "ac", "bc", False),
+        ("aba", "ab", "a", False),
+    ],
+)
+async def test_of_several_files_two_have_to_say_the_same(
+    tmp_path: Path, names: str, asked: str, wrong: str, *, refused: bool
+) -> None:
+    """The first file and the last that is another one are asked; one odd file refuses nobody."""
+    engine = MemoryEngine(done, check=says(**dict.fromkeys(wrong, UNKNOWN)))
+    async with service(tmp_path, engine) as app:
+        try:
+            await app.submission.accept(LOCAL_USER, order(*names))
+        except UnknownNameError:
+            assert refused
+        else:
+            assert not refused
+        assert await stored(app) == (0 if refused else 2)
+    seen = {Path(spec.replicas[0].url).stem for spec in engine.checked}
+    assert (seen, len(engine.checked)) == (set(asked), len(asked))
+
+
+async def test_two_different_errors_refuse_nothing(tmp_path: Path) -> None:
+    """Where the files differ in what is wrong, each of them tells its own."""
+    check = says(a=UNKNOWN, b=UnknownNameError("there is no tree events in this file"))
+    async with service(tmp_path, MemoryEngine(done, check=check)) as app:
+        assert await app.submission.accept(LOCAL_USER, order("a", "b"))
+
+
+async def test_code_is_not_held_against_files(tmp_path: Path) -> None:
+    """A function of the user is run on the files and not before."""
+    engine = MemoryEngine(done, check=says(a=UNKNOWN))
+    async with service(tmp_path, engine) as app:
+        assert await app.submission.accept(LOCAL_USER, order("a", language="python"))
+    assert engine.checked == []
+
+
+async def test_two_files_are_looked_at_at_the_same_time(tmp_path: Path) -> None:
+    """The second check begins before the first has ended."""
+    both = threading.Barrier(2)
+
+    def check(spec: CheckSpec) -> ErrorRecord:
+        both.wait(30)
+        return UNKNOWN.record()
+
+    async with service(tmp_path, MemoryEngine(done, check=check)) as app:
+        with pytest.raises(UnknownNameError):
+            await app.submission.accept(LOCAL_USER, order("a", "b"))
+
+
+async def test_one_good_file_is_enough(tmp_path: Path) -> None:
+    """A file that does not open delays nobody if the other one says nothing against the query."""
+    ended = threading.Event()
+
+    def check(spec: CheckSpec) -> None:
+        if Path(spec.replicas[0].url).stem == "hangs":
+            ended.wait(60)
+
+    async with service(tmp_path, MemoryEngine(done, check=check)) as app:
+        order_on_both = asyncio.create_task(app.submission.accept(LOCAL_USER, order("a", "hangs")))
+        hanging = asyncio.create_task(app.submission.accept(LOCAL_USER, order("hangs")))
+        assert await order_on_both
+        assert not hanging.done()
+        ended.set()
+        assert await hanging
+
+
+async def test_a_check_without_an_answer_accepts(tmp_path: Path) -> None:
+    """A file that does not open delays the answer by the deadline, and nobody else meanwhile."""
+    ended = threading.Event()
+
+    def check(spec: CheckSpec) -> None:
+        if Path(spec.replicas[0].url).stem == "hangs":
+            ended.wait(60)
+
+    async with service(tmp_path, MemoryEngine(done, check=check)) as app:
+        began = time.monotonic()
+        slow = asyncio.create_task(app.submission.accept(LOCAL_USER, order("hangs")))
+        await app.submission.accept(LOCAL_USER, order("a"))
+        assert not slow.done()
+        assert await slow
+        assert time.monotonic() - began < CHECK_SECONDS + 10
+        ended.set()
+
+
+class Catalogue(Finder):
+    """A finder of three files, or of none until the test says so."""
+
+    scheme = "cat"
+    complete = asyncio.Event()
+
+    async def find(self, reference: Any, options: Mapping[str, str]) -> AsyncIterator[InputFile]:
+        """Yield a, b and c."""
+        yield InputFile((Replica("/data/a.root"), Replica("/copy/a.root")))
+        await Catalogue.complete.wait()
+        for name in "bc":
+            yield InputFile((Replica(f"/data/{name}.root"),))
+
+
+class _Installed:
+    """An entry point of the test."""
+
+    def load(self) -> type[Finder]:
+        return Catalogue
+
+
+async def test_a_dataset_is_looked_at_when_its_files_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first request on a dataset is accepted unseen; a later one is held against its files."""
+    installed = plugins.available
+    monkeypatch.setattr(
+        plugins,
+        "available",
+        lambda group: installed(group) | ({"cat": _Installed()} if group == "finders" else {}),
+    )
+    monkeypatch.setattr(Catalogue, "complete", asyncio.Event())
+    engine = MemoryEngine(done, check=says(a=UNKNOWN, c=UNKNOWN))
+    async with service(tmp_path, engine) as app:
+        await app.submission.accept(LOCAL_USER, order(did="cat://set"))
+        await app.submission.accept(LOCAL_USER, order(did="cat://set"))
+        assert engine.checked == []
+        Catalogue.complete.set()
+        async with asyncio.timeout(20):
+            while await app.database.read(dataset_rows.state_of, 1) is not DatasetState.COMPLETE:
+                await asyncio.sleep(0.005)
+        before = await stored(app)
+        with pytest.raises(UnknownNameError):
+            await app.submission.accept(LOCAL_USER, order(did="cat://set"))
+        assert await stored(app) == before
+        await app.submission.accept(LOCAL_USER, order(did="cat://other"))
+    assert [[one.url for one in spec.replicas] for spec in engine.checked] == [
+        ["/data/a.root", "/copy/a.root"],
+        ["/data/c.root"],
+    ]
