@@ -1,7 +1,10 @@
 """Operators on columns as they are in Python: whole numbers stay right, missing values missing.
 
-numpy's own rules differ where columns are narrow: the sum of two truth values is no number, and
-what is below zero wraps around where a branch is unsigned. Here both give the integer.
+numpy computes in the types of the columns: the sum of two numbers of 8 bits has 8 bits, that of two
+truth values is no number, and what is below zero wraps around where a branch is unsigned. Here
+whole numbers are computed in 64 bits, with a sign; without one only where a column of unsigned 64
+bits is added to, multiplied or divided by what has no sign either. Columns that are not computed
+with keep their types.
 """
 
 import operator
@@ -34,8 +37,16 @@ _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
 }
 _OPERATORS = _ARITHMETIC | _BITS | _COMPARE
 
+_UNARY: dict[str, Callable[[Any], Any]] = {
+    "-": operator.neg,
+    "+": operator.pos,
+    "~": operator.invert,
+}
+
 BINARY = frozenset(_OPERATORS)
-UNARY = frozenset(("-", "+", "~", "not"))
+UNARY = frozenset((*_UNARY, "not"))
+
+_SIGNED_END = 1 << 63
 
 
 def _core(array: Any) -> Any:
@@ -73,55 +84,112 @@ def binary(symbol: str, left: Any, right: Any) -> Any:
     kinds = primitive(left), primitive(right)
     if "S" in kinds and (symbol not in ("==", "!=") or kinds != ("S", "S")):
         raise TypeError("texts can only be compared, with == and !=, and only with texts")
-    constants = isinstance(left, int | float) and isinstance(right, int | float)
-    if constants and symbol == "**":
-        # Python would compute 9**9**9 exactly, and for ever
-        return float(left) ** float(right)
-    if constants and symbol == "<<":
-        raise TypeError("<< needs a column on one side")
-    if symbol in _ARITHMETIC:
+    if symbol in _COMPARE:
+        left, right = _comparable(left, right), _comparable(right, left)
+    elif symbol in _ARITHMETIC:
         left, right = _numbers(symbol, left, right, kinds)
+    elif kinds != ("b", "b") or symbol in ("<<", ">>"):
+        left, right = wide(left, right)
     return _OPERATORS[symbol](left, right)
 
 
 def _numbers(symbol: str, left: Any, right: Any, kinds: tuple[str, str]) -> tuple[Any, Any]:
-    """Widen what numpy would compute in too narrow a type."""
-    left, right = (int(one) if isinstance(one, bool) else one for one in (left, right))
-    if kinds == ("b", "b"):
-        return _as(left, "int64"), _as(right, "int64")
+    """Return both sides of an operator in types in which the result is right."""
     if symbol == "**" and kinds[0] in "biu" and kinds[1] in "iu":
         # whether an exponent is negative may differ from event to event, a type may not
-        constant = isinstance(right, int) and not isinstance(right, bool)
-        if (constant and right < 0) or (not constant and kinds[1] == "i"):
-            return _as(left, "float64"), right
-    for one, other, kind in ((left, right, kinds[0]), (right, left, kinds[1])):
-        fits = not isinstance(other, int) or _holds(one, other)
-        if kind == "u" and (symbol == "-" or not fits):
-            return _signed(left), _signed(right)
-        if kind == "i" and not fits:
-            return _as(left, "int64"), _as(right, "int64")
-    return left, right
+        negative = right < 0 if isinstance(right, int) else kinds[1] == "i"
+        if negative:
+            return _as(left, "float64"), _as(right, "float64")
+    if "f" in kinds and _is_constant(left) and _is_constant(right):
+        # Python does not divide by zero
+        return _as(left, "float64"), _as(right, "float64")
+    return wide(left, right, signed=symbol == "-")
 
 
-def _holds(array: Any, constant: int) -> bool:
+def wide(one: Any, other: Any, *, signed: bool = False) -> tuple[Any, Any]:
+    """Return two columns or constants of whole numbers in 64 bits; all else as it is.
+
+    They are unsigned only where one of them has to be, and neither may be below zero, nor the
+    result, which ``signed`` tells.
+    """
+    sides = one, other
+    if any(primitive(side) not in ("b", "i", "u") for side in sides):
+        return sides
+    signed = signed or any(
+        side < 0 if isinstance(side, int) else primitive(side) == "i" for side in sides
+    )
+    dtype = "uint64" if not signed and any(map(_needs_unsigned, sides)) else "int64"
+    return _as(one, dtype), _as(other, dtype)
+
+
+def widened(value: Any) -> Any:
+    """Return whole numbers in 64 bits; all else as it is."""
+    return wide(value, 0)[0]
+
+
+def alike(one: Any, other: Any) -> tuple[Any, Any]:
+    """Return two columns or constants of numbers in types that one column can hold.
+
+    A constant takes the type of the column, if it fits.
+    """
+    kinds = {primitive(one), primitive(other)}
+    if kinds == {"b"} or not kinds <= {"b", "i", "u", "f"}:
+        return one, other
+    if "f" in kinds:
+        return _beside(one, other), _beside(other, one)
+    types = {leaf(side) for side in (one, other) if not _is_constant(side)}
+    (found,) = types if len(types) == 1 else (None,)
+    if found is None or found.kind == "b" or not (_holds(found, one) and _holds(found, other)):
+        return wide(one, other)
+    return _as(one, str(found)), _as(other, str(found))
+
+
+def _beside(side: Any, other: Any) -> Any:
+    """Return a constant in the type that a column needs to hold it too."""
     import numpy as np
 
-    found = None if isinstance(array, int | float) else leaf(array)
-    if found is None or found.kind not in "iu":
+    if not _is_constant(side):
+        return side
+    dtype = np.dtype("float64") if _is_constant(other) else leaf(other)
+    return np.result_type(dtype, side).type(side)
+
+
+def _is_constant(side: Any) -> bool:
+    return isinstance(side, int | float)
+
+
+def _needs_unsigned(side: Any) -> bool:
+    if isinstance(side, int):
+        return side >= _SIGNED_END
+    return str(leaf(side)) == "uint64"
+
+
+def _holds(dtype: Any, side: Any) -> bool:
+    """Whether a type of whole numbers has room for a constant; it has for a column of its own."""
+    import numpy as np
+
+    if not isinstance(side, int) or dtype.kind not in "iu":
         return True
-    return bool(np.iinfo(found).min <= constant <= np.iinfo(found).max)
+    return bool(np.iinfo(dtype).min <= side <= np.iinfo(dtype).max)
 
 
-def _signed(array: Any) -> Any:
-    return _as(array, "int64") if primitive(array) in ("u", "b") else array
+def _comparable(side: Any, other: Any) -> Any:
+    """Return a constant as a number of 64 bits, for the type of a column may be too narrow."""
+    import numpy as np
+
+    if not isinstance(side, int) or primitive(other) not in ("b", "i", "u"):
+        return side
+    return np.uint64(side) if side >= _SIGNED_END else np.int64(side)
 
 
-def _as(array: Any, dtype: str) -> Any:
+def _as(value: Any, dtype: str) -> Any:
+    """Return an array, or a constant, in a type; what has it is not copied."""
     import awkward as ak
+    import numpy as np
 
-    if isinstance(array, int | float):
-        return float(array) if dtype.startswith("float") else array
-    return ak.values_astype(array, dtype)
+    if _is_constant(value):
+        return np.array(value).astype(dtype)[()]
+    return value if str(leaf(value)) == dtype else ak.values_astype(value, dtype)
 
 
 def is_whole(value: Any) -> bool:
@@ -136,14 +204,12 @@ def unary(symbol: str, value: Any) -> Any:
         raise TypeError(f"{symbol} needs numbers")
     if symbol == "not":
         return not value if isinstance(value, int | float) else truth(value) == False  # noqa: E712
-    if symbol == "~":
-        if isinstance(value, bool):
-            return not value
-        return ~value
-    number = int(value) if isinstance(value, bool) else value
-    if kind in ("b", "u"):
-        number = _as(number, "int64")
-    return -number if symbol == "-" else number
+    if symbol == "~" and kind == "b":
+        return not value if isinstance(value, bool) else ~value
+    if symbol == "~" and kind == "f":
+        raise TypeError("~ needs whole numbers or truth values")
+    number = value if kind == "f" else wide(value, 0, signed=symbol != "+")[0]
+    return _UNARY[symbol](number)
 
 
 def truth(value: Any) -> Any:

@@ -41,7 +41,15 @@ def result_of(name: str, arguments: list[Any], frame: Frame) -> Value:
     import awkward as ak
     import numpy as np
 
-    result = functions.call(name, arguments, {}, standard_axis=False)
+    if name in functions.ELEMENTWISE:
+        # of narrow whole numbers numpy computes floats of 16 bits, which no format holds
+        arguments = [arithmetic.widened(one) for one in arguments]
+    if name == "round" and len(arguments) == 1 and arithmetic.primitive(arguments[0]) in "iu":
+        result = arguments[0]
+    elif name == "power":
+        result = arithmetic.binary("**", *arguments)
+    else:
+        result = functions.call(name, arguments, {}, standard_axis=False)
     if isinstance(result, bool | int | float | np.generic):
         if any(isinstance(one, ak.Array | list) for one in arguments):
             raise TypeError(f"{name} gives one number for all events together")
@@ -93,46 +101,39 @@ def either(test: Any, yes: Any, no: Any) -> Any:
     import awkward as ak
     import numpy as np
 
-    if isinstance(test, bool | int | float | str):
-        return yes if test else no
-    test = arithmetic.truth(test)
+    given = [one for one in (test, yes, no) if isinstance(one, ak.Array)]
     kinds = {arithmetic.primitive(yes), arithmetic.primitive(no)}
-    if "S" in kinds and len(kinds) > 1:
-        raise TypeError("the two outcomes of a condition have different types")
-    given = [one for one in (yes, no) if isinstance(one, ak.Array)]
-    if len(given) == 1 and "S" not in kinds:
-        letter = arithmetic.leaf(given[0])
-        if letter is not None:
-            yes, no = (
-                one if isinstance(one, ak.Array) else _weak(one, letter) for one in (yes, no)
-            )
-    if not given and "S" in kinds:
-        texts = ak.Array([no, yes])
-        picked = texts[np.asarray(ak.fill_none(test, False, axis=-1)).astype(np.int64)]  # noqa: FBT003
-        return ak.mask(picked, ~ak.is_none(test)) if arithmetic.may_miss(test) else picked
+    if "S" in kinds:
+        if len(kinds) > 1:
+            raise TypeError("the two outcomes of a condition have different types")
+        yes, no = (_text(one, given) for one in (yes, no))
+    else:
+        yes, no = arithmetic.alike(yes, no)
+    if not isinstance(test, ak.Array):
+        if not given:
+            return yes if test else no
+        test = ak.Array(np.full(len(given[0]), bool(test)))
+    test = arithmetic.truth(test)
     missing = arithmetic.may_miss(test)
     result = ak.where(ak.fill_none(test, False, axis=-1) if missing else test, yes, no)  # noqa: FBT003
     return ak.mask(result, ~ak.is_none(test, axis=-1)) if missing else result
 
 
-def _weak(constant: Any, dtype: Any) -> Any:
-    """Return a constant in the type that a column of this type needs to hold it too."""
+def _text(value: Any, given: list[Any]) -> Any:
+    """Return a constant text as a column as long as those that are given, if there are any."""
+    import awkward as ak
     import numpy as np
 
-    if isinstance(constant, int) and not isinstance(constant, bool) and dtype.kind in "iu":
-        limits = np.iinfo(dtype)
-        if not limits.min <= constant <= limits.max:
-            return np.int64(constant)
-    return np.result_type(dtype, constant).type(constant)
+    if not isinstance(value, str) or not given:
+        return value
+    return ak.Array([value])[np.zeros(len(given[0]), np.int64)]
 
 
 def lesser(name: str, one: Any, other: Any) -> Any:
     """Return the lesser or greater of two values, element by element."""
     import numpy as np
 
-    constants = [isinstance(value, int | float) for value in (one, other)]
-    if all(constants):
-        return min(one, other) if name == "min" else max(one, other)
+    one, other = arithmetic.alike(one, other)
     return (np.minimum if name == "min" else np.maximum)(one, other)
 
 
@@ -144,5 +145,5 @@ def seeded(symbol: str, seed: Any, total: Any) -> Any:
         # nothing to compare with is the seed itself
         missing = ak.is_none(total, axis=0)
         filled = ak.fill_none(total, 0, axis=0)
-        return ak.where(missing, seed, lesser(symbol, seed, filled))
+        return either(missing, seed, lesser(symbol, seed, filled))
     return arithmetic.binary(symbol, seed, total)

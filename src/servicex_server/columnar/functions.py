@@ -39,6 +39,9 @@ _AWKWARD = (
 ).split()
 _WITHIN_EVENT: dict[str, int] = {**dict.fromkeys(_REDUCERS, 1), "concatenate": 1, "flatten": 2}
 
+ELEMENTWISE: frozenset[str] = frozenset((*_NUMPY, *_NUMPY_ALIASES))
+"""Functions of numpy, which work on one element after the other."""
+
 FUNCTIONS: frozenset[str] = frozenset(
     (*_NUMPY, *_NUMPY_ALIASES, *_SPECIAL, *_AWKWARD, *_WITHIN_EVENT)
 )

@@ -96,8 +96,16 @@ def _dropped(value: Value, mask: Any, frame: Frame, name: str) -> Value:
             f"a condition on each object does not fit {name or 'a value'}, "
             f"which is {described(Column(frame, array))}; use Any(...) for one on events"
         )
-    array = ak.from_regular(array, axis=None)
-    return Column(frame, array[ak.fill_none(mask, False, axis=-1)])  # noqa: FBT003  # a value
+    return Column(frame, picked(ak.from_regular(array, axis=None), mask))
+
+
+def picked(array: Any, chosen: Any) -> Any:
+    """Return the elements of lists at positions, or where a mask is true."""
+    import awkward as ak
+
+    if arithmetic.primitive(chosen) == "b" and arithmetic.may_miss(chosen):
+        chosen = ak.fill_none(chosen, False, axis=-1)  # noqa: FBT003  # it is a value
+    return array[chosen]
 
 
 def positions(index: Value, frame: Frame) -> Any:
@@ -133,6 +141,7 @@ def taken(loop: Loop, index: Any) -> Value:
 def reduced(loop: Loop, name: str, what: str) -> Value:
     """Return the sum, extreme or truth of the elements of every sequence."""
     import awkward as ak
+    import numpy as np
 
     content = array_of(loop.element, loop.inner)
     if is_list(content):
@@ -148,4 +157,8 @@ def reduced(loop: Loop, name: str, what: str) -> Value:
         if arithmetic.may_miss(content):
             content = ak.fill_none(content, False, axis=-1)  # noqa: FBT003  # it is a value
     lists = array_of(Loop(loop.frame, loop.inner, Column(loop.inner, content)), loop.frame)
-    return Column(loop.frame, getattr(ak, name)(lists, axis=1))
+    result = getattr(ak, name)(lists, axis=1)
+    if name in ("min", "max") and ak.any(np.isinf(result), axis=None):
+        # what is no number takes no part, and where there is nothing else awkward says infinity
+        result = getattr(ak, f"nan{name}")(lists, axis=1)
+    return Column(loop.frame, result)

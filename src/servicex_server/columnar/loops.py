@@ -39,6 +39,7 @@ from servicex_server.columnar.lists import (
     is_tuple,
     masked,
     part_of,
+    picked,
     positions,
     reduced,
     taken,
@@ -307,7 +308,7 @@ class Evaluation:
         import awkward as ak
 
         other = opened(self.value(node.arguments[0], scope), loop.frame, node.name)
-        lists = [array_of(one, loop.frame) for one in (loop, other)]
+        lists = arithmetic.alike(*(array_of(one, loop.frame) for one in (loop, other)))
         return Column(loop.frame, ak.concatenate(lists, axis=1))
 
     def _ordered(self, node: Operator, loop: Loop, scope: _Scope) -> Value:
@@ -320,9 +321,15 @@ class Evaluation:
         if is_list(keys) or keys.fields:
             raise TypeError(f"{node.name} needs one number for each element")
         there = ~np.asarray(ak.is_none(keys, axis=0))
-        _, ranks = np.unique(ak.to_numpy(ak.drop_none(keys, axis=0)), return_inverse=True)
-        order = np.full(len(keys), len(keys), np.int64)
-        order[there] = -ranks if node.name == "OrderByDescending" else ranks
+        found = ak.to_numpy(ak.drop_none(keys, axis=0))
+        _, ranks = np.unique(found, return_inverse=True)
+        if node.name == "OrderByDescending":
+            ranks = -ranks
+        if found.dtype.kind == "f":
+            ranks[np.isnan(found)] = len(keys)
+        # in both orders what is no number comes after the numbers, and what is missing last
+        order = np.full(len(keys), len(keys) + 1, np.int64)
+        order[there] = ranks
         index = np.lexsort((order, loop.inner.index_to(loop.frame)))
         inner = Frame(loop.inner.length, (loop.inner, index))
         return Loop(loop.frame, inner, lift(loop.element, inner))
@@ -359,7 +366,7 @@ class Evaluation:
             frame = deepest((value, index))
             chosen = array_of(index, frame)
             if is_list(chosen):
-                return Column(frame, array_of(value, frame)[chosen])
+                return Column(frame, picked(array_of(value, frame), chosen))
         frame = deepest((value, index))
         return taken(opened(value, frame, "[ ]"), positions(index, frame))
 
