@@ -39,16 +39,13 @@ _AWKWARD = (
 ).split()
 _WITHIN_EVENT: dict[str, int] = {**dict.fromkeys(_REDUCERS, 1), "concatenate": 1, "flatten": 2}
 
-ELEMENTWISE: frozenset[str] = frozenset((*_NUMPY, *_NUMPY_ALIASES))
-"""Functions of numpy, which work on one element after the other."""
-
 FUNCTIONS: frozenset[str] = frozenset(
     (*_NUMPY, *_NUMPY_ALIASES, *_SPECIAL, *_AWKWARD, *_WITHIN_EVENT)
 )
 """Every function an expression may call, besides ``get("branch name")``."""
 
 ELEMENTWISE: frozenset[str] = frozenset((*_NUMPY, *_NUMPY_ALIASES, *_SPECIAL))
-"""Those that give one value for each, and a missing one for a missing one."""
+"""Those that work on one element after the other, and give nothing where one is missing."""
 
 KEYWORDS: frozenset[str] = frozenset(
     (
