@@ -102,9 +102,11 @@ class App:
             self._lock.close()
 
     def _workers(self) -> Engine:
+        from servicex_server.engines.clusters import LocalProcesses
         from servicex_server.engines.dask import DaskEngine
 
-        return DaskEngine(workers=self.settings.workers, memory=self.settings.worker_memory)
+        cluster = LocalProcesses(memory=self.settings.worker_memory)
+        return DaskEngine(cluster, workers=self.settings.workers)
 
     def principal(self) -> Principal:
         """Return who asks; while sign-in is off there is one user only."""

@@ -147,6 +147,7 @@ async def _one_column(folder: Path) -> float:
     import numpy as np
     import uproot
 
+    from servicex_server.engines.clusters import LocalProcesses
     from servicex_server.engines.dask import DaskEngine
     from servicex_server.model import Limits, Outcome, Replica, ResultFormat, TaskSpec
 
@@ -154,7 +155,7 @@ async def _one_column(folder: Path) -> float:
     with uproot.recreate(source) as file:
         file.mktree("t", {"x": "f8"}).extend({"x": np.arange(3.0)})
     began = time.monotonic()
-    engine = DaskEngine(workers=1, memory=1 << 30)
+    engine = DaskEngine(LocalProcesses(memory=1 << 30), workers=1)
     ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
     await engine.start(ended.set_result)
     try:

@@ -54,6 +54,7 @@ ASSEMBLY = frozenset({"app", "web", "cli", "doctor"})
 EXTRA: Mapping[tuple[str, str], str] = {
     ("languages.contract", "columnar"): "what a language compiles to is a plan of columns",
     ("engines", "transform"): "what an engine runs on its workers",
+    ("engines.dask", "engines.clusters"): "tasks are one chapter, where workers come from another",
     ("engines.dask", "engines.beside"): "what runs on a worker beside its task is a chapter",
     ("languages.func_adl", "languages.qastle"): "how the text of a query is read is a chapter",
     ("languages.run_child", "languages.family"): "watching what a program starts is a chapter",

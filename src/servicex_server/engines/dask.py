@@ -1,46 +1,24 @@
-"""Dask: worker processes on this machine, one thread each, watched by nannies.
-
-The link between scheduler and workers is TLS with certificates made at the start, so that nobody
-else on the machine can hand work to our workers.
-"""
+"""Dask: tasks on worker processes of one thread each, watched by nannies."""
 
 import asyncio
 import logging
-import os
-import signal
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
-import dask
-from distributed import Client, Future, LocalCluster, Security, WorkerPlugin
+from distributed import Future, WorkerPlugin
 from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker
 
 from servicex_server.engines.beside import beside
+from servicex_server.engines.clusters import Cluster
 from servicex_server.engines.contract import CHECK_SECONDS, Engine
-from servicex_server.errors import ErrorRecord, StartupError, WorkerDiedError
+from servicex_server.errors import ErrorRecord, WorkerDiedError
 from servicex_server.model import Attempt, CheckSpec, Outcome, TaskSpec, WorkerInfo
 from servicex_server.transform import check, transform
 
 log = logging.getLogger(__name__)
-
-_CONFIG = {
-    # a file whose worker dies is tried again by the dispatcher, which counts and tells
-    "distributed.scheduler.allowed-failures": 0,
-    # its pages would show every user's files to everybody on the machine
-    "distributed.scheduler.http.routes": [],
-    "distributed.worker.http.routes": [],
-    # samples of stacks, a hundred a second, and of the machine's disks, for pages nobody sees
-    "distributed.worker.profile.enabled": False,
-    "distributed.admin.system-monitor.disk": False,
-    "distributed.admin.tick.limit": "30s",
-    "distributed.comm.timeouts.connect": "10s",
-}
-SECRETS = ("SERVICEX_SERVER_", "AWS_", "PGPASSWORD")
-"""Environment variables that begin so are not handed to workers."""
-
 
 _SLOW = 0.5
 """Seconds without an answer after which a check is given to another worker too.
@@ -62,20 +40,19 @@ class _Warm(WorkerPlugin):
 
 
 class DaskEngine(Engine):
-    """A cluster of worker processes on this machine.
+    """Runs tasks on the workers of a cluster.
 
     Parameters
     ----------
+    cluster
+        Where the workers come from.
     workers
         How many.
-    memory
-        Bytes that one may use before it is restarted.
     """
 
-    def __init__(self, *, workers: int, memory: int) -> None:
+    def __init__(self, cluster: Cluster, *, workers: int) -> None:
         self._count = workers
-        self._memory = memory
-        self._cluster: Any = None
+        self._cluster = cluster
         self._client: Any = None
         self._futures: dict[str, tuple[TaskSpec, Any]] = {}
         self._beside: set[asyncio.Task[Any]] = set()
@@ -83,23 +60,10 @@ class DaskEngine(Engine):
         self._ended: Callable[[Outcome], None] = _nobody
 
     async def start(self, ended: Callable[[Outcome], None]) -> None:
-        """Start the scheduler in this process and the workers in theirs."""
+        """Reach the scheduler and bring the workers up."""
         self._ended = ended
-        with dask.config.set(_CONFIG), _without_secrets():
-            try:
-                self._cluster = await LocalCluster(
-                    n_workers=self._count,
-                    threads_per_worker=1,
-                    processes=True,
-                    host="127.0.0.1",
-                    dashboard_address="127.0.0.1:0",
-                    memory_limit=self._memory,
-                    security=Security.temporary(),
-                    asynchronous=True,
-                )
-            except (OSError, RuntimeError, TimeoutError) as error:
-                raise StartupError(f"the workers cannot be started: {error}") from error
-            self._client = await Client(self._cluster, asynchronous=True)
+        self._client = await self._cluster.open()
+        await self._cluster.scale(self._count)
         # not waited for: a request may come while the workers import their libraries
         self._keep(self._warm())
 
@@ -124,16 +88,7 @@ class DaskEngine(Engine):
         await asyncio.gather(*beside, return_exceptions=True)
         if self._client is not None:
             await self._client.close(timeout=1)
-        if self._cluster is not None:
-            nannies = [nanny.pid for nanny in self._cluster.workers.values()]
-            try:
-                await self._cluster.close(timeout=2)
-            except TimeoutError:
-                # a worker may be restarting, or the machine be busy: nothing of it is needed
-                log.warning("the workers did not end in time and are killed")
-                for pid in filter(None, nannies):
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+        await self._cluster.close()
 
     @property
     def slots(self) -> int:
@@ -192,7 +147,7 @@ class DaskEngine(Engine):
     def _least_busy(self, count: int) -> list[str]:
         """Return so many addresses of workers, in turn where they have as much to do."""
         self._turn += 1
-        workers = list(self._cluster.scheduler.workers.values())
+        workers = list(self._client.cluster.scheduler.workers.values())
         turn = self._turn % max(1, len(workers))
         in_turn = workers[turn:] + workers[:turn]
         chosen = sorted(in_turn, key=lambda worker: len(worker.processing))[:count]
@@ -252,18 +207,6 @@ async def _checked(spec: CheckSpec) -> tuple[ErrorRecord | None] | None:
 def _nobody(outcome: Outcome) -> None:
     """Hear of an outcome before anybody wants to."""
     del outcome
-
-
-class _without_secrets:  # noqa: N801  # reads as a statement
-    """Hide what workers must not inherit while they are started."""
-
-    def __enter__(self) -> None:
-        self._hidden = {k: v for k, v in os.environ.items() if k.startswith(SECRETS)}
-        for name in self._hidden:
-            del os.environ[name]
-
-    def __exit__(self, *exception: object) -> None:
-        os.environ.update(self._hidden)
 
 
 def _died(spec: TaskSpec, why: str) -> Outcome:
