@@ -9,13 +9,15 @@ from typing import IO, Self
 
 from servicex_server.database.buckets import RequestBuckets
 from servicex_server.database.connection import Database
-from servicex_server.dispatch import Dispatcher
+from servicex_server.dispatch import Dispatcher, Rules
 from servicex_server.engines.contract import Engine
 from servicex_server.errors import StartupError
+from servicex_server.fairness import Caps
 from servicex_server.lookup import Lookups
 from servicex_server.model import LOCAL_USER, Limits, Principal
 from servicex_server.objects.contract import ObjectStore
 from servicex_server.objects.store import open_store
+from servicex_server.scaling import Scaling
 from servicex_server.settings import Settings
 from servicex_server.submission import Submission
 
@@ -65,14 +67,27 @@ class App:
                 self.database,
                 self.engine or self._workers(),
                 self.objects,
-                limits=Limits(
-                    seconds=self.settings.file_seconds,
-                    memory=self.settings.worker_memory,
-                    chunk=self.settings.chunk_bytes,
-                    part=self.settings.part_bytes,
+                rules=Rules(
+                    limits=Limits(
+                        seconds=self.settings.file_seconds,
+                        stall=self.settings.stall_seconds,
+                        memory=self.settings.worker_memory,
+                        chunk=self.settings.chunk_bytes,
+                        part=self.settings.part_bytes,
+                    ),
+                    attempts=self.settings.attempts,
+                    fatal_after=self.settings.fatal_after,
+                    caps=Caps(
+                        user=self.settings.files_per_user_at_once,
+                        request=self.settings.files_per_request_at_once,
+                    ),
+                    share=self.settings.share_results,
                 ),
-                most_attempts=self.settings.attempts,
-                fatal_after=self.settings.fatal_after,
+                scaling=Scaling(
+                    least=self.settings.least_workers,
+                    most=self.settings.workers,
+                    patience=self.settings.idle_seconds,
+                ),
             )
             self.lookups = Lookups(self.database, self.dispatcher)
             self.submission = Submission(
@@ -106,7 +121,7 @@ class App:
         from servicex_server.engines.dask import DaskEngine
 
         cluster = LocalProcesses(memory=self.settings.worker_memory)
-        return DaskEngine(cluster, workers=self.settings.workers)
+        return DaskEngine(cluster, workers=self.settings.least_workers)
 
     def principal(self) -> Principal:
         """Return who asks; while sign-in is off there is one user only."""

@@ -1,50 +1,67 @@
 """Choosing files fairly from the rows, feeding the engine, and writing down how they end.
 
 A bounded window of tasks is inside the engine; everything else is rows. The loop may be killed at
-any line: at the next start, what was running is waiting again.
+any line: at the next start, what was running is waiting again, or done if its object is there.
 """
 
 import asyncio
 import logging
-from collections.abc import Iterable
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
+from servicex_server.database import outcomes as outcome_rows
+from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as rows
 from servicex_server.database.connection import Database
 from servicex_server.engines.contract import Engine
 from servicex_server.errors import ErrorRecord
+from servicex_server.fairness import Caps, shares
+from servicex_server.identity import identity
 from servicex_server.model import (
     CheckSpec,
+    Demand,
     Limits,
     Outcome,
     RequestState,
     TaskSpec,
     WorkerInfo,
     now,
-    object_name,
 )
 from servicex_server.objects.contract import UNFINISHED, ObjectStore
+from servicex_server.scaling import Decision, Scaling
 
 log = logging.getLogger(__name__)
 
 WINDOW = 2
 """Tasks inside the engine for each slot: one that runs, one that is ready behind it."""
 
+MOST_REUSED = 512
+"""Files of a request that are looked at together for objects that are there already."""
+
 UPLOAD_SECONDS = 7 * 24 * 3600.0
 """How long an upload URL works: as long as S3 signatures may, for a task may wait."""
 
 
-class Dispatcher:
-    """Moves files from the rows to the engine and their outcomes back.
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What dispatch keeps to.
 
-    Parameters
-    ----------
-    limits
-        What the work on one file may use.
-    most_attempts
-        How often a file is tried when its error may pass.
-    fatal_after
-        Files with the same query error that end a request.
+    ``limits`` is what the work on one file may use; ``attempts`` how often a file is tried when
+    its error may pass; ``fatal_after`` the files with the same query error that end a request;
+    ``share`` whether an object made for one user may be the result of another one's request.
     """
+
+    limits: Limits
+    attempts: int
+    fatal_after: int
+    caps: Caps = Caps()  # noqa: RUF009  # it is frozen
+    share: bool = False
+
+
+class Dispatcher:
+    """Moves files from the rows to the engine and their outcomes back."""
 
     def __init__(
         self,
@@ -52,39 +69,72 @@ class Dispatcher:
         engine: Engine,
         objects: ObjectStore,
         *,
-        limits: Limits,
-        most_attempts: int,
-        fatal_after: int,
+        rules: Rules,
+        scaling: Scaling,
     ) -> None:
         self._database = database
         self._engine = engine
         self._objects = objects
-        self._limits = limits
-        self._most_attempts = most_attempts
-        self._fatal_after = fatal_after
+        self._rules = rules
+        self._scaling = scaling
         self._bell = asyncio.Event()
-        self._inside: dict[str, TaskSpec] = {}
-        self._keys: dict[str, str] = {}
+        self._inside: dict[str, rows.Work] = {}
+        self._running: Counter[str] = Counter()
+        self._looked: dict[str, int] = {}
+        self._resting: set[str] = set()
         self._ended: list[Outcome] = []
         self._checks: set[str] = set()
+        self._in_doubt = False
         self._loop: asyncio.Task[None] | None = None
+        self._asking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Take up what the last run left, and begin."""
-        await self._engine.start(self._on_end)
-        await self._sweep(await self._database.read(rows.interrupted))
-        taken_up = await self._database.write(rows.recover)
-        if taken_up:
-            log.info("%d files were running when the service ended; they start again", taken_up)
+        await self._engine.start(self._on_end, self._bell.set)
+        await self._take_up(await self._database.read(rows.running))
         self._loop = asyncio.create_task(self._run(), name="dispatch")
 
-    async def _sweep(self, request_ids: Iterable[str]) -> None:
-        """Remove what workers had written in part when they were killed."""
-        for request_id in request_ids:
-            found = await self._objects.list(request_id)
-            names = {info.key: info.key.rpartition("/")[2] for info in found}
-            await self._objects.delete(
-                k for k, name in names.items() if name.startswith(UNFINISHED)
+    async def _take_up(self, left: Sequence[rows.Work]) -> None:
+        """Record what was finished when the service ended; let the rest start again.
+
+        Workers may have written in part when they were killed: that is removed.
+        """
+        there = {
+            info.key: info.size
+            for request_id in {work.request_id for work in left}
+            for info in await self._objects.list(request_id)
+        }
+        await self._objects.delete(
+            key for key in there if key.rpartition("/")[2].startswith(UNFINISHED)
+        )
+        finished = [
+            outcome_rows.Recorded(
+                work.task_id,
+                Outcome(
+                    work.request_id,
+                    work.file_id,
+                    work.attempt,
+                    entries=work.entries,
+                    url=work.file.replicas[0].url if work.file.replicas else "",
+                    events_read=work.file.events,
+                    bytes_written=there[work.object_key],
+                ),
+                object_name=work.object_name,
+                object_key=work.object_key,
+            )
+            for work in left
+            if work.object_key in there
+        ]
+        if finished:
+            await self._database.write(outcome_rows.record, finished, most_attempts=1)
+        taken_up = await self._database.write(rows.recover)
+        self._checks |= {work.request_id for work in left}
+        if left:
+            log.info(
+                "%d files were running when the service ended: %d are done, %d start again",
+                len(left),
+                len(finished),
+                taken_up,
             )
 
     async def close(self) -> None:
@@ -93,6 +143,8 @@ class Dispatcher:
             self._loop.cancel()
             await asyncio.gather(self._loop, return_exceptions=True)
         await self._record()
+        if self._asking is not None:
+            self._asking.cancel()
         await self._engine.close()
 
     @property
@@ -100,9 +152,14 @@ class Dispatcher:
         """Whether the loop runs."""
         return self._loop is not None and not self._loop.done()
 
-    async def workers(self) -> list[WorkerInfo]:
+    @property
+    def decision(self) -> Decision:
+        """How many workers there should be, and why."""
+        return self._scaling.last
+
+    def workers(self) -> list[WorkerInfo]:
         """Return the workers, idle or busy."""
-        return await self._engine.workers()
+        return self._engine.workers()
 
     async def check(self, spec: CheckSpec) -> ErrorRecord | None:
         """Hold a query against a file, beside the tasks; return the error found, if any."""
@@ -115,15 +172,20 @@ class Dispatcher:
 
     async def stop(self, request_id: str) -> None:
         """Drop the files of a request that are inside the engine."""
-        chosen = [key for key, spec in self._inside.items() if spec.request_id == request_id]
-        for key in chosen:
-            self._inside.pop(key, None)
+        chosen = [key for key, work in self._inside.items() if work.request_id == request_id]
+        left = [self._forget(key).object_key for key in chosen]
         await self._engine.stop(chosen)
         # one that ended in the meantime may have left an object that no row will name; the answer
         # comes from the writer, behind what is being recorded at this moment
-        left = [self._keys.pop(key) for key in chosen if key in self._keys]
-        await self._objects.delete(await self._database.write(rows.unnamed, request_id, left))
+        await self._objects.delete(await self._database.write(request_rows.unused, left))
         self._bell.set()
+
+    def _forget(self, key: str) -> rows.Work:
+        work = self._inside.pop(key)
+        self._running[work.request_id] -= 1
+        if not self._running[work.request_id]:
+            del self._running[work.request_id]
+        return work
 
     def _on_end(self, outcome: Outcome) -> None:
         self._ended.append(outcome)
@@ -134,23 +196,23 @@ class Dispatcher:
             self._bell.clear()
             try:
                 await self._record()
-                await self._feed()
-                wait = await self._patience()
+                await self._reconcile()
+                wait = await self._feed()
             except Exception:
                 # the database may be away for a moment; nothing is lost, for the rows stay
                 log.exception("dispatch is interrupted; it goes on in a second")
-                wait = 1.0
+                wait, self._in_doubt = 1.0, True
             try:
                 await asyncio.wait_for(self._bell.wait(), wait)
             except TimeoutError:
                 continue
 
-    async def _patience(self) -> float | None:
-        """Return how long there is nothing to do, in seconds; None until the bell rings."""
-        if len(self._inside) >= WINDOW * self._engine.slots:
-            return None
-        due = await self._database.read(rows.next_due)
-        return None if due is None else max(0.05, (due - now()).total_seconds())
+    async def _reconcile(self) -> None:
+        """Let files wait again that the rows call running, after an answer of theirs was lost."""
+        if self._in_doubt:
+            inside = [work.task_id for work in self._inside.values()]
+            await self._database.write(rows.recover, keep=inside)
+            self._in_doubt = False
 
     async def _record(self) -> None:
         ended, checks = self._ended, self._checks
@@ -164,60 +226,131 @@ class Dispatcher:
     async def _write(self, ended: list[Outcome], checks: Iterable[str]) -> None:
         results = []
         for outcome in ended:
-            key = outcome.key
-            spec = self._inside.get(key)
-            if spec is None:
+            if (work := self._inside.get(outcome.key)) is None:
                 continue
             made = outcome.error is None and not outcome.parts
             results.append(
-                rows.Recorded(
+                outcome_rows.Recorded(
+                    work.task_id,
                     outcome,
-                    object_name=spec.object_name if made else "",
-                    object_key=self._keys[key] if made else "",
+                    object_name=work.object_name if made else "",
+                    object_key=work.object_key if made else "",
                 )
             )
-        touched, orphans = (
-            await self._database.write(rows.record, results, most_attempts=self._most_attempts)
-            if results
-            else (set(), [])
-        )
+        wanted = set(checks)
+        orphans: list[str] = []
+        if results:
+            touched, orphans = await self._database.write(
+                outcome_rows.record, results, most_attempts=self._rules.attempts
+            )
+            wanted |= touched
         for result in results:
-            outcome = result.outcome
-            self._inside.pop(outcome.key, None)
-            self._keys.pop(outcome.key, None)
-            _tell(outcome)
+            if result.outcome.key in self._inside:
+                self._forget(result.outcome.key)
+            _tell(result.outcome)
+        self._resting -= wanted
         await self._objects.delete(orphans)
-        if wanted := touched | set(checks):
-            states = await self._database.write(rows.finish, wanted, fatal_after=self._fatal_after)
+        if wanted:
+            states = await self._database.write(
+                outcome_rows.finish, wanted, fatal_after=self._rules.fatal_after
+            )
             for request_id, state in states.items():
                 log.info("request ended: %s", state.value, extra={"request_id": request_id})
+                self._looked.pop(request_id, None)
                 if state is RequestState.FATAL:
                     await self.stop(request_id)
 
-    async def _feed(self) -> None:
+    async def _feed(self) -> float | None:
+        """Hand files to the engine; return the seconds for which that is all, None for any time."""
+        demand = await self._database.read(rows.demand)
+        self._scale(sum(one.left for one in demand))
         free = WINDOW * self._engine.slots - len(self._inside)
-        if free <= 0:
-            return
-        for claimed in await self._database.write(rows.claim, free):
-            name = object_name(claimed.position, claimed.file, claimed.format, claimed.entries)
-            # each attempt has a key of its own: a late one never writes over another's object
-            key = f"{claimed.request_id}/{claimed.attempt}/{name}"
-            spec = TaskSpec(
-                request_id=claimed.request_id,
-                file_id=claimed.file_id,
-                attempt=claimed.attempt,
-                replicas=claimed.file.replicas,
-                language=claimed.language,
-                selection=claimed.selection,
-                format=claimed.format,
-                object_name=name,
-                upload_url=self._objects.upload_url(key, seconds=UPLOAD_SECONDS),
-                limits=self._limits,
-                entries=claimed.entries,
+        again = False
+        if free > 0:
+            awake = [one for one in demand if one.request_id not in self._resting]
+            for request_id, count in shares(awake, self._running, free, self._rules.caps).items():
+                again |= await self._start(request_id, count)
+        if again:
+            return 0.0
+        if not demand:
+            return self._scaling.patience if self._scaling.shrinks else None
+        return await self._patience(demand)
+
+    async def _patience(self, demand: Sequence[Demand]) -> float:
+        """Return how long to wait for files that are to be tried again, and for the engine."""
+        if not self._resting.issuperset(one.request_id for one in demand):
+            return 1.0  # the engine may have got workers
+        due = await self._database.read(rows.next_due)
+        self._resting.clear()
+        return 1.0 if due is None else max(0.05, (due - now()).total_seconds())
+
+    async def _start(self, request_id: str, count: int) -> bool:
+        """Begin so many files of a request; return whether to look again at once.
+
+        Those whose object is there already need no worker, and many of them are done together.
+        """
+        most = max(count, self._looked.get(request_id, count))
+        works = await self._database.read(rows.waiting, request_id, most)
+        if len(works) < count:
+            self._resting.add(request_id)
+        if not works:
+            return False
+        known = await asyncio.to_thread(_identities, works)
+        reused: set[int] = set()
+        if known:
+            reused = await self._database.write(
+                outcome_rows.reuse, works, known, shared=self._rules.share
             )
-            self._inside[spec.key] = spec
-            self._keys[spec.key] = key
-            self._engine.submit(spec)
+        chosen = [work for work in works if work.task_id not in reused][:count]
+        for work in await self._database.write(rows.begin, chosen, known):
+            self._submit(work)
+        if reused:
+            log.info("%d files were there already", len(reused), extra={"request_id": request_id})
+            self._looked[request_id] = min(MOST_REUSED, max(64, 4 * len(reused)))
+            self._checks.add(request_id)
+            self._resting.discard(request_id)
+        return bool(reused)
+
+    def _submit(self, work: rows.Work) -> None:
+        spec = TaskSpec(
+            request_id=work.request_id,
+            file_id=work.file_id,
+            attempt=work.attempt,
+            replicas=work.file.replicas,
+            language=work.language,
+            selection=work.selection,
+            format=work.format,
+            object_name=work.object_name,
+            upload_url=self._objects.upload_url(work.object_key, seconds=UPLOAD_SECONDS),
+            limits=self._rules.limits,
+            entries=work.entries,
+        )
+        self._inside[spec.key] = work
+        self._running[work.request_id] += 1
+        self._engine.submit(spec, avoid=work.last_worker)
+
+    def _scale(self, files: int) -> None:
+        """Ask for as many workers as the files justify, if that has changed."""
+        before = self._scaling.last
+        wanted = self._scaling.decide(files, time.monotonic())
+        if wanted.workers == before.workers:
+            return
+        log.info(
+            "%d workers are wanted, %d before: %s", wanted.workers, before.workers, wanted.reason
+        )
+        self._asking = asyncio.create_task(self._ask_for(wanted.workers), name="scale")
+
+    async def _ask_for(self, workers: int) -> None:
+        try:
+            await self._engine.scale(workers)
+        except Exception:
+            log.exception("the engine cannot be asked for %d workers", workers)
+        self._bell.set()
+
+
+def _identities(works: Sequence[rows.Work]) -> dict[int, str]:
+    """Return by id of the task what its work is known by, where that is known."""
+    return {work.task_id: known for work in works if (known := identity(work)) is not None}
 
 
 def _tell(outcome: Outcome) -> None:

@@ -26,6 +26,7 @@
     ├── ResourceError                  a limit of the machine was met
     │   ├── OutOfMemoryError
     │   ├── OutOfTimeError
+    │   ├── OverdueError
     │   ├── DiskFullError
     │   └── WorkerDiedError
     ├── InternalError             500  our fault
@@ -204,7 +205,13 @@ class OutOfMemoryError(ResourceError):
 
 
 class OutOfTimeError(ResourceError):
-    """The work took longer than it may."""
+    """The function of a query took longer than it may."""
+
+
+class OverdueError(ResourceError):
+    """The work took too long, or did not go on, and was ended with its worker."""
+
+    retryable = True
 
 
 class DiskFullError(ResourceError):

@@ -172,6 +172,15 @@ class Request:
     failed: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """A request with files that have not ended: how many wait or run."""
+
+    request_id: str
+    owner: str
+    left: int
+
+
 Entries: TypeAlias = tuple[int, int]
 """A range of entries of a tree: the first, and the one after the last."""
 
@@ -180,11 +189,12 @@ Entries: TypeAlias = tuple[int, int]
 class Limits:
     """What the work on one file may use: seconds of wall time, bytes of memory.
 
-    ``chunk`` is the bytes of columns that are held at a time; a file with many more bytes of them
-    than ``part`` is done in parts.
+    ``stall`` is the seconds it may be without going on. ``chunk`` is the bytes of columns that are
+    held at a time; a file with many more bytes of them than ``part`` is done in parts.
     """
 
     seconds: float = 3600.0
+    stall: float = 300.0
     memory: int = 2 << 30
     chunk: int = 32 << 20
     part: int = 128 << 20
@@ -288,11 +298,20 @@ class TaskReport:
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """One worker: where it is, and the task it is on (empty when idle)."""
+    """One worker: where it is, and the task it is on (empty when idle). Memory in bytes.
+
+    ``since`` tells for how long it has been on its task, or idle; ``problem`` why it gets no tasks.
+    """
 
     address: str
-    memory: int
+    name: str = ""
+    memory: int = 0
+    memory_limit: int = 0
     task: str = ""
+    since: datetime | None = None
+    done: int = 0
+    last_error: str = ""
+    problem: str = ""
 
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")

@@ -52,8 +52,15 @@ class Settings(BaseSettings):
     data_dir: Path = Field(default_factory=_default_data_dir)
     """Folder for the database, the results and the keys; made if it is not there."""
 
-    workers: int = Field(default_factory=_cores, ge=1, le=1024)
-    """Worker processes on this machine. The default is the number of usable cores."""
+    workers: int = Field(default_factory=_cores, ge=1, le=10_000)
+    """Worker processes that there may be. The default is the number of usable cores."""
+
+    least_workers: int = Field(default_factory=lambda given: given["workers"], ge=0)
+    """Worker processes that there always are, also when nobody asks for anything. The default is
+    as many as there may be."""
+
+    idle_seconds: float = Field(default=300.0, ge=0)
+    """Seconds for which workers are kept that have nothing to do."""
 
     worker_memory: int = Field(default=2 << 30, ge=256 << 20)
     """Bytes of memory a worker may use before it is restarted."""
@@ -66,7 +73,21 @@ class Settings(BaseSettings):
     each part is a result of its own."""
 
     file_seconds: float = Field(default=3600.0, gt=0)
-    """Seconds that the work on one file may take."""
+    """Seconds that the work on one file may take; then its worker is started again, and another one
+    tries."""
+
+    stall_seconds: float = Field(default=300.0, gt=0)
+    """Seconds that the work on one file may be without going on, with the same end."""
+
+    files_per_user_at_once: int | None = Field(default=None, ge=1)
+    """Files of one user that may be at work at a time. The default is any number: slots are shared
+    out fairly."""
+
+    files_per_request_at_once: int | None = Field(default=None, ge=1)
+    """Files of one request that may be at work at a time."""
+
+    share_results: bool = False
+    """Whether a result that was made for one user is given to others who ask for the same."""
 
     attempts: int = Field(default=3, ge=1, le=20)
     """Times a file is tried when the failure may pass."""

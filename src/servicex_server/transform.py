@@ -11,6 +11,7 @@ import shutil
 import socket
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -28,7 +29,6 @@ from servicex_server.errors import (
     FunctionError,
     InternalError,
     OutOfMemoryError,
-    OutOfTimeError,
     QueryError,
     ReplicaError,
     ServiceXError,
@@ -47,11 +47,19 @@ from servicex_server.model import (
 from servicex_server.objects.contract import UNFINISHED
 
 
-def transform(spec: TaskSpec) -> Outcome:
+def transform(spec: TaskSpec, step: Callable[[], None] = lambda: None) -> Outcome:
     """Do the work on one file.
 
     Replicas are tried in the order given, until one works or the query is at fault. The result
     is uploaded before this returns; whatever goes wrong is in the outcome, never raised.
+
+    Parameters
+    ----------
+    spec
+        What to do.
+    step
+        Called whenever the work on a query has gone on: who watches may take long silence for a
+        read that hangs. Of a query that is code nothing is known until it ends.
     """
     started = time.monotonic()
     blank = Outcome(
@@ -69,7 +77,7 @@ def transform(spec: TaskSpec) -> Outcome:
             began = time.monotonic()
             try:
                 work = compiled(spec.language, spec.selection, spec.format)
-                outcome = _one_replica(spec, work, replica, Path(scratch), blank)
+                outcome = _one_replica(spec, work, replica, Path(scratch), blank, step)
             except Exception as error:  # noqa: BLE001  # nothing may be raised out of a task
                 failure = _known(error)
                 record = failure.record()
@@ -162,13 +170,19 @@ def _known(error: Exception) -> ServiceXError:
 
 
 def _one_replica(
-    spec: TaskSpec, work: Query | Program, replica: Replica, scratch: Path, blank: Outcome
+    spec: TaskSpec,
+    work: Query | Program,
+    replica: Replica,
+    scratch: Path,
+    blank: Outcome,
+    step: Callable[[], None],
 ) -> Outcome:
     output = scratch / f"result{spec.format.suffix}"
     if isinstance(work, Program):
         done = _run_program(spec, work, replica, output, blank)
     else:
-        done = _run_query(spec, work, replica, output, blank)
+        step()
+        done = _run_query(spec, work, replica, output, blank, step)
     if done.parts:
         return done
     size = output.stat().st_size
@@ -190,10 +204,14 @@ def _run_program(
 
 
 def _run_query(
-    spec: TaskSpec, query: Query, replica: Replica, output: Path, blank: Outcome
+    spec: TaskSpec,
+    query: Query,
+    replica: Replica,
+    output: Path,
+    blank: Outcome,
+    step: Callable[[], None],
 ) -> Outcome:
     read = kept = 0
-    deadline = time.monotonic() + spec.limits.seconds
     start, stop = spec.entries or (0, None)
     with open_root(replica.url) as file:
         plans = _plans(query, file)
@@ -207,10 +225,7 @@ def _run_query(
                 for _, count, arrays in chunks(
                     plan, tree, budget=spec.limits.chunk, start=start, stop=stop
                 ):
-                    if time.monotonic() > deadline:
-                        raise OutOfTimeError(
-                            f"the work on this file took longer than {spec.limits.seconds:g} s"
-                        )
+                    step()
                     if arrays:
                         writer.write(name, arrays)
                     kept += count

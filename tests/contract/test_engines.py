@@ -119,7 +119,7 @@ async def test_each_of_many_tasks_ends_once(
 async def test_slots_are_workers(running: tuple[Engine, asyncio.Queue[Outcome]]) -> None:
     """An idle engine has as many idle workers as slots."""
     engine, _ = running
-    workers = await engine.workers()
+    workers = engine.workers()
     assert len(workers) == engine.slots == 2
     assert {worker.task for worker in workers} == {""}
 
@@ -168,7 +168,7 @@ async def test_a_check_that_hangs_is_given_up(
         found = await hanging
         assert found is None or found.blame == "site"
         assert time.monotonic() - began < CHECK_SECONDS + 10
-        assert {worker.task for worker in await engine.workers()} == {""}
+        assert {worker.task for worker in engine.workers()} == {""}
         engine.submit(spec(tmp_path, "i"))
         assert (await next_outcome(ended)).error is None
 
@@ -197,7 +197,7 @@ def endless(folder: Path, name: str) -> TaskSpec:
 async def until_it_runs(engine: Engine, task: TaskSpec) -> None:
     """Wait until a worker is on a task."""
     async with asyncio.timeout(30):
-        while not any(worker.task == task.key for worker in await engine.workers()):
+        while not any(worker.task == task.key for worker in engine.workers()):
             await asyncio.sleep(0.05)
 
 
@@ -214,13 +214,13 @@ async def test_a_check_needs_no_slot(tmp_path: Path) -> None:
             while (found := await engine.check(question(branch="NJett"))) is None:
                 await asyncio.sleep(0.1)
         assert found.kind == "UnknownName"
-        assert [worker.task for worker in await engine.workers()] == [long.key]
+        assert [worker.task for worker in engine.workers()] == [long.key]
         with http("silent") as door:
             hanging = asyncio.create_task(engine.check(question(door.url("x.root"))))
             async with asyncio.timeout(30):
                 while not door.asked:
                     await asyncio.sleep(0.01)
-            assert await engine._running() == {(await engine.workers())[0].address: long.key}
+            assert [worker.task for worker in engine.workers()] == [long.key]
             # what is stopped is the task; with it the worker goes, and the check knows nothing
             await engine.stop([long.key])
             assert await hanging is None

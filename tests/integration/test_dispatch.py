@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from servicex_server.app import App
+from servicex_server.database import outcomes as outcome_rows
 from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
 from servicex_server.database.connection import Database
@@ -210,7 +211,7 @@ async def test_an_outcome_that_comes_twice_keeps_its_object(
         # what a cancelled wait, or a connection that breaks after the commit, looks like
         nonlocal unheard
         answer = await write(self, function, *args, **options)
-        if function is task_rows.record and not unheard:
+        if function is outcome_rows.record and not unheard:
             unheard += 1
             raise ConnectionError("the answer is lost")
         return answer

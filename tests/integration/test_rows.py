@@ -13,12 +13,14 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, inspect
 
 from servicex_server.database import datasets as dataset_rows
+from servicex_server.database import outcomes as outcome_rows
 from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
 from servicex_server.database.connection import Database
 from servicex_server.database.tables import metadata
 from servicex_server.errors import CorruptError, NotFoundError, StateError, UnreachableError
 from servicex_server.errors import UnknownNameError as NoBranch
+from servicex_server.fairness import Caps, shares
 from servicex_server.model import (
     LOCAL_USER,
     DatasetState,
@@ -97,7 +99,18 @@ async def ask(
     return await database.write(store)
 
 
-def success(claimed: task_rows.Claimed) -> task_rows.Recorded:
+async def claim(database: Database, slots: int) -> list[task_rows.Work]:
+    """Begin so many tasks, as the dispatcher does."""
+    demand = await database.read(task_rows.demand)
+    running = Counter(work.request_id for work in await database.read(task_rows.running))
+    begun = []
+    for request_id, count in shares(demand, running, slots, Caps()).items():
+        works = await database.read(task_rows.waiting, request_id, count)
+        begun += await database.write(task_rows.begin, works, {})
+    return begun
+
+
+def success(claimed: task_rows.Work) -> outcome_rows.Recorded:
     """Return a good end of a task."""
     outcome = Outcome(
         claimed.request_id,
@@ -108,14 +121,15 @@ def success(claimed: task_rows.Claimed) -> task_rows.Recorded:
         events_read=3,
     )
     name = f"{claimed.position}_{claimed.entries}.parquet"
-    return task_rows.Recorded(outcome, name, f"{claimed.request_id}/{name}")
+    return outcome_rows.Recorded(claimed.task_id, outcome, name, f"{claimed.request_id}/{name}")
 
 
-def failure(claimed: task_rows.Claimed, error: Exception) -> task_rows.Recorded:
+def failure(claimed: task_rows.Work, error: Exception) -> outcome_rows.Recorded:
     """Return a bad end of a task."""
     record = error.record()  # type: ignore[attr-defined]  # one of ours
     outcome = Outcome(claimed.request_id, claimed.file_id, claimed.attempt, claimed.entries)
-    return task_rows.Recorded(replace(outcome, error=record))
+    outcome = replace(outcome, url=claimed.file.replicas[0].url)
+    return outcome_rows.Recorded(claimed.task_id, replace(outcome, error=record))
 
 
 async def test_migrations_make_the_tables_that_the_code_has(tmp_path: Path) -> None:
@@ -131,7 +145,7 @@ async def test_migrations_make_the_tables_that_the_code_has(tmp_path: Path) -> N
         indexes = {i["name"] for i in inspect(connection).get_indexes("tasks")}
     engine.dispose()
     assert difference == []
-    assert "ix_tasks_request_id_state" in indexes
+    assert "ix_tasks_request_id_state_id" in indexes
 
 
 async def test_a_request_is_seen_by_its_owner_and_operators(database: Database) -> None:
@@ -170,17 +184,15 @@ async def test_slots_go_to_the_user_with_the_fewest(database: Database) -> None:
     giant = await ask(database, "ann", "giant", 500)
     small = await ask(database, "ann", "small", 2)
     other = await ask(database, "bob", "other", 3)
-    taken = Counter(c.request_id for c in await database.write(task_rows.claim, 8))
+    taken = Counter(c.request_id for c in await claim(database, 8))
     assert taken == {small: 2, other: 3, giant: 3}
-    assert (
-        sum(Counter(c.request_id for c in await database.write(task_rows.claim, 4)).values()) == 4
-    )
+    assert sum(Counter(c.request_id for c in await claim(database, 4)).values()) == 4
 
 
 async def test_nothing_is_claimed_twice(database: Database) -> None:
     """Every file is handed out once, in the dataset's order."""
     await ask(database, "ann", "a", 10)
-    claimed = [c for _ in range(5) for c in await database.write(task_rows.claim, 3)]
+    claimed = [c for _ in range(5) for c in await claim(database, 3)]
     assert [c.position for c in claimed] == list(range(10))
     assert {c.attempt for c in claimed} == {1}
 
@@ -191,16 +203,16 @@ async def test_counters_are_counted(database: Database) -> None:
     The object of one that comes twice is the result; that of a late one belongs to nobody.
     """
     request_id = await ask(database, "ann", "a", 3)
-    claimed = await database.write(task_rows.claim, 3)
+    claimed = await claim(database, 3)
     results = [success(claimed[0]), success(claimed[0]), success(claimed[1])]
-    touched, orphans = await database.write(task_rows.record, results, most_attempts=3)
+    touched, orphans = await database.write(outcome_rows.record, results, most_attempts=3)
     assert (touched, orphans) == ({request_id}, [])
-    again = await database.write(task_rows.record, results[:1], most_attempts=3)
+    again = await database.write(outcome_rows.record, results[:1], most_attempts=3)
     assert again == ({request_id}, [])
     found = await database.read(request_rows.get, ANN, request_id)
     assert (found.files, found.completed, found.failed) == (3, 2, 0)
     await database.write(request_rows.cancel, ANN, request_id)
-    late = await database.write(task_rows.record, [success(claimed[2])], most_attempts=3)
+    late = await database.write(outcome_rows.record, [success(claimed[2])], most_attempts=3)
     assert late == ({request_id}, [success(claimed[2]).object_key])
     found = await database.read(request_rows.get, ANN, request_id)
     assert (found.state, found.completed) == (RequestState.CANCELED, 2)
@@ -211,20 +223,20 @@ async def test_counters_are_counted(database: Database) -> None:
 async def test_only_what_may_pass_is_tried_again(database: Database) -> None:
     """An unreachable site is tried again after a pause, a corrupt file is not."""
     await ask(database, "ann", "a", 2)
-    flaky, corrupt = await database.write(task_rows.claim, 2)
+    flaky, corrupt = await claim(database, 2)
     results = [failure(flaky, UnreachableError("away")), failure(corrupt, CorruptError("bad"))]
-    await database.write(task_rows.record, results, most_attempts=2)
-    assert await database.write(task_rows.claim, 2) == []
+    await database.write(outcome_rows.record, results, most_attempts=2)
+    assert await claim(database, 2) == []
     due = await database.read(task_rows.next_due)
     assert due is not None
     assert now() < due < now() + timedelta(seconds=5)
     states = await database.read(_states)
     assert states == {TaskState.WAITING: 1, TaskState.FAILED: 1}
     await database.write(_make_due)
-    (again,) = await database.write(task_rows.claim, 2)
+    (again,) = await claim(database, 2)
     assert again.attempt == 2
     await database.write(
-        task_rows.record, [failure(again, UnreachableError("away"))], most_attempts=2
+        outcome_rows.record, [failure(again, UnreachableError("away"))], most_attempts=2
     )
     assert await database.read(_states) == {TaskState.FAILED: 2}
 
@@ -261,24 +273,24 @@ async def test_how_a_request_ends(
 ) -> None:
     """The last file ends it; a request without any result is fatal, unless it has no file."""
     request_id = await ask(database, "ann", "a", good + bad)
-    claimed = await database.write(task_rows.claim, 10)
+    claimed = await claim(database, 10)
     results = [success(c) for c in claimed[:good]]
     results += [failure(c, error) for c in claimed[good:] if error]
-    await database.write(task_rows.record, results, most_attempts=1)
-    ended = await database.write(task_rows.finish, [request_id], fatal_after=3)
+    await database.write(outcome_rows.record, results, most_attempts=1)
+    ended = await database.write(outcome_rows.finish, [request_id], fatal_after=3)
     assert ended == {request_id: end}
     found = await database.read(request_rows.get, ANN, request_id)
     assert found.finished_at is not None
     assert bool(found.failure) == bool(bad)
-    assert await database.write(task_rows.finish, [request_id], fatal_after=3) == {}
+    assert await database.write(outcome_rows.finish, [request_id], fatal_after=3) == {}
 
 
 async def test_a_request_does_not_end_before_its_look_up(database: Database) -> None:
     """While files may still be found, a request without open files goes on."""
     request_id = await ask(database, "ann", "a", 1, complete=False)
-    (claimed,) = await database.write(task_rows.claim, 1)
-    await database.write(task_rows.record, [success(claimed)], most_attempts=1)
-    assert await database.write(task_rows.finish, [request_id], fatal_after=3) == {}
+    (claimed,) = await claim(database, 1)
+    await database.write(outcome_rows.record, [success(claimed)], most_attempts=1)
+    assert await database.write(outcome_rows.finish, [request_id], fatal_after=3) == {}
 
 
 @pytest.mark.parametrize(
@@ -295,35 +307,36 @@ async def test_one_query_error_in_all_first_files_is_fatal(
 ) -> None:
     """Three files with one and the same query error end a request; other errors do not."""
     request_id = await ask(database, "ann", "a", 50)
-    claimed = await database.write(task_rows.claim, len(errors))
+    claimed = await claim(database, len(errors))
     results = [failure(c, e) for c, e in zip(claimed, errors, strict=True)]
-    await database.write(task_rows.record, results, most_attempts=1)
-    ended = await database.write(task_rows.finish, [request_id], fatal_after=3)
+    await database.write(outcome_rows.record, results, most_attempts=1)
+    ended = await database.write(outcome_rows.finish, [request_id], fatal_after=3)
     assert ended == ({request_id: RequestState.FATAL} if fatal else {})
     if fatal:
         found = await database.read(request_rows.get, LOCAL_USER, request_id)
-        assert "no branch x [the first 3 files]" in found.failure
+        named = "/a/0.root, /a/1.root, /a/2.root"
+        assert f"no branch x [the first 3 files: {named}]" in found.failure
         states = await database.read(_states)
-        assert states == {TaskState.FAILED: 3, TaskState.CANCELED: 47}
+        assert states == {TaskState.FAILED: 3, TaskState.WAITING: 47}
 
 
 async def test_a_restart_takes_up_what_ran(database: Database) -> None:
     """What was running waits again, with the attempt not counted."""
     await ask(database, "ann", "a", 3)
-    await database.write(task_rows.claim, 2)
+    await claim(database, 2)
     assert await database.write(task_rows.recover) == 2
-    again = await database.write(task_rows.claim, 3)
+    again = await claim(database, 3)
     assert [(c.position, c.attempt) for c in again] == [(0, 1), (1, 1), (2, 1)]
 
 
 async def test_times_never_go_back(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the clock is set back, a client that asks for later results still gets them."""
     request_id = await ask(database, "ann", "a", 3)
-    claimed = await database.write(task_rows.claim, 3)
+    claimed = await claim(database, 3)
     for one in claimed:
-        await database.write(task_rows.record, [success(one)], most_attempts=1)
+        await database.write(outcome_rows.record, [success(one)], most_attempts=1)
         back = now() - timedelta(hours=1)
-        monkeypatch.setattr(task_rows, "now", lambda back=back: back)
+        monkeypatch.setattr(outcome_rows, "now", lambda back=back: back)
     found = await database.read(task_rows.reports, request_id, [TaskState.DONE])
     times = [report.finished_at for report in found]
     assert times == sorted(times)
@@ -342,8 +355,8 @@ async def test_statistics_wait_for_a_result(database: Database) -> None:
     """There are no statistics before the first result."""
     request_id = await ask(database, "ann", "a", 1)
     assert await database.read(task_rows.statistics, request_id) is None
-    (claimed,) = await database.write(task_rows.claim, 1)
-    await database.write(task_rows.record, [success(claimed)], most_attempts=1)
+    (claimed,) = await claim(database, 1)
+    await database.write(outcome_rows.record, [success(claimed)], most_attempts=1)
     found = await database.read(task_rows.statistics, request_id)
     assert found is not None
     assert (found["bytes"], found["events"]) == (7, 3)
@@ -365,22 +378,22 @@ async def test_a_failed_transaction_leaves_nothing(database: Database) -> None:
 async def test_a_large_file_becomes_its_parts(database: Database) -> None:
     """The parts take the place of the file, keep their order, and are counted each."""
     request_id = await ask(database, "ann", "large", 2)
-    large, small = await database.write(task_rows.claim, 2)
+    large, small = await claim(database, 2)
     parts = ((0, 40), (40, 70), (70, 100))
     outcome = Outcome(large.request_id, large.file_id, large.attempt, parts=parts)
     touched, orphans = await database.write(
-        task_rows.record, [task_rows.Recorded(outcome)], most_attempts=1
+        outcome_rows.record, [outcome_rows.Recorded(large.task_id, outcome)], most_attempts=1
     )
     assert (touched, orphans) == (set(), [])
     found = await database.read(request_rows.get, ANN, request_id)
     assert (found.files, found.completed, found.failed) == (4, 0, 0)
-    claimed = await database.write(task_rows.claim, 9)
+    claimed = await claim(database, 9)
     assert [(one.file_id, one.entries, one.attempt) for one in claimed] == [
         (large.file_id, part, 1) for part in parts
     ]
     ends = [success(small), *(success(one) for one in claimed[1:])]
     lost = failure(claimed[0], NoBranch("no branch x"))
-    await database.write(task_rows.record, [*ends, lost], most_attempts=1)
+    await database.write(outcome_rows.record, [*ends, lost], most_attempts=1)
     found = await database.read(request_rows.get, ANN, request_id)
     assert (found.files, found.completed, found.failed) == (4, 3, 1)
     (failed,) = await database.read(task_rows.reports, request_id, [TaskState.FAILED])
@@ -390,9 +403,11 @@ async def test_a_large_file_becomes_its_parts(database: Database) -> None:
 async def test_a_part_that_is_told_twice_is_made_once(database: Database) -> None:
     """The second word of a worker about a file that has become parts changes nothing."""
     request_id = await ask(database, "ann", "twice", 1)
-    (large,) = await database.write(task_rows.claim, 1)
+    (large,) = await claim(database, 1)
     outcome = Outcome(large.request_id, large.file_id, large.attempt, parts=((0, 5), (5, 9)))
     for _ in range(2):
-        await database.write(task_rows.record, [task_rows.Recorded(outcome)], most_attempts=1)
+        await database.write(
+            outcome_rows.record, [outcome_rows.Recorded(large.task_id, outcome)], most_attempts=1
+        )
     found = await database.read(request_rows.get, ANN, request_id)
     assert found.files == 2

@@ -29,7 +29,19 @@ LAYERS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"database"}),
-    frozenset({"submission", "lookup", "dispatch", "replicas", "retention", "accounts"}),
+    frozenset(
+        {
+            "submission",
+            "lookup",
+            "dispatch",
+            "fairness",
+            "identity",
+            "scaling",
+            "replicas",
+            "retention",
+            "accounts",
+        }
+    ),
     frozenset({"app"}),
     frozenset({"web", "cli", "doctor"}),
 )
@@ -55,7 +67,8 @@ EXTRA: Mapping[tuple[str, str], str] = {
     ("languages.contract", "columnar"): "what a language compiles to is a plan of columns",
     ("engines", "transform"): "what an engine runs on its workers",
     ("engines.dask", "engines.clusters"): "tasks are one chapter, where workers come from another",
-    ("engines.dask", "engines.beside"): "what runs on a worker beside its task is a chapter",
+    ("engines.dask", "engines.on_worker"): "what runs on the other side is a chapter",
+    ("engines.on_worker", "engines.beside"): "what runs on a worker beside its task is a chapter",
     ("languages.func_adl", "languages.qastle"): "how the text of a query is read is a chapter",
     ("languages.run_child", "languages.family"): "watching what a program starts is a chapter",
     ("submission", "finders.file_list"): "a list comes in the request itself and is checked there",

@@ -1,10 +1,14 @@
-"""Rows of requests. Counters are counted from the task rows, never kept beside them."""
+"""Rows of requests, with their counters.
+
+A counter is changed in the transaction that changes the task rows it counts, by as many as really
+changed; so it always is what counting them would give. Who changes both locks the request first.
+"""
 
 from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import Connection, Row, case, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from servicex_server.database.tables import requests, tasks
 from servicex_server.errors import NotFoundError, StateError
@@ -18,37 +22,15 @@ from servicex_server.model import (
     now,
 )
 
+_SOME = 10_000
+"""Values that a statement may have; SQLite takes 32,766."""
+
 OPEN = [state for state in RequestState if not state.terminal]
 _STORED = [field.name for field in fields(Request) if field.name in requests.c]
 
 
-def _counted(condition: Any) -> Any:
-    counts = (
-        select(
-            tasks.c.request_id,
-            func.count().label("files"),
-            func.sum(case((tasks.c.state == TaskState.DONE, 1), else_=0)).label("completed"),
-            func.sum(case((tasks.c.state == TaskState.FAILED, 1), else_=0)).label("failed"),
-        )
-        .join_from(tasks, requests, tasks.c.request_id == requests.c.id)
-        .where(condition)
-        .group_by(tasks.c.request_id)
-        .subquery()
-    )
-    return (
-        select(
-            requests,
-            func.coalesce(counts.c.files, 0).label("files"),
-            func.coalesce(counts.c.completed, 0).label("completed"),
-            func.coalesce(counts.c.failed, 0).label("failed"),
-        )
-        .join_from(requests, counts, requests.c.id == counts.c.request_id, isouter=True)
-        .where(condition)
-    )
-
-
 def _request(row: Row[Any]) -> Request:
-    values = dict(row._mapping)  # noqa: SLF001  # SQLAlchemy's documented way to rows by name
+    values = {name: row._mapping[name] for name in _STORED}  # noqa: SLF001  # documented
     values["state"] = RequestState(values["state"])
     values["format"] = ResultFormat(values["format"])
     return Request(**values)
@@ -67,7 +49,7 @@ def get(connection: Connection, principal: Principal, request_id: str) -> Reques
     NotFoundError
         There is none, or it is somebody else's; the two look the same.
     """
-    row = connection.execute(_counted(requests.c.id == request_id)).first()
+    row = connection.execute(select(requests).where(requests.c.id == request_id)).first()
     if row is None or not (principal.sees_all or row.owner == principal.user):
         raise NotFoundError(f"Transformation request not found with id: {request_id}")
     return _request(row)
@@ -79,7 +61,7 @@ def listed(
     """Return one's own requests, or another's for those who may see all; newest first."""
     wanted = owner if owner is not None and principal.sees_all else principal.user
     rows = connection.execute(
-        _counted(requests.c.owner == wanted).order_by(requests.c.submitted_at.desc())
+        select(requests).where(requests.c.owner == wanted).order_by(requests.c.submitted_at.desc())
     )
     return [_request(row) for row in rows]
 
@@ -106,7 +88,7 @@ def change_state(
 
 
 def cancel(connection: Connection, principal: Principal, request_id: str) -> None:
-    """End a request and all of its files that have not ended.
+    """End a request; files of it that have not ended never will.
 
     Raises
     ------
@@ -114,6 +96,7 @@ def cancel(connection: Connection, principal: Principal, request_id: str) -> Non
         There is none; it has ended already.
     """
     request = get(connection, principal, request_id)
+    lock(connection, [request_id])
     if not change_state(connection, [request_id], RequestState.CANCELED):
         raise StateError(
             f"Transformation request {request_id} has ended already: {request.state.value}"
@@ -122,19 +105,30 @@ def cancel(connection: Connection, principal: Principal, request_id: str) -> Non
 
 
 def drop_tasks(connection: Connection, request_id: str) -> None:
-    """Cancel the files of a request that have not ended."""
+    """Take the files of a request that has ended away from the workers.
+
+    Those that wait stay as they are, however many: nothing takes files of an ended request.
+    """
     connection.execute(
         update(tasks)
-        .where(
-            tasks.c.request_id == request_id,
-            tasks.c.state.in_([TaskState.WAITING, TaskState.RUNNING]),
-        )
+        .where(tasks.c.request_id == request_id, tasks.c.state == TaskState.RUNNING)
         .values(state=TaskState.CANCELED, finished_at=now())
     )
 
 
+def lock(connection: Connection, request_ids: Iterable[str]) -> dict[str, Row[Any]]:
+    """Return rows of requests by id, and let nobody else change them or their tasks meanwhile."""
+    rows = connection.execute(
+        select(requests)
+        .where(requests.c.id.in_(sorted(request_ids)))
+        .order_by(requests.c.id)
+        .with_for_update()
+    )
+    return {row.id: row for row in rows}
+
+
 def remove(connection: Connection, principal: Principal, request_id: str) -> list[str]:
-    """Delete a request with all its rows; return the keys of its objects.
+    """Delete a request with all its rows; return the keys of the objects that nobody else uses.
 
     Raises
     ------
@@ -142,14 +136,22 @@ def remove(connection: Connection, principal: Principal, request_id: str) -> lis
         There is none.
     """
     get(connection, principal, request_id)
+    lock(connection, [request_id])
     keys = connection.scalars(
-        select(tasks.c.object_key).where(
-            tasks.c.request_id == request_id, tasks.c.object_key.is_not(None)
-        )
+        delete(tasks).where(tasks.c.request_id == request_id).returning(tasks.c.object_key)
     ).all()
-    connection.execute(delete(tasks).where(tasks.c.request_id == request_id))
     connection.execute(delete(requests).where(requests.c.id == request_id))
-    return [key for key in keys if key]
+    return unused(connection, filter(None, keys))
+
+
+def unused(connection: Connection, object_keys: Iterable[str]) -> list[str]:
+    """Return those of the keys whose object is the result of no task."""
+    keys = sorted(set(object_keys))
+    used: set[str] = set()
+    for start in range(0, len(keys), _SOME):
+        some = tasks.c.object_key.in_(keys[start : start + _SOME])
+        used.update(connection.scalars(select(tasks.c.object_key).where(some).distinct()))
+    return [key for key in keys if key not in used]
 
 
 def of_dataset(

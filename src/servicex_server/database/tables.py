@@ -18,6 +18,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    text,
 )
 from sqlalchemy.engine import Dialect
 
@@ -50,6 +51,11 @@ class UtcTime(TypeDecorator[datetime]):
         """Make the time aware again."""
         del dialect
         return None if value is None else value.replace(tzinfo=UTC)
+
+
+def _where(condition: str) -> dict[str, Any]:
+    """Return what makes an index hold only some of the rows."""
+    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
 
 
 _Id = BigInteger().with_variant(Integer, "sqlite")
@@ -99,6 +105,11 @@ requests = Table(
     Column("finished_at", UtcTime),
     Column("failure", Text, nullable=False, default=""),
     Column("app_version", String(64), nullable=False),
+    # kept by whoever changes a task of the request, in the same transaction
+    Column("files", Integer, nullable=False, server_default="0"),
+    Column("completed", Integer, nullable=False, server_default="0"),
+    Column("failed", Integer, nullable=False, server_default="0"),
+    Column("last_ended", UtcTime),  # when the latest of its files ended; it never goes back
     Index(None, "owner", "submitted_at"),
     Index(None, "state"),
     Index(None, "dataset_id"),
@@ -126,8 +137,14 @@ tasks = Table(
     Column("error", JSON(none_as_null=True)),
     Column("tried", JSON(none_as_null=True)),  # every attempt at every replica, oldest first
     Column("log_tail", Text, nullable=False, default=""),
+    Column("identity", String(64)),  # of the work: equal ones make equal objects
     Index(None, "request_id", "file_id", "first_entry", unique=True),
-    Index(None, "request_id", "state"),
+    Index(None, "request_id", "state", "id"),
     Index(None, "request_id", "finished_at"),
     Index(None, "request_id", "object_name"),
+    Index(None, "object_key"),
+    Index(None, "identity"),
+    # what is looked for in all tasks, of which nearly all have ended
+    Index("ix_tasks_running", "state", **_where("state = 'running'")),
+    Index("ix_tasks_not_before", "not_before", **_where("not_before IS NOT NULL")),
 )

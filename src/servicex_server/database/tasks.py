@@ -1,39 +1,54 @@
-"""Rows of tasks, one for each file of each request, or part of one: chosen, ended, reported."""
+"""Rows of tasks, one for each file of each request, or part of one: chosen, running, reported.
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
+How they end is in `servicex_server.database.outcomes`.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, case, func, insert, literal, or_, select, update
+from sqlalchemy import (
+    Connection,
+    Select,
+    bindparam,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
 
 from servicex_server.database.datasets import input_file
-from servicex_server.database.requests import OPEN, change_state, drop_tasks
-from servicex_server.database.tables import datasets, files, requests, tasks
+from servicex_server.database.requests import lock
+from servicex_server.database.tables import files, requests, tasks
 from servicex_server.errors import ErrorRecord
 from servicex_server.model import (
     Attempt,
-    DatasetState,
+    Demand,
     Entries,
     InputFile,
-    Outcome,
     Replica,
     RequestState,
     ResultFormat,
     TaskReport,
     TaskState,
     now,
+    object_name,
 )
 
-_RUNNABLE = [RequestState.LOOKUP, RequestState.RUNNING]
+RUNNABLE = [RequestState.LOOKUP, RequestState.RUNNING]
+"""States of requests whose files may start."""
 
 
 @dataclass(frozen=True, slots=True)
-class Claimed:
-    """A task that was chosen to run, with all that its work needs."""
+class Work:
+    """A task with all that is needed to do it; ``attempt`` is the number of the next try."""
 
+    task_id: int
     request_id: str
+    owner: str
     file_id: int
     attempt: int
     position: int
@@ -42,15 +57,20 @@ class Claimed:
     language: str
     selection: str
     format: ResultFormat
+    last_worker: str = ""
 
+    @property
+    def object_name(self) -> str:
+        """Name of the result in the bucket of the request."""
+        return object_name(self.position, self.file, self.format, self.entries)
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """What became of a finished task: the object it left behind, if any."""
+    @property
+    def object_key(self) -> str:
+        """Key of the result in the store.
 
-    outcome: Outcome
-    object_name: str = ""
-    object_key: str = ""
+        Each attempt has one of its own: a late one never writes over another's object.
+        """
+        return f"{self.request_id}/{self.attempt}/{self.object_name}"
 
 
 def add_for_dataset(
@@ -58,15 +78,21 @@ def add_for_dataset(
 ) -> None:
     """Make a waiting task of every file of a dataset from position ``start`` on."""
     for request_id in request_ids:
+        lock(connection, [request_id])
         wanted = select(
             literal(request_id), files.c.id, literal(TaskState.WAITING.value), *_ZEROS.values()
         ).where(files.c.dataset_id == dataset_id, files.c.position >= start)
-        connection.execute(
+        added = connection.execute(
             insert(tasks).from_select(
                 ["request_id", "file_id", "state", *_ZEROS],
                 wanted.order_by(files.c.position),
                 include_defaults=False,
             )
+        )
+        connection.execute(
+            update(requests)
+            .where(requests.c.id == request_id)
+            .values(files=requests.c.files + added.rowcount)
         )
 
 
@@ -81,103 +107,75 @@ _ZEROS = {
 }
 
 
-def claim(connection: Connection, slots: int) -> list[Claimed]:
-    """Choose waiting tasks and mark them running.
+def demand(connection: Connection) -> list[Demand]:
+    """Return the requests that have files which have not ended, the oldest first."""
+    left = requests.c.files - requests.c.completed - requests.c.failed
+    rows = connection.execute(
+        select(requests.c.id, requests.c.owner, left)
+        .where(requests.c.state.in_(RUNNABLE), left > 0)
+        .order_by(requests.c.submitted_at, requests.c.id)
+    )
+    return [Demand(*row) for row in rows]
 
-    Fair first across users, then across a user's requests, those with the fewest files left
-    first: a giant request takes what the others leave.
-    """
-    is_waiting = case((tasks.c.state == TaskState.WAITING, 1), else_=0)
+
+def waiting(connection: Connection, request_id: str, most: int) -> list[Work]:
+    """Return the next tasks of a request that may start, in the dataset's order."""
     due = or_(tasks.c.not_before.is_(None), tasks.c.not_before <= now())
-    demand = connection.execute(
+    return _works(
+        connection,
+        _TASKS.where(
+            tasks.c.request_id == request_id, tasks.c.state == TaskState.WAITING, due
+        ).limit(most),
+    )
+
+
+def running(connection: Connection) -> list[Work]:
+    """Return what was running when the service ended; ``attempt`` is the one that ran."""
+    return _works(connection, _TASKS.where(tasks.c.state == TaskState.RUNNING), tried=1)
+
+
+_TASKS = (
+    select(
+        tasks.c.id.label("task_id"),
+        tasks.c.request_id,
+        tasks.c.attempts,
+        tasks.c.first_entry,
+        tasks.c.last_entry,
+        tasks.c.worker,
+        files,
+    )
+    .join_from(tasks, files, tasks.c.file_id == files.c.id)
+    .order_by(tasks.c.id)
+)
+
+
+def _works(connection: Connection, query: Select[Any], *, tried: int = 0) -> list[Work]:
+    rows = connection.execute(query).all()
+    # once for each request: a query may be long, and its files many
+    asked = connection.execute(
         select(
             requests.c.id,
             requests.c.owner,
-            requests.c.submitted_at,
-            func.sum(is_waiting).label("waiting"),
-            func.count().label("left"),
-        )
-        .join_from(requests, tasks, tasks.c.request_id == requests.c.id)
-        .where(
-            requests.c.state.in_(_RUNNABLE),
-            or_(
-                tasks.c.state == TaskState.RUNNING,
-                (tasks.c.state == TaskState.WAITING) & due,
-            ),
-        )
-        .group_by(requests.c.id)
-    ).all()
-    claimed: list[Claimed] = []
-    for request_id, count in _shares(demand, slots).items():
-        claimed += _take(connection, request_id, count)
-    return claimed
-
-
-def _shares(demand: Sequence[Any], slots: int) -> dict[str, int]:
-    """Deal out slots: to the user with the fewest running, of theirs to the shortest request."""
-    waiting = {row.id: int(row.waiting) for row in demand}
-    busy = Counter({row.owner: 0 for row in demand})
-    for row in demand:
-        busy[row.owner] += int(row.left) - int(row.waiting)
-    queues = {
-        owner: sorted(
-            (row for row in demand if row.owner == owner),
-            key=lambda row: (int(row.left), row.submitted_at),
-        )
-        for owner in busy
-    }
-    shares: Counter[str] = Counter()
-    while slots > 0:
-        hungry = [o for o, queue in queues.items() if any(waiting[row.id] for row in queue)]
-        if not hungry:
-            break
-        owner = min(hungry, key=lambda o: busy[o])
-        first = next(row.id for row in queues[owner] if waiting[row.id])
-        waiting[first] -= 1
-        shares[first] += 1
-        busy[owner] += 1
-        slots -= 1
-    return shares
-
-
-def _take(connection: Connection, request_id: str, count: int) -> list[Claimed]:
-    rows = connection.execute(
-        select(
-            tasks.c.id.label("task_id"),
-            tasks.c.attempts,
-            tasks.c.first_entry,
-            tasks.c.last_entry,
-            files,
             requests.c.language,
             requests.c.selection,
             requests.c.format,
-        )
-        .join_from(tasks, files, tasks.c.file_id == files.c.id)
-        .join(requests, tasks.c.request_id == requests.c.id)
-        .where(
-            tasks.c.request_id == request_id,
-            tasks.c.state == TaskState.WAITING,
-            or_(tasks.c.not_before.is_(None), tasks.c.not_before <= now()),
-        )
-        .order_by(tasks.c.id)
-        .limit(count)
-    ).all()
-    connection.execute(
-        update(tasks)
-        .where(tasks.c.id.in_([row.task_id for row in rows]))
-        .values(state=TaskState.RUNNING, attempts=tasks.c.attempts + 1, not_before=None)
+        ).where(requests.c.id.in_({row.request_id for row in rows}))
     )
+    by_id = {row.id: row for row in asked}
     return [
-        Claimed(
-            request_id=request_id,
+        Work(
+            task_id=row.task_id,
+            request_id=row.request_id,
+            owner=by_id[row.request_id].owner,
             file_id=row.id,
-            attempt=row.attempts + 1,
+            attempt=row.attempts + 1 - tried,
             position=row.position,
             file=input_file(row),
             entries=_entries(row),
-            language=row.language,
-            selection=row.selection,
-            format=ResultFormat(row.format),
+            language=by_id[row.request_id].language,
+            selection=by_id[row.request_id].selection,
+            format=ResultFormat(by_id[row.request_id].format),
+            last_worker=row.worker,
         )
         for row in rows
     ]
@@ -187,213 +185,78 @@ def _entries(row: Any) -> Entries | None:
     return None if row.last_entry is None else (row.first_entry, row.last_entry)
 
 
-def interrupted(connection: Connection) -> list[str]:
-    """Return the requests that had files running when the service ended."""
-    running = select(tasks.c.request_id).where(tasks.c.state == TaskState.RUNNING).distinct()
-    return list(connection.scalars(running))
+def begin(
+    connection: Connection, works: Sequence[Work], identities: Mapping[int, str]
+) -> list[Work]:
+    """Mark tasks running; return those that are, which a cancelled request's are not.
+
+    Parameters
+    ----------
+    works
+        What is to start.
+    identities
+        By id of the task, what the work is known by once it is done.
+    """
+    open_requests = {
+        request_id
+        for request_id, row in lock(connection, {work.request_id for work in works}).items()
+        if row.state in RUNNABLE
+    }
+    begun = [work for work in works if work.request_id in open_requests]
+    if begun:
+        connection.execute(
+            update(tasks)
+            .where(tasks.c.id == bindparam("task"), tasks.c.state == TaskState.WAITING)
+            .values(
+                state=TaskState.RUNNING,
+                attempts=bindparam("attempt"),
+                not_before=None,
+                identity=bindparam("known_by"),
+            ),
+            [
+                {
+                    "task": work.task_id,
+                    "attempt": work.attempt,
+                    "known_by": identities.get(work.task_id),
+                }
+                for work in begun
+            ],
+        )
+    return begun
 
 
-def recover(connection: Connection) -> int:
-    """Take up again what was running when the service ended; return how many files."""
-    result = connection.execute(
-        update(tasks)
-        .where(tasks.c.state == TaskState.RUNNING)
-        .values(state=TaskState.WAITING, attempts=tasks.c.attempts - 1)
-    )
-    return result.rowcount
+def recover(connection: Connection, *, keep: Collection[int] = ()) -> int:
+    """Let what was running wait again, as if it had not been tried; return how many tasks.
+
+    Parameters
+    ----------
+    keep
+        Ids of tasks that do run.
+    """
+    found = set(connection.scalars(select(tasks.c.id).where(tasks.c.state == TaskState.RUNNING)))
+    stray = [{"task": task_id} for task_id in sorted(found - set(keep))]
+    if stray:
+        connection.execute(
+            update(tasks)
+            .where(tasks.c.id == bindparam("task"), tasks.c.state == TaskState.RUNNING)
+            .values(state=TaskState.WAITING, attempts=tasks.c.attempts - 1),
+            stray,
+        )
+    return len(stray)
 
 
 def next_due(connection: Connection) -> datetime | None:
     """Return when the earliest of the files that wait for a retry may start."""
     due: datetime | None = connection.scalar(
-        select(func.min(tasks.c.not_before)).where(
-            tasks.c.state == TaskState.WAITING, tasks.c.not_before.is_not(None)
+        select(func.min(tasks.c.not_before))
+        .join_from(tasks, requests, tasks.c.request_id == requests.c.id)
+        .where(
+            tasks.c.not_before.is_not(None),
+            tasks.c.state == TaskState.WAITING,
+            requests.c.state.in_(RUNNABLE),
         )
     )
     return due
-
-
-def record(
-    connection: Connection, results: Sequence[Recorded], *, most_attempts: int
-) -> tuple[set[str], list[str]]:
-    """Write down how tasks ended.
-
-    Parameters
-    ----------
-    results
-        What the workers reported. A task that is not running this attempt any more (cancelled,
-        deleted, reported twice) is passed over.
-    most_attempts
-        How often a file is tried when its error may pass.
-
-    Returns
-    -------
-    touched
-        The requests whose counters changed.
-    orphans
-        Keys of objects that belong to no task, to be removed.
-    """
-    touched: set[str] = set()
-    orphans: list[str] = []
-    latest = _latest(connection, {result.outcome.request_id for result in results})
-    for result in results:
-        outcome = result.outcome
-        row = connection.execute(
-            select(tasks.c.id, tasks.c.tried).where(
-                tasks.c.request_id == outcome.request_id,
-                tasks.c.file_id == outcome.file_id,
-                tasks.c.first_entry == (outcome.entries[0] if outcome.entries else 0),
-                tasks.c.state == TaskState.RUNNING,
-                tasks.c.attempts == outcome.attempt,
-            )
-        ).first()
-        if row is None:
-            # an outcome may come twice, when nobody heard that the first write had succeeded
-            touched.add(outcome.request_id)
-            if result.object_key:
-                orphans += unnamed(connection, outcome.request_id, [result.object_key])
-            continue
-        if outcome.parts:
-            _split(connection, row.id, outcome)
-            continue
-        # a client asks for what is not older than the newest it has seen: never go back
-        moment = max(
-            now(), latest.get(outcome.request_id, datetime.min.replace(tzinfo=now().tzinfo))
-        ) + timedelta(microseconds=1)
-        latest[outcome.request_id] = moment
-        values: dict[str, Any] = {
-            "tried": [*(row.tried or []), *(asdict(attempt) for attempt in outcome.attempts)],
-            "seconds": outcome.seconds,
-            "worker": outcome.worker,
-            "log_tail": outcome.log_tail,
-            "path": outcome.url,
-        }
-        values |= _ending(result, moment, most_attempts)
-        connection.execute(update(tasks).where(tasks.c.id == row.id).values(**values))
-        touched.add(outcome.request_id)
-    return touched, orphans
-
-
-def unnamed(connection: Connection, request_id: str, object_keys: Sequence[str]) -> list[str]:
-    """Return those of the keys whose object is the result of no task of the request."""
-    named = set(
-        connection.scalars(
-            select(tasks.c.object_key).where(
-                tasks.c.request_id == request_id, tasks.c.object_key.in_(object_keys)
-            )
-        )
-    )
-    return [key for key in object_keys if key not in named]
-
-
-def _split(connection: Connection, task_id: int, outcome: Outcome) -> None:
-    """Put the parts of a file in the place of its task; the first part takes the row itself."""
-    (_, end), *others = outcome.parts
-    connection.execute(
-        update(tasks)
-        .where(tasks.c.id == task_id)
-        .values(state=TaskState.WAITING, last_entry=end, attempts=tasks.c.attempts - 1)
-    )
-    same = {"request_id": outcome.request_id, "file_id": outcome.file_id}
-    connection.execute(
-        insert(tasks),
-        [
-            {**same, "state": TaskState.WAITING, "first_entry": first, "last_entry": last}
-            for first, last in others
-        ],
-    )
-
-
-def _latest(connection: Connection, request_ids: set[str]) -> dict[str, datetime]:
-    rows = connection.execute(
-        select(tasks.c.request_id, func.max(tasks.c.finished_at))
-        .where(tasks.c.request_id.in_(request_ids))
-        .group_by(tasks.c.request_id)
-    )
-    return {row[0]: row[1] for row in rows if row[1] is not None}
-
-
-def _ending(result: Recorded, moment: datetime, most_attempts: int) -> dict[str, Any]:
-    outcome = result.outcome
-    if outcome.error is None:
-        return {
-            "state": TaskState.DONE,
-            "finished_at": moment,
-            "object_name": result.object_name,
-            "object_key": result.object_key,
-            "bytes": outcome.bytes_written,
-            "events": outcome.events_read,
-            "error": None,
-        }
-    error = outcome.error.as_dict()
-    if outcome.error.retryable and outcome.attempt < most_attempts:
-        wait = timedelta(seconds=2.0 ** (outcome.attempt - 1))
-        return {"state": TaskState.WAITING, "not_before": now() + wait, "error": error}
-    return {"state": TaskState.FAILED, "finished_at": moment, "error": error}
-
-
-def finish(
-    connection: Connection, request_ids: Iterable[str], *, fatal_after: int
-) -> dict[str, RequestState]:
-    """End those of the requests that have nothing left to do; return how each ended.
-
-    A request of which every file failed is `Fatal`, so that nobody takes silence for a result;
-    so is one whose first files all fail with one and the same query error.
-    """
-    ended: dict[str, RequestState] = {}
-    for request_id in request_ids:
-        row = connection.execute(
-            select(requests.c.state, datasets.c.state.label("dataset_state"))
-            .join_from(requests, datasets, requests.c.dataset_id == datasets.c.id)
-            .where(requests.c.id == request_id)
-        ).first()
-        if row is None or row.state not in OPEN:
-            continue
-        by_state = connection.execute(
-            select(tasks.c.state, func.count())
-            .where(tasks.c.request_id == request_id)
-            .group_by(tasks.c.state)
-        )
-        counts: Counter[str] = Counter()
-        for row_state, count in by_state:
-            counts[row_state] = count
-        left = counts[TaskState.WAITING] + counts[TaskState.RUNNING]
-        done, failed = counts[TaskState.DONE], counts[TaskState.FAILED]
-        known = row.dataset_state == DatasetState.COMPLETE
-        if known and not left:
-            state = RequestState.FATAL if failed and not done else RequestState.COMPLETE
-        elif failed >= fatal_after and not done:
-            state = RequestState.FATAL
-        else:
-            continue
-        failure = _why(connection, request_id, left=left) if failed else ""
-        if state is RequestState.FATAL and left and not failure:
-            continue
-        if change_state(connection, [request_id], state, failure=failure):
-            drop_tasks(connection, request_id)
-            ended[request_id] = state
-    return ended
-
-
-def _why(connection: Connection, request_id: str, *, left: int) -> str:
-    """Return what the failed files have in common.
-
-    While files are left, only one and the same query error in all of them counts; the text is
-    empty otherwise.
-    """
-    rows = connection.execute(
-        select(tasks.c.error).where(
-            tasks.c.request_id == request_id, tasks.c.state == TaskState.FAILED
-        )
-    ).scalars()
-    errors = [ErrorRecord(**error) for error in rows]
-    kinds = Counter((error.blame, error.message, error.hint) for error in errors)
-    (blame, message, hint), count = kinds.most_common(1)[0]
-    text = f"{message} ({hint})" if hint else message
-    if left:
-        return f"{text} [the first {count} files]" if len(kinds) == 1 and blame == "query" else ""
-    files_failed = f"{len(errors)} file{'s' if len(errors) > 1 else ''} failed"
-    return f"{files_failed}: {text}" if len(kinds) == 1 else f"{files_failed}; {count} with: {text}"
 
 
 def reports(

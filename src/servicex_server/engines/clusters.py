@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
@@ -46,8 +47,17 @@ class Cluster(ABC):
         """
 
     @abstractmethod
-    async def scale(self, count: int) -> None:
-        """Ask for so many workers; those of other machines may come much later."""
+    async def scale(self, count: int, *, idle: Collection[Any] = ()) -> None:
+        """Ask for so many workers; those of other machines may come much later.
+
+        Parameters
+        ----------
+        count
+            How many.
+        idle
+            Names of workers that have nothing to do and will get nothing any more: where there are
+            more than wanted, these end.
+        """
 
     @abstractmethod
     async def close(self) -> None:
@@ -94,10 +104,13 @@ class LocalProcesses(Cluster):
             client: Client = await Client(self._cluster, asynchronous=True)
             return client
 
-    async def scale(self, count: int) -> None:
+    async def scale(self, count: int, *, idle: Collection[Any] = ()) -> None:
         """Start or end processes."""
         with dask.config.set(CONFIG), _without_secrets():
-            self._cluster.scale(count)
+            if idle:
+                await self._cluster.scale_down(list(idle))
+            if count > len(self._cluster.worker_spec):
+                self._cluster.scale(count)
             await self._cluster
 
     async def close(self) -> None:

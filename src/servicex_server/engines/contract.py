@@ -22,13 +22,17 @@ class Engine(ABC):
     """Runs tasks."""
 
     @abstractmethod
-    async def start(self, ended: Callable[[Outcome], None]) -> None:
+    async def start(
+        self, ended: Callable[[Outcome], None], ready: Callable[[], None] = lambda: None
+    ) -> None:
         """Bring the workers up.
 
         Parameters
         ----------
         ended
             Called in the event loop with the outcome of every task.
+        ready
+            Called in the event loop when there are more slots.
 
         Raises
         ------
@@ -46,8 +50,21 @@ class Engine(ABC):
         """How many tasks can run at a time right now."""
 
     @abstractmethod
-    def submit(self, spec: TaskSpec) -> None:
-        """Hand over a task."""
+    def submit(self, spec: TaskSpec, *, avoid: str = "") -> None:
+        """Hand over a task.
+
+        Parameters
+        ----------
+        spec
+            What to do.
+        avoid
+            Name of a worker, as `Outcome.worker` has it, that has failed at it: another one is to
+            do it, if there is one.
+        """
+
+    @abstractmethod
+    async def scale(self, count: int) -> None:
+        """Ask for so many workers. Those that are on a task stay until it has ended."""
 
     @abstractmethod
     async def check(self, spec: CheckSpec) -> ErrorRecord | None:
@@ -65,5 +82,5 @@ class Engine(ABC):
         """Drop tasks by their ``TaskSpec.key``; those that run are ended with their worker."""
 
     @abstractmethod
-    async def workers(self) -> list[WorkerInfo]:
+    def workers(self) -> list[WorkerInfo]:
         """Return who is there and what they do."""

@@ -1,6 +1,7 @@
 """An engine without processes, for tests: runs each task by a function of the test's choice."""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
@@ -37,14 +38,18 @@ class MemoryEngine(Engine):
         self._work = work
         self._check = check
         self._slots = slots
-        self._waiting: list[TaskSpec] = []
+        self._waiting: deque[TaskSpec] = deque()
         self._running: set[str] = set()
         self._ended: Callable[[Outcome], None] | None = None
         self.seen: list[TaskSpec] = []
         self.checked: list[CheckSpec] = []
+        self.scaled: list[int] = []
 
-    async def start(self, ended: Callable[[Outcome], None]) -> None:
-        """Remember whom to tell."""
+    async def start(
+        self, ended: Callable[[Outcome], None], ready: Callable[[], None] = lambda: None
+    ) -> None:
+        """Remember whom to tell; all slots are there from the beginning."""
+        del ready
         self._ended = ended
 
     async def close(self) -> None:
@@ -57,14 +62,15 @@ class MemoryEngine(Engine):
         """How many tasks run at a time."""
         return self._slots
 
-    def submit(self, spec: TaskSpec) -> None:
-        """Queue a task."""
+    def submit(self, spec: TaskSpec, *, avoid: str = "") -> None:
+        """Queue a task; there is no other worker."""
+        del avoid
         self._waiting.append(spec)
         asyncio.get_running_loop().call_soon(self._next)
 
     def _next(self) -> None:
         while self._waiting and len(self._running) < self._slots:
-            spec = self._waiting.pop(0)
+            spec = self._waiting.popleft()
             self._running.add(spec.key)
             asyncio.get_running_loop().call_soon(self._run, spec)
 
@@ -88,10 +94,17 @@ class MemoryEngine(Engine):
     async def stop(self, keys: Iterable[str]) -> None:
         """Drop tasks."""
         dropped = set(keys)
-        self._waiting = [spec for spec in self._waiting if spec.key not in dropped]
+        self._waiting = deque(spec for spec in self._waiting if spec.key not in dropped)
         self._running -= dropped
 
-    async def workers(self) -> list[WorkerInfo]:
+    async def scale(self, count: int) -> None:
+        """Note what is asked for; the slots stay as they are."""
+        self.scaled.append(count)
+
+    def workers(self) -> list[WorkerInfo]:
         """Return one made-up worker for each slot."""
         running = [*self._running, *[""] * self._slots][: self._slots]
-        return [WorkerInfo(f"memory://{n}", 0, task) for n, task in enumerate(running)]
+        return [
+            WorkerInfo(f"memory://{n}", name=f"memory/{n}", task=task)
+            for n, task in enumerate(running)
+        ]

@@ -258,7 +258,7 @@ async def readyz(app: TheApp) -> dict[str, Any]:
     """Return once workers are there and the database answers."""
     if not (app.ready and app.dispatcher.healthy):
         raise _NotReadyError("the service is starting or stopping")
-    workers = await app.dispatcher.workers()
+    workers = app.dispatcher.workers()
     return {"status": "ready", "workers": len(workers)}
 
 

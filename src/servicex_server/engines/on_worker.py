@@ -1,0 +1,130 @@
+"""What runs on workers, and on the nannies that watch them, on behalf of the Dask engine."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import psutil
+from distributed import NannyPlugin, Status
+from tornado.ioloop import PeriodicCallback
+
+from servicex_server import __version__
+from servicex_server.engines.beside import beside
+from servicex_server.engines.contract import CHECK_SECONDS
+from servicex_server.errors import ErrorRecord
+from servicex_server.model import CheckSpec, Outcome, TaskSpec
+from servicex_server.transform import check, transform
+
+METRIC = "servicex"
+"""Under this name the heartbeats of a worker tell of its task."""
+
+EXITS = "servicex-exits"
+"""The topic under which nannies tell how workers ended."""
+
+_steps: dict[str, int] = {}
+"""The task this process is on, with the steps it has made; a worker has one thread for tasks."""
+
+
+def run(spec: TaskSpec) -> Outcome:
+    """Do a task, and let heartbeats tell how it goes on."""
+
+    def step() -> None:
+        _steps[spec.key] = _steps.get(spec.key, 0) + 1
+
+    try:
+        return transform(spec, step)
+    finally:
+        _steps.pop(spec.key, None)
+
+
+async def introduce(dask_worker: Any) -> dict[str, Any]:
+    """Say what this worker is, and begin to import what its first task will need."""
+    dask_worker.metrics[METRIC] = _progress
+    dask_worker._ongoing_background_tasks.call_soon(_warm)  # noqa: SLF001  # as plugins of Dask's do
+    return {
+        "version": __version__,
+        "host": socket.gethostname(),
+        "limit": dask_worker.memory_manager.memory_limit or 0,
+    }
+
+
+def _progress(worker: Any) -> dict[str, int]:
+    del worker
+    return dict(_steps)
+
+
+async def _warm() -> None:
+    await asyncio.to_thread(_import)
+
+
+def _import() -> None:
+    import awkward  # noqa: F401
+    import pyarrow.parquet  # noqa: F401
+    import uproot  # noqa: F401
+
+
+async def checked(spec: CheckSpec) -> tuple[ErrorRecord | None] | None:
+    """Check on a worker. The deadline holds here too, so that the scheduler does not wait on."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(CHECK_SECONDS):
+            return (await beside(partial(check, spec, patience=CHECK_SECONDS)),)
+    return None
+
+
+async def end_process(dask_worker: Any) -> None:
+    """End the process of a worker at once; run on its nanny, which starts another one.
+
+    Dask's own way asks first, and a thread that hangs does not answer.
+    """
+    process = dask_worker.process.process
+    if process is not None and process.is_alive():
+        await process.kill()
+
+
+class Watch(NannyPlugin):
+    """Tells how a worker ended: by which signal, and how much memory it had by then."""
+
+    name = "servicex-watch"
+
+    def setup(self, nanny: Any) -> None:
+        """Look at the memory ten times a second, and at every end."""
+        self._peak = 0
+        self._sampling = PeriodicCallback(partial(self._sample, nanny), 100)
+        self._sampling.start()
+        told: Callable[[int], Any] = nanny._on_worker_exit  # noqa: SLF001  # there is no other way
+
+        async def on_exit(exitcode: int) -> None:
+            about = {
+                "worker": nanny.worker_address,
+                "how": _how(exitcode),
+                "peak": self._peak,
+                "limit": nanny.memory_manager.memory_limit or 0,
+            }
+            self._peak = 0
+            if nanny.status is Status.running:
+                with suppress(OSError):  # the scheduler has ended too
+                    await nanny.scheduler.log_event(topic=EXITS, msg=about)
+            await told(exitcode)
+
+        nanny._on_worker_exit = on_exit  # noqa: SLF001  # there is no other way
+
+    def teardown(self, nanny: Any) -> None:
+        """Stop looking."""
+        del nanny
+        self._sampling.stop()
+
+    def _sample(self, nanny: Any) -> None:
+        with suppress(psutil.Error, ValueError, AttributeError):
+            self._peak = max(self._peak, psutil.Process(nanny.pid).memory_info().rss)
+
+
+def _how(exitcode: int) -> str:
+    if exitcode < 0:
+        number = -exitcode
+        known = number in signal.valid_signals()
+        return f"signal {number} ({signal.Signals(number).name})" if known else f"signal {number}"
+    return f"exit code {exitcode}"
