@@ -9,6 +9,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from servicex_server.database import outcomes as outcome_rows
@@ -25,6 +26,7 @@ from servicex_server.model import (
     Limits,
     Outcome,
     RequestState,
+    Sharing,
     TaskSpec,
     WorkerInfo,
     now,
@@ -50,14 +52,14 @@ class Rules:
 
     ``limits`` is what the work on one file may use; ``attempts`` how often a file is tried when
     its error may pass; ``fatal_after`` the files with the same query error that end a request;
-    ``share`` whether an object made for one user may be the result of another one's request.
+    ``share`` whose objects may be the result of another request for the same.
     """
 
     limits: Limits
     attempts: int
     fatal_after: int
     caps: Caps = Caps()  # noqa: RUF009  # it is frozen
-    share: bool = False
+    share: Sharing = Sharing.OWN
 
 
 class Dispatcher:
@@ -202,10 +204,10 @@ class Dispatcher:
                 # the database may be away for a moment; nothing is lost, for the rows stay
                 log.exception("dispatch is interrupted; it goes on in a second")
                 wait, self._in_doubt = 1.0, True
-            try:
-                await asyncio.wait_for(self._bell.wait(), wait)
-            except TimeoutError:
-                continue
+            # not wait_for: in Python 3.11 that may swallow the cancellation that ends this loop
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._bell.wait()
 
     async def _reconcile(self) -> None:
         """Let files wait again that the rows call running, after an answer of theirs was lost."""
@@ -295,11 +297,13 @@ class Dispatcher:
             self._resting.add(request_id)
         if not works:
             return False
-        known = await asyncio.to_thread(_identities, works)
+        known: dict[int, str] = {}
+        if self._rules.share is not Sharing.NONE:
+            known = await asyncio.to_thread(_identities, works)
         reused: set[int] = set()
         if known:
             reused = await self._database.write(
-                outcome_rows.reuse, works, known, shared=self._rules.share
+                outcome_rows.reuse, works, known, of=self._rules.share
             )
         chosen = [work for work in works if work.task_id not in reused][:count]
         for work in await self._database.write(rows.begin, chosen, known):

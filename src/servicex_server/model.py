@@ -88,6 +88,14 @@ class ResultFormat(StrEnum):
         return ".parquet" if self is ResultFormat.PARQUET else ".root"
 
 
+class Sharing(StrEnum):
+    """Whose results may be the result of another request, where the work is the same."""
+
+    NONE = "none"
+    OWN = "own"
+    ALL = "all"
+
+
 class Role(StrEnum):
     """What a principal may do beyond their own things."""
 

@@ -17,6 +17,7 @@ from pydantic_settings import (
 )
 
 from servicex_server.errors import StartupError, did_you_mean
+from servicex_server.model import Sharing
 
 PREFIX = "SERVICEX_SERVER_"
 
@@ -86,8 +87,9 @@ class Settings(BaseSettings):
     files_per_request_at_once: int | None = Field(default=None, ge=1)
     """Files of one request that may be at work at a time."""
 
-    share_results: bool = False
-    """Whether a result that was made for one user is given to others who ask for the same."""
+    share_results: Sharing = Sharing.OWN
+    """Which results are used again by requests for the same: none, one's own, or those of all
+    users."""
 
     attempts: int = Field(default=3, ge=1, le=20)
     """Times a file is tried when the failure may pass."""

@@ -21,12 +21,15 @@ from servicex_server.errors import CorruptError, RequestError, UnknownNameError,
 from servicex_server.model import (
     LOCAL_USER,
     Outcome,
+    Principal,
     Request,
     RequestState,
     ResultFormat,
+    Sharing,
     TaskSpec,
     TaskState,
 )
+from servicex_server.objects.contract import UNFINISHED
 from servicex_server.settings import Settings
 from servicex_server.submission import Order
 
@@ -56,17 +59,25 @@ def failing(error: Exception) -> Callable[[TaskSpec], Outcome]:
 
 
 @asynccontextmanager
-async def service(folder: Path, engine: MemoryEngine) -> AsyncIterator[App]:
+async def service(folder: Path, engine: MemoryEngine, **settings: Any) -> AsyncIterator[App]:
     """Run the service without its web server."""
-    async with App(Settings(data_dir=folder), engine=engine) as app:
+    async with App(Settings(data_dir=folder, **settings), engine=engine) as app:
         yield app
 
 
-async def submit(app: App, count: int) -> str:
-    """Ask for so many files."""
-    files = [f"/data/{n}.root" for n in range(count)]
+async def submit(app: App, count: int, *, who: Principal = LOCAL_USER, at: str = "/data") -> str:
+    """Ask for so many files below a folder."""
+    files = [f"{at}/{n}.root" for n in range(count)]
     order = Order(SELECTION, "uproot-raw", ResultFormat.PARQUET, files=files)
-    return await app.submission.accept(LOCAL_USER, order)
+    return await app.submission.accept(who, order)
+
+
+def made(folder: Path, count: int) -> str:
+    """Make so many files in a folder, and return its name."""
+    folder.mkdir()
+    for number in range(count):
+        (folder / f"{number}.root").write_bytes(b"root" * (number + 1))
+    return str(folder)
 
 
 async def ended(app: App, request_id: str) -> Request:
@@ -243,3 +254,137 @@ async def test_a_refused_request_leaves_no_row(tmp_path: Path) -> None:
                 LOCAL_USER, Order("[]", "uproot-raw", ResultFormat.PARQUET, files=["/a.root"])
             )
         assert await app.database.read(request_rows.listed, LOCAL_USER) == []
+
+
+async def test_the_same_again_needs_no_worker(tmp_path: Path) -> None:
+    """Results are used again while their file is the same, and stay as long as they are used."""
+    folder, engine = made(tmp_path / "in", 100), MemoryEngine(delivered)
+    async with service(tmp_path / "data", engine) as app:
+        first = await submit(app, 100, at=folder)
+        await ended(app, first)
+        assert len(engine.seen) == 100
+        again = await submit(app, 100, at=folder)
+        found = await ended(app, again)
+        assert (found.state, found.completed) == (RequestState.COMPLETE, 100)
+        assert len(engine.seen) == 100
+        bucket = await app.buckets.objects(again)
+        assert bucket is not None
+        assert len({one.name for one in bucket}) == 100
+        changed(folder, 7)
+        await ended(app, await submit(app, 100, at=folder))
+        assert [spec.replicas[0].url for spec in engine.seen[100:]] == [f"{folder}/7.root"]
+        # the third one has made 7.root anew, and shares the rest with both
+        for one, left in ((first, 100), (again, 99)):
+            await app.objects.delete(await app.database.write(request_rows.remove, LOCAL_USER, one))
+            assert len(await app.objects.list(first)) == left
+
+
+def changed(folder: str, number: int) -> None:
+    """Write another file in the place of one."""
+    Path(folder, f"{number}.root").write_bytes(b"another")
+
+
+@pytest.mark.parametrize(
+    ("share", "works"), [(Sharing.NONE, 9), (Sharing.OWN, 6), (Sharing.ALL, 3)]
+)
+async def test_whose_results_are_used_again(tmp_path: Path, share: Sharing, works: int) -> None:
+    """Nobody's, one's own, or everybody's, as the site has it."""
+    folder, engine = made(tmp_path / "in", 3), MemoryEngine(delivered)
+    async with service(tmp_path / "data", engine, share_results=share) as app:
+        for name in ("ann", "bob", "ann"):
+            request_id = await submit(app, 3, who=Principal(name), at=folder)
+            await ended(app, request_id)
+    assert len(engine.seen) == works
+
+
+async def test_what_was_finished_when_the_service_died_is_not_done_again(tmp_path: Path) -> None:
+    """An object that is whole is recorded at the next start; one in part is removed."""
+
+    class Mute(MemoryEngine):
+        """Does the work, and dies before it says so."""
+
+        def _run(self, spec: TaskSpec) -> None:
+            self.seen.append(spec)
+            if len(self.seen) == 1:
+                delivered(spec)
+            else:
+                target = Path(unquote(urlsplit(spec.upload_url).path))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                (target.parent / f"{UNFINISHED}x").write_bytes(b"half")
+
+    mute = Mute(delivered, slots=2)
+    async with service(tmp_path, mute) as app:
+        request_id = await submit(app, 3)
+        while len(mute.seen) < 2:
+            await asyncio.sleep(0.005)
+    second = MemoryEngine(delivered)
+    async with service(tmp_path, second) as app:
+        found = await ended(app, request_id)
+        objects = await app.objects.list(request_id)
+    assert (found.state, found.completed) == (RequestState.COMPLETE, 3)
+    first = mute.seen[0].replicas[0].url
+    assert {spec.replicas[0].url for spec in second.seen} == {
+        f"/data/{n}.root" for n in range(3)
+    } - {first}
+    assert len(objects) == 3
+    assert not any(UNFINISHED in info.key for info in objects)
+
+
+async def test_a_lost_answer_leaves_no_file_running_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When nobody hears that files were begun, they are begun again and end once."""
+    write, unheard = Database.write, 0
+
+    async def lost_answer(self: Database, function: Any, *args: Any, **options: Any) -> Any:
+        nonlocal unheard
+        answer = await write(self, function, *args, **options)
+        if function is task_rows.begin and not unheard:
+            unheard += 1
+            raise ConnectionError("the answer is lost")
+        return answer
+
+    monkeypatch.setattr(Database, "write", lost_answer)
+    engine = MemoryEngine(delivered)
+    async with service(tmp_path, engine) as app:
+        found = await ended(app, await submit(app, 5))
+    assert unheard == 1
+    assert (found.state, found.completed) == (RequestState.COMPLETE, 5)
+    assert len({spec.file_id for spec in engine.seen}) == len(engine.seen) == 5
+
+
+async def test_three_files_never_start_a_fourth_worker(tmp_path: Path) -> None:
+    """Workers are asked for by files, up to the cap, and down to the floor after a while."""
+    engine = MemoryEngine(delivered, slots=1)
+    options = {"workers": 8, "least_workers": 0, "idle_seconds": 0.05}
+    async with service(tmp_path, engine, **options) as app:
+        await ended(app, await submit(app, 3))
+        async with asyncio.timeout(10):
+            while engine.scaled[-1:] != [0]:
+                await asyncio.sleep(0.01)
+        assert max(engine.scaled) == 3
+        await ended(app, await submit(app, 50, at="/more"))
+    assert max(engine.scaled) == 8
+
+
+async def test_no_more_files_are_at_work_than_a_site_allows(tmp_path: Path) -> None:
+    """A user's share and a request's have a cap, also where slots are free."""
+    most: dict[str, int] = {}
+    engine = MemoryEngine(delivered, slots=50)
+
+    def work(spec: TaskSpec) -> Outcome:
+        inside = [one.request_id for one in engine._waiting] + [
+            key.split("/")[0] for key in engine._running
+        ]
+        most[spec.request_id] = max(most.get(spec.request_id, 0), inside.count(spec.request_id))
+        most["all"] = max(most.get("all", 0), len(inside))
+        return delivered(spec)
+
+    engine._work = work
+    caps = {"files_per_user_at_once": 5, "files_per_request_at_once": 4}
+    async with service(tmp_path, engine, **caps) as app:
+        ids = [await submit(app, 40), await submit(app, 30)]
+        for request_id in ids:
+            await ended(app, request_id)
+    assert most["all"] <= 5
+    assert max(most[request_id] for request_id in ids) <= 4

@@ -13,7 +13,7 @@ from servicex_server.database.requests import OPEN, change_state, drop_tasks, lo
 from servicex_server.database.tables import datasets, requests, tasks
 from servicex_server.database.tasks import RUNNABLE, Work
 from servicex_server.errors import ErrorRecord
-from servicex_server.model import DatasetState, Outcome, RequestState, TaskState, now
+from servicex_server.model import DatasetState, Outcome, RequestState, Sharing, TaskState, now
 
 _READ = 1000
 """Failed files that are looked at for what they have in common."""
@@ -198,7 +198,7 @@ def _split(connection: Connection, row: Any, outcome: Outcome) -> None:
 
 
 def reuse(
-    connection: Connection, works: Sequence[Work], identities: Mapping[int, str], *, shared: bool
+    connection: Connection, works: Sequence[Work], identities: Mapping[int, str], *, of: Sharing
 ) -> set[int]:
     """End those tasks whose object was made before; return their ids.
 
@@ -208,8 +208,8 @@ def reuse(
         Tasks of one request that wait.
     identities
         By id of the task, what the work is known by.
-    shared
-        Whether the objects of all users count, or only those of the request's owner.
+    of
+        Whose objects count.
     """
     request_id, owner = works[0].request_id, works[0].owner
     if not identities or lock(connection, [request_id])[request_id].state not in RUNNABLE:
@@ -219,7 +219,7 @@ def reuse(
         .where(tasks.c.identity.in_(set(identities.values())), tasks.c.state == TaskState.DONE)
         .with_for_update(read=True, of=tasks)
     )
-    if not shared:
+    if of is Sharing.OWN:
         made = made.join_from(tasks, requests, tasks.c.request_id == requests.c.id).where(
             requests.c.owner == owner
         )

@@ -284,7 +284,8 @@ class DaskEngine(Engine):
         told = self._exits.setdefault(worker.address, asyncio.Future())
         about: dict[str, Any] = {}
         with suppress(TimeoutError):
-            about = await asyncio.wait_for(asyncio.shield(told), _EXIT_SECONDS)
+            async with asyncio.timeout(_EXIT_SECONDS):
+                about = await asyncio.shield(told)
         self._exits.pop(worker.address, None)
         self._over(worker, job, _failed(job, _death(worker, about)))
 
@@ -308,7 +309,8 @@ class DaskEngine(Engine):
         with suppress(OSError, TimeoutError):
             await self._client.close(timeout=1)
         try:
-            await asyncio.wait_for(self._reach(), _REACH_SECONDS)
+            async with asyncio.timeout(_REACH_SECONDS):
+                await self._reach()
         except (StartupError, OSError, TimeoutError) as error:
             log.warning("no scheduler yet: %s", error)
 
