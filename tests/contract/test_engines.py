@@ -3,9 +3,12 @@
 import asyncio
 import base64
 import os
+import re
 import signal
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -268,39 +271,135 @@ async def test_an_engine_ends_while_a_check_hangs(tmp_path: Path) -> None:
         assert not any(map(psutil.pid_exists, pids))
 
 
-async def test_a_task_that_runs_is_stopped_with_its_worker(tmp_path: Path) -> None:
-    """A stopped task gives no outcome, and its worker is soon there for others."""
-    engine = DaskEngine(LocalProcesses(memory=1 << 30), workers=1)
+@asynccontextmanager
+async def started(workers: int = 1) -> AsyncIterator[tuple[DaskEngine, asyncio.Queue[Outcome]]]:
+    """Run an engine of worker processes; give also the queue that its outcomes go to."""
+    engine = DaskEngine(LocalProcesses(memory=1 << 30), workers=workers)
     ended: asyncio.Queue[Outcome] = asyncio.Queue()
     await engine.start(ended.put_nowait)
     try:
-        task = endless(tmp_path, "d")
+        yield engine, ended
+    finally:
+        await engine.close()
+
+
+def coded(folder: Path, name: str, source: str) -> TaskSpec:
+    """Return a task that runs a function of Python."""
+    selection = base64.b64encode(source.encode()).decode()
+    return spec(folder, name, language=PythonFunction.name, selection=selection)
+
+
+KILLS_ITS_WORKER = (
+    "import os, signal\ndef run_query(path):\n    os.kill(os.getppid(), signal.SIGKILL)\n"
+)
+
+
+async def test_a_task_that_runs_is_stopped_with_its_worker(tmp_path: Path) -> None:
+    """A stopped task gives no outcome, its processes end, and its worker is soon there again."""
+    told = tmp_path / "told"
+    forks = (
+        "import os\ndef run_query(path):\n    os.fork() or os.setsid()\n"
+        f"    open({str(told)!r}, 'a').write(f'{{os.getpid()}} ')\n    while True: pass\n"
+    )
+    async with started() as (engine, ended):
+        task = coded(tmp_path, "d", forks)
         engine.submit(task)
-        await until_it_runs(engine, task)
+        async with asyncio.timeout(60):
+            while len(numbers := _read(told).split()) < 2:
+                await asyncio.sleep(0.01)
+        began = time.monotonic()
         await engine.stop([task.key])
+        assert time.monotonic() - began < 2
         engine.submit(spec(tmp_path, "e"))
         outcome = await next_outcome(ended)
         assert outcome.request_id.endswith("-e")
         assert ended.empty()
-    finally:
-        await engine.close()
+        async with asyncio.timeout(10):
+            while any(psutil.pid_exists(int(number)) for number in numbers):
+                await asyncio.sleep(0.01)
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="ascii") if path.exists() else ""
 
 
 async def test_a_killed_worker_costs_its_task_only(tmp_path: Path) -> None:
-    """A worker that is killed gives an outcome that says so, and a new worker comes."""
-    engine = DaskEngine(LocalProcesses(memory=1 << 30), workers=1)
-    ended: asyncio.Queue[Outcome] = asyncio.Queue()
-    await engine.start(ended.put_nowait)
-    try:
-        source = (
-            "import os, signal\ndef run_query(path):\n    os.kill(os.getppid(), signal.SIGKILL)\n"
-        )
-        selection = base64.b64encode(source.encode()).decode()
-        engine.submit(spec(tmp_path, "f", language="python", selection=selection))
-        outcome = await next_outcome(ended)
+    """What ends it is told with its task; the tasks behind it are done by the next worker."""
+    async with started() as (engine, ended):
+        engine.submit(coded(tmp_path, "f", KILLS_ITS_WORKER))
+        for number in range(3):
+            engine.submit(spec(tmp_path, f"g{number}"))
+        outcomes = [await next_outcome(ended) for _ in range(4)]
+        (error,) = (one.error for one in outcomes if one.error is not None)
+        (lost,) = (one.request_id for one in outcomes if one.error is not None)
+        assert lost.endswith("-f")
+        assert (error.kind, error.retryable) == ("WorkerDied", True)
+        told = r"signal 9 \(SIGKILL\), it had 0\.\d\d GB of memory, of 1\.07 GB"
+        assert re.search(told, error.message)
+
+
+async def test_a_task_is_tried_again_by_another_worker(tmp_path: Path) -> None:
+    """The worker that has failed is avoided, unless it is the only one."""
+    async with started(2) as (engine, ended):
+        names = sorted(worker.name for worker in engine.workers())
+        for avoided in names * 3:
+            engine.submit(spec(tmp_path, "k"), avoid=avoided)
+            assert (await next_outcome(ended)).worker == next(n for n in names if n != avoided)
+    async with started(1) as (engine, ended):
+        (only,) = engine.workers()
+        engine.submit(spec(tmp_path, "l"), avoid=only.name)
+        assert (await next_outcome(ended)).worker == only.name
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [(Limits(seconds=2), "longer than 2 s"), (Limits(stall=2), "did not go on for 2 s")],
+)
+async def test_a_read_that_hangs_ends_with_its_worker(
+    tmp_path: Path, limits: Limits, words: str
+) -> None:
+    """A door that never answers costs its deadline; the worker is soon there for the next one."""
+    async with started() as (engine, ended):
+        with http("silent") as door:
+            engine.submit(replace(spec(tmp_path, "m", door.url("x.root")), limits=limits))
+            outcome = await next_outcome(ended)
         assert outcome.error is not None
-        assert (outcome.error.kind, outcome.error.retryable) == ("WorkerDied", True)
-        engine.submit(spec(tmp_path, "g"))
+        assert (outcome.error.kind, outcome.error.retryable) == ("Overdue", True)
+        assert words in outcome.error.message
+        assert outcome.attempts[0].url == door.url("x.root")
+        engine.submit(spec(tmp_path, "n"))
         assert (await next_outcome(ended)).error is None
-    finally:
-        await engine.close()
+
+
+async def test_workers_of_another_version_get_no_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is wrong with them is shown, and nothing is lost: the task waits for a fit one."""
+    monkeypatch.setattr("servicex_server.engines.dask.__version__", "0.0.0")
+    async with started() as (engine, ended):
+        assert engine.slots == 0
+        (worker,) = engine.workers()
+        assert re.search(r"it has version \S+ of servicex-server, not 0\.0\.0", worker.problem)
+        engine.submit(spec(tmp_path, "o"))
+        monkeypatch.undo()
+        await engine.scale(2)
+        assert (await next_outcome(ended)).error is None
+        assert [bool(one.problem) for one in engine.workers()] == [True, False]
+
+
+async def test_workers_come_and_go(tmp_path: Path) -> None:
+    """Where fewer are wanted, those end that are idle; the one on a task goes on with it."""
+    async with started(0) as (engine, ended):
+        assert engine.slots == 0
+        engine.submit(spec(tmp_path, "p"))
+        await engine.scale(2)
+        assert (await next_outcome(ended)).error is None
+        long = endless(tmp_path, "q")
+        engine.submit(long)
+        await until_it_runs(engine, long)
+        await engine.scale(0)
+        async with asyncio.timeout(30):
+            while len(engine.workers()) > 1:
+                await asyncio.sleep(0.05)
+        assert [worker.task for worker in engine.workers()] == [long.key]
+        await engine.stop([long.key])

@@ -69,6 +69,7 @@ EXTRA: Mapping[tuple[str, str], str] = {
     ("engines.dask", "engines.clusters"): "tasks are one chapter, where workers come from another",
     ("engines.dask", "engines.on_worker"): "what runs on the other side is a chapter",
     ("engines.on_worker", "engines.beside"): "what runs on a worker beside its task is a chapter",
+    ("engines.on_worker", "languages.family"): "what a program has started ends with its worker",
     ("languages.func_adl", "languages.qastle"): "how the text of a query is read is a chapter",
     ("languages.run_child", "languages.family"): "watching what a program starts is a chapter",
     ("submission", "finders.file_list"): "a list comes in the request itself and is checked there",

@@ -1,5 +1,6 @@
 """Where Dask's workers come from: processes of this machine, or a cluster that is there."""
 
+import asyncio
 import logging
 import os
 import signal
@@ -28,6 +29,9 @@ CONFIG = {
     "distributed.comm.timeouts.connect": "10s",
 }
 """What schedulers and workers are told that we start."""
+
+_PATIENCE = 2.0
+"""Seconds that worker processes have to end by themselves."""
 
 SECRETS = ("SERVICEX_SERVER_", "AWS_", "PGPASSWORD")
 """Environment variables that begin so are not handed to workers."""
@@ -117,15 +121,16 @@ class LocalProcesses(Cluster):
         """End the processes."""
         if self._cluster is None:
             return
-        nannies = [nanny.pid for nanny in self._cluster.workers.values()]
-        try:
-            await self._cluster.close(timeout=2)
-        except TimeoutError:
+        closing = asyncio.ensure_future(self._cluster.close())
+        await asyncio.wait({closing}, timeout=_PATIENCE)
+        if not closing.done():
             # a worker may be restarting, or the machine be busy: nothing of it is needed
             log.warning("the workers did not end in time and are killed")
-            for pid in filter(None, nannies):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            for nanny in self._cluster.workers.values():
+                if nanny.pid is not None:
+                    with suppress(ProcessLookupError):
+                        os.kill(nanny.pid, signal.SIGKILL)
+        await closing
 
     @property
     def address(self) -> str:

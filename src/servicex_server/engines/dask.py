@@ -71,6 +71,7 @@ class _Worker:
 
     address: str
     name: Any
+    admission: Any = None
     host: str = ""
     problem: str = "it has just joined"
     job: _Job | None = None
@@ -125,21 +126,15 @@ class DaskEngine(Engine):
         self._ended, self._more = ended, ready
         await self._reach()
         await self._cluster.scale(self._first)
-        await asyncio.gather(*await self._look())
+        await self._look()
+        await asyncio.gather(*(worker.admission for worker in self._workers.values()))
         self._keep(self._watch())
 
     async def _reach(self) -> None:
         self._client = await self._cluster.open()
         self._client.subscribe_topic("all", self._on_event)
         self._client.subscribe_topic(EXITS, self._on_exit)
-        # not waited for: a nanny may be in the middle of starting its worker
-        self._keep(self._watch_ends())
-
-    async def _watch_ends(self) -> None:
-        try:
-            await self._client.register_plugin(Watch())
-        except OSError as error:
-            log.info("how workers end will not be told in full: %s", error)
+        await self._client.register_plugin(Watch())
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run something beside, and hold on to it until it is done."""
@@ -155,6 +150,8 @@ class DaskEngine(Engine):
             task.cancel()
         await asyncio.gather(*beside, return_exceptions=True)
         if self._client is not None:
+            for topic in ("all", EXITS):
+                self._client.unsubscribe_topic(topic)
             await self._client.close(timeout=1)
         await self._cluster.close()
 
@@ -187,7 +184,7 @@ class DaskEngine(Engine):
         worker.job, worker.since = job, now()
         job.began, job.stepped, job.steps = time.monotonic(), None, 0
         # under a key of its own: what a scheduler has left of an earlier run is something else
-        job.future = self._client.submit(
+        future = self._client.submit(
             run,
             job.spec,
             key=f"{job.spec.key}/{self._run}",
@@ -196,11 +193,12 @@ class DaskEngine(Engine):
             pure=False,
             retries=0,
         )
-        self._keep(self._wait(worker, job))
+        self._keep(self._wait(worker, job, future))
 
-    async def _wait(self, worker: _Worker, job: _Job) -> None:
+    async def _wait(self, worker: _Worker, job: _Job, future: Any) -> None:
+        job.future = future
         try:
-            outcome = await job.future
+            outcome = await future
         except asyncio.CancelledError:
             return  # the service stops
         except KilledWorker:
@@ -223,12 +221,14 @@ class DaskEngine(Engine):
             worker.done += 1
         if not job.over:
             job.over = True
-            self._jobs.pop(job.spec.key, None)
-            if outcome.error is not None:
-                worker.last_error = outcome.error.message
-            self._ended(replace(outcome, worker=worker.label))
-        job.future = None
+            self._report(worker, job, outcome)
         self._assign()
+
+    def _report(self, worker: _Worker, job: _Job, outcome: Outcome) -> None:
+        self._jobs.pop(job.spec.key, None)
+        if outcome.error is not None:
+            worker.last_error = outcome.error.message
+        self._ended(replace(outcome, worker=worker.label))
 
     def _again(self, worker: _Worker, job: _Job) -> None:
         if worker.job is job:
@@ -249,7 +249,7 @@ class DaskEngine(Engine):
         await asyncio.gather(*(self._end(worker, "its task was stopped") for worker in busy))
 
     async def _end(self, worker: _Worker, why: str) -> None:
-        """End the process of a worker; a new one takes its place and its name."""
+        """End the process of a worker and its task; a new one takes its place and its name."""
         log.info("worker %s is started again: %s", worker.label, why)
         self._workers.pop(worker.address, None)
         try:
@@ -257,37 +257,46 @@ class DaskEngine(Engine):
         except Exception as error:  # noqa: BLE001  # whatever it was, there is a slower way
             log.info("its nanny does not do it (%s); the scheduler is asked", error)
             await self._client.restart_workers([worker.address], raise_for_error=False)
+        if worker.job is not None:
+            await self._client.cancel([worker.job.future], force=True)
 
     # workers
 
-    async def _on_event(self, event: tuple[float, dict[str, Any]]) -> None:
+    def _on_event(self, event: tuple[float, dict[str, Any]]) -> None:
+        # the client waits for what this returns before it hears of anything else
         message = event[1]
         if message.get("action") == "add-worker":
-            await self._look()
+            self._keep(self._look())
         elif message.get("action") == "remove-worker":
             worker = self._workers.get(message["worker"])
             if worker is not None:
-                await self._lost(worker)
+                self._keep(self._lost(worker))
 
-    async def _on_exit(self, event: tuple[float, dict[str, Any]]) -> None:
-        told = self._exits.setdefault(event[1]["worker"], asyncio.Future())
-        if not told.done():
-            told.set_result(event[1])
+    def _on_exit(self, event: tuple[float, dict[str, Any]]) -> None:
+        address = event[1]["worker"]
+        if address in self._workers or address in self._exits:
+            told = self._exits.setdefault(address, asyncio.Future())
+            if not told.done():
+                told.set_result(event[1])
 
     async def _lost(self, worker: _Worker) -> None:
         """Forget a worker that has ended; its task, if any, has failed with it."""
-        if self._workers.get(worker.address) is worker:
-            del self._workers[worker.address]
-        job, worker.job = worker.job, None
-        if job is None or job.over:
+        if self._workers.get(worker.address) is not worker:
             return
+        del self._workers[worker.address]
         told = self._exits.setdefault(worker.address, asyncio.Future())
-        about: dict[str, Any] = {}
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_EXIT_SECONDS):
-                about = await asyncio.shield(told)
+        job, worker.job = worker.job, None
+        if job is not None:
+            ended_before, job.over = job.over, True
+            # a scheduler that is not ours may wait for the worker to come back
+            await self._client.cancel([job.future], force=True)
+            if not ended_before:
+                about: dict[str, Any] = {}
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_EXIT_SECONDS):
+                        about = await asyncio.shield(told)
+                self._report(worker, job, _failed(job, _death(worker, about)))
         self._exits.pop(worker.address, None)
-        self._over(worker, job, _failed(job, _death(worker, about)))
 
     async def _watch(self) -> None:
         """Look at the workers again and again, and for a scheduler that is lost."""
@@ -314,15 +323,14 @@ class DaskEngine(Engine):
         except (StartupError, OSError, TimeoutError) as error:
             log.warning("no scheduler yet: %s", error)
 
-    async def _look(self) -> list[asyncio.Task[None]]:
-        """Note which workers there are and how they do; return what is under way to admit some."""
-        admissions = []
+    async def _look(self) -> None:
+        """Note which workers there are and how they do."""
         found = (await self._client.scheduler.identity(n_workers=-1))["workers"]
         for address, about in found.items():
             worker = self._workers.get(address)
             if worker is None:
                 worker = self._workers[address] = _Worker(address, about["name"])
-                admissions.append(self._keep(self._admit(worker)))
+                worker.admission = self._keep(self._admit(worker))
             metrics = about.get("metrics") or {}
             worker.memory = int(metrics.get("memory", 0))
             job = worker.job
@@ -331,7 +339,6 @@ class DaskEngine(Engine):
                 job.steps, job.stepped = steps, time.monotonic()
         for worker in [one for at, one in self._workers.items() if at not in found]:
             await self._lost(worker)
-        return admissions
 
     async def _admit(self, worker: _Worker) -> None:
         """Ask a worker what it is; only one that runs this version gets tasks."""
@@ -368,9 +375,9 @@ class DaskEngine(Engine):
                 why = f"it did not go on for {limits.stall:g} s"
             else:
                 continue
+            job.over = True
             error = OverdueError(f"the work on this file was ended: {why}")
-            self._over(worker, job, _failed(job, error))
-            worker.problem = "it is started again"
+            self._report(worker, job, _failed(job, error))
             self._keep(self._end(worker, why))
 
     async def scale(self, count: int) -> None:

@@ -16,6 +16,7 @@ from servicex_server import __version__
 from servicex_server.engines.beside import beside
 from servicex_server.engines.contract import CHECK_SECONDS
 from servicex_server.errors import ErrorRecord
+from servicex_server.languages.family import end_left_by
 from servicex_server.model import CheckSpec, Outcome, TaskSpec
 from servicex_server.transform import check, transform
 
@@ -92,19 +93,21 @@ class Watch(NannyPlugin):
 
     def setup(self, nanny: Any) -> None:
         """Look at the memory ten times a second, and at every end."""
-        self._peak = 0
+        self._peak = self._pid = 0
+        self._address = ""
         self._sampling = PeriodicCallback(partial(self._sample, nanny), 100)
         self._sampling.start()
         told: Callable[[int], Any] = nanny._on_worker_exit  # noqa: SLF001  # there is no other way
 
         async def on_exit(exitcode: int) -> None:
             about = {
-                "worker": nanny.worker_address,
+                "worker": self._address,
                 "how": _how(exitcode),
                 "peak": self._peak,
                 "limit": nanny.memory_manager.memory_limit or 0,
             }
             self._peak = 0
+            end_left_by(self._pid)
             if nanny.status is Status.running:
                 with suppress(OSError):  # the scheduler has ended too
                     await nanny.scheduler.log_event(topic=EXITS, msg=about)
@@ -118,8 +121,10 @@ class Watch(NannyPlugin):
         self._sampling.stop()
 
     def _sample(self, nanny: Any) -> None:
-        with suppress(psutil.Error, ValueError, AttributeError):
-            self._peak = max(self._peak, psutil.Process(nanny.pid).memory_info().rss)
+        if nanny.pid is not None and nanny.worker_address is not None:
+            self._pid, self._address = nanny.pid, nanny.worker_address
+            with suppress(psutil.Error):
+                self._peak = max(self._peak, psutil.Process(nanny.pid).memory_info().rss)
 
 
 def _how(exitcode: int) -> str:

@@ -20,6 +20,9 @@ import psutil
 _PATIENCE = 20.0
 """Seconds until processes that do not die, for they hang in the kernel, are given up."""
 
+OF_WORKER = "SERVICEX_WORKER"
+"""The variable that tells a program, and what it starts, the number of the worker's process."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -134,3 +137,22 @@ def first_served() -> Iterator[None]:
     finally:
         with suppress(OSError):
             os.sched_setscheduler(0, was, os.sched_param(0))
+
+
+def end_left_by(worker: int) -> int:
+    """Kill what the programs of a worker, which has been killed, have left; return how many.
+
+    What a program forks does not end with the worker, as the program itself does.
+
+    Parameters
+    ----------
+    worker
+        The number of its process.
+    """
+    left = 0
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.environ().get(OF_WORKER) == str(worker):
+                process.kill()
+                left += 1
+    return left

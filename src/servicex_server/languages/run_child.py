@@ -37,7 +37,14 @@ from servicex_server.errors import (
     ServiceXError,
 )
 from servicex_server.languages.contract import Program
-from servicex_server.languages.family import Family, adopting, first_served, memory, resident
+from servicex_server.languages.family import (
+    OF_WORKER,
+    Family,
+    adopting,
+    first_served,
+    memory,
+    resident,
+)
 from servicex_server.model import Limits, ResultFormat
 
 LIBRARIES = 256 << 20
@@ -185,6 +192,7 @@ class _Child:
         reported, reports = os.pipe()
         environment = _environment(folder) | {
             "SERVICEX_REPORT": str(reports),
+            OF_WORKER: str(os.getpid()),
             "SERVICEX_MEMORY": str(self._memory),
             "SERVICEX_DISK": str(self._disk),
         }
