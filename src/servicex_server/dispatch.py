@@ -42,6 +42,9 @@ WINDOW = 2
 MOST_REUSED = 512
 """Files of a request that are looked at together for objects that are there already."""
 
+_AT_ONCE = 50
+"""Files that are handed over before others have a turn: there may be thousands of slots."""
+
 UPLOAD_SECONDS = 7 * 24 * 3600.0
 """How long an upload URL works: as long as S3 signatures may, for a task may wait."""
 
@@ -306,8 +309,10 @@ class Dispatcher:
                 outcome_rows.reuse, works, known, of=self._rules.share
             )
         chosen = [work for work in works if work.task_id not in reused][:count]
-        for work in await self._database.write(rows.begin, chosen, known):
+        for number, work in enumerate(await self._database.write(rows.begin, chosen, known)):
             self._submit(work)
+            if number % _AT_ONCE == _AT_ONCE - 1:
+                await asyncio.sleep(0)
         if reused:
             log.info("%d files were there already", len(reused), extra={"request_id": request_id})
             self._looked[request_id] = min(MOST_REUSED, max(64, 4 * len(reused)))

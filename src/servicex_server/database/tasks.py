@@ -44,7 +44,10 @@ RUNNABLE = [RequestState.LOOKUP, RequestState.RUNNING]
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A task with all that is needed to do it; ``attempt`` is the number of the next try."""
+    """A task with all that is needed to do it.
+
+    ``attempt`` is the number of the next try, ``object_name`` that of the result in the bucket.
+    """
 
     task_id: int
     request_id: str
@@ -57,12 +60,8 @@ class Work:
     language: str
     selection: str
     format: ResultFormat
+    object_name: str
     last_worker: str = ""
-
-    @property
-    def object_name(self) -> str:
-        """Name of the result in the bucket of the request."""
-        return object_name(self.position, self.file, self.format, self.entries)
 
     @property
     def object_key(self) -> str:
@@ -162,23 +161,26 @@ def _works(connection: Connection, query: Select[Any], *, tried: int = 0) -> lis
         ).where(requests.c.id.in_({row.request_id for row in rows}))
     )
     by_id = {row.id: row for row in asked}
-    return [
-        Work(
-            task_id=row.task_id,
-            request_id=row.request_id,
-            owner=by_id[row.request_id].owner,
-            file_id=row.id,
-            attempt=row.attempts + 1 - tried,
-            position=row.position,
-            file=input_file(row),
-            entries=_entries(row),
-            language=by_id[row.request_id].language,
-            selection=by_id[row.request_id].selection,
-            format=ResultFormat(by_id[row.request_id].format),
-            last_worker=row.worker,
-        )
-        for row in rows
-    ]
+    return [_work(row, by_id[row.request_id], row.attempts + 1 - tried) for row in rows]
+
+
+def _work(row: Any, asked: Any, attempt: int) -> Work:
+    file, entries, result_format = input_file(row), _entries(row), ResultFormat(asked.format)
+    return Work(
+        task_id=row.task_id,
+        request_id=row.request_id,
+        owner=asked.owner,
+        file_id=row.id,
+        attempt=attempt,
+        position=row.position,
+        file=file,
+        entries=entries,
+        language=asked.language,
+        selection=asked.selection,
+        format=result_format,
+        object_name=object_name(row.position, file, result_format, entries),
+        last_worker=row.worker,
+    )
 
 
 def _entries(row: Any) -> Entries | None:

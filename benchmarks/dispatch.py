@@ -1,0 +1,189 @@
+"""Dispatch alone: a million files through an engine whose tasks end at once."""
+
+import asyncio
+import json
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import uvicorn
+
+from benchmarks.report import Section
+from servicex_server.app import App
+from servicex_server.database import datasets as dataset_rows
+from servicex_server.database import requests as request_rows
+from servicex_server.database import tasks as task_rows
+from servicex_server.engines.memory import MemoryEngine
+from servicex_server.model import (
+    LOCAL_USER,
+    DatasetState,
+    InputFile,
+    Outcome,
+    Principal,
+    Replica,
+    Request,
+    RequestState,
+    ResultFormat,
+    Sharing,
+    TaskSpec,
+    now,
+)
+from servicex_server.settings import Settings
+from servicex_server.submission import Order
+from servicex_server.web.server import web_app
+
+HEADINGS = ("what", "result", "asked for", "how")
+SLOTS = 500
+SELECTION = '[{"treename": "events"}]'
+
+
+def _done(spec: TaskSpec) -> Outcome:
+    return Outcome(spec.request_id, spec.file_id, spec.attempt, bytes_written=1, events_read=1)
+
+
+def _giant(connection: Any, count: int) -> str:
+    """Store a running request on a dataset of so many files."""
+    dataset_id = dataset_rows.create(
+        connection, name="giant", finder="file-list", owner=None, reference={}
+    )
+    for start in range(0, count, 10_000):
+        numbers = range(start, min(count, start + 10_000))
+        files = [InputFile((Replica(f"root://far//store/{n}.root"),)) for n in numbers]
+        dataset_rows.add_files(connection, dataset_id, start, files)
+    dataset_rows.set_state(connection, dataset_id, DatasetState.COMPLETE)
+    made = Request(
+        id="giant".rjust(36, "0"),
+        title="giant",
+        owner="ann",
+        dataset_id=dataset_id,
+        did="giant",
+        language="uproot-raw",
+        selection=SELECTION,
+        format=ResultFormat.PARQUET,
+        state=RequestState.RUNNING,
+        submitted_at=now(),
+        finished_at=None,
+        failure="",
+        app_version="bench",
+    )
+    request_rows.create(connection, made)
+    task_rows.add_for_dataset(connection, [made.id], dataset_id)
+    return made.id
+
+
+@contextmanager
+def _asking(url: str) -> Iterator[list[float]]:
+    """Ask for a URL again and again, from a thread; give the seconds that each answer took."""
+    took: list[float] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(timeout=60) as client:
+            while not over.is_set():
+                began = time.perf_counter()
+                client.get(url).raise_for_status()
+                took.append(time.perf_counter() - began)
+                over.wait(0.05)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield took
+    finally:
+        over.set()
+        thread.join()
+
+
+async def _ended(app: App, request_id: str) -> Request:
+    while True:
+        found = await app.database.read(request_rows.get, LOCAL_USER, request_id)
+        if found.state.terminal:
+            return found
+        await asyncio.sleep(0.02)
+
+
+async def _run(folder: Path, files: int) -> dict[str, Any]:
+    settings = Settings(data_dir=folder, share_results=Sharing.NONE)
+    engine = MemoryEngine(_done, slots=SLOTS)
+    async with App(settings, engine=engine) as app:
+        server = uvicorn.Server(uvicorn.Config(web_app(app), port=0, log_level="warning"))
+        serving = asyncio.create_task(server.serve())
+        while not server.started:  # noqa: ASYNC110  # it has no event
+            await asyncio.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        began = time.perf_counter()
+        giant = await app.database.write(_giant, files)
+        stored = time.perf_counter() - began
+        began = time.perf_counter()
+        app.dispatcher.wake(giant)
+        small: list[float] = []
+        with _asking(f"http://127.0.0.1:{port}/servicex/transformation/{giant}") as took:
+            ending = asyncio.create_task(_ended(app, giant))
+            while not ending.done():
+                submitted = time.perf_counter()
+                listed = [f"root://far//bob/{len(small)}-{n}.root" for n in range(3)]
+                order = Order(SELECTION, "uproot-raw", ResultFormat.PARQUET, files=listed)
+                await _ended(app, await app.submission.accept(Principal("bob"), order))
+                small.append(time.perf_counter() - submitted)
+                await asyncio.wait({ending}, timeout=0.5)
+        seconds = time.perf_counter() - began
+        found = ending.result()
+        if (found.completed, found.failed) != (files, 0):
+            sys.exit(f"of {files} files {found.completed} are done and {found.failed} have failed")
+        peak = psutil.Process().memory_info().rss
+        server.should_exit = True
+        await serving
+    return {
+        "stored": stored,
+        "seconds": seconds,
+        "answers": took,
+        "small": small,
+        "resident": peak,
+    }
+
+
+def dispatch(files: int) -> list[Section]:
+    """Measure the rate of files, and what others notice of it."""
+    with tempfile.TemporaryDirectory(prefix="servicex-bench-") as folder:
+        found = asyncio.run(_run(Path(folder), files))
+    answers = sorted(found["answers"])
+    p99 = answers[int(0.99 * (len(answers) - 1))]
+    rows = [
+        (
+            f"one request of {files:,} files, SQLite",
+            f"{files / found['seconds']:,.0f} files/s",
+            "at least 2,000",
+            f"{found['seconds']:.0f} s; an engine of {SLOTS} slots whose tasks end at once",
+        ),
+        (
+            "GET of the request meanwhile, 99 of 100",
+            f"{p99 * 1000:.0f} ms",
+            "under 100 ms",
+            f"{len(answers)} answers, median {statistics.median(answers) * 1000:.0f} ms",
+        ),
+        (
+            "a request of 3 files by another user meanwhile",
+            f"{max(found['small']):.2f} s",
+            "under 2 s",
+            f"the slowest of {len(found['small'])}",
+        ),
+        (
+            "memory of the server at the end",
+            f"{found['resident'] / 1e6:.0f} MB",
+            "under 500 MB",
+            "resident",
+        ),
+    ]
+    return [Section("Dispatch", HEADINGS, tuple(rows))]
+
+
+if __name__ == "__main__":
+    print(json.dumps([section.rows for section in dispatch(int(sys.argv[1]))], indent=1))
