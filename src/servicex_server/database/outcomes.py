@@ -60,7 +60,9 @@ def record(
     for result in results:
         outcome = result.outcome
         row = running.get(result.task_id)
-        if row is None or row.attempts != outcome.attempt:
+        # the number of a deleted task may be that of another one by now
+        meant = (outcome.request_id, outcome.file_id, outcome.attempt)
+        if row is None or (row.request_id, row.file_id, row.attempts) != meant:
             # an outcome may come twice, when nobody heard that the first write had succeeded
             touched.add(outcome.request_id)
             passed_over.append(result.object_key)
@@ -79,7 +81,7 @@ def record(
 
 def _running(connection: Connection, task_ids: Sequence[int]) -> dict[int, Any]:
     rows = connection.execute(
-        select(tasks.c.id, tasks.c.attempts, tasks.c.tried, tasks.c.identity)
+        select(tasks.c.id, tasks.c.request_id, tasks.c.file_id, tasks.c.attempts, tasks.c.tried)
         .where(tasks.c.id.in_(task_ids), tasks.c.state == TaskState.RUNNING)
         .with_for_update()
     )
