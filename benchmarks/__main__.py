@@ -12,6 +12,7 @@ from collections.abc import Callable
 from rich.console import Console
 
 from benchmarks import environments, measure
+from benchmarks.dispatch import dispatch, on_workers
 from benchmarks.engine import engine
 from benchmarks.others import dask, root
 from benchmarks.queries import func_adl
@@ -23,6 +24,7 @@ PARTS: dict[str, Callable[[Namespace], list[Section]]] = {
     "latency": lambda options: measure.latency(options.repeats),
     "memory": lambda options: measure.memory(options.events, large=options.large),
     "workers": lambda _: measure.workers(10_000_000),
+    "dispatch": lambda options: [*dispatch(options.files), *on_workers(options.repeats)],
     "engine": lambda options: engine(options.repeats, large=options.large),
     "func_adl": lambda options: func_adl(options.repeats),
     "root": lambda options: root(options.repeats),
@@ -37,6 +39,7 @@ def main() -> None:
     parser.add_argument("part", nargs="*", choices=[*PARTS, []], help="default: all")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--events", type=int, default=2_000_000, help="of the file for `memory`")
+    parser.add_argument("--files", type=int, default=1_000_000, help="of one request, `dispatch`")
     parser.add_argument("--large", action="store_true", help="also 20 M events; takes 6 GB of disk")
     parser.add_argument(
         "--install-root", action="store_true", help="install ROOT, 700 MB, for `root`; then end"

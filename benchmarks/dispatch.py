@@ -1,7 +1,6 @@
-"""Dispatch alone: a million files through an engine whose tasks end at once."""
+"""Dispatch: a million files through an engine whose tasks end at once, and real workers."""
 
 import asyncio
-import json
 import statistics
 import sys
 import tempfile
@@ -16,16 +15,21 @@ import httpx
 import psutil
 import uvicorn
 
+from benchmarks.measure import deliver, serving
 from benchmarks.report import Section
+from benchmarks.samples import COLUMNS, folder, prepared
 from servicex_server.app import App
 from servicex_server.database import datasets as dataset_rows
 from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
+from servicex_server.engines.clusters import LocalProcesses
+from servicex_server.engines.dask import DaskEngine
 from servicex_server.engines.memory import MemoryEngine
 from servicex_server.model import (
     LOCAL_USER,
     DatasetState,
     InputFile,
+    Limits,
     Outcome,
     Principal,
     Replica,
@@ -39,6 +43,7 @@ from servicex_server.model import (
 from servicex_server.settings import Settings
 from servicex_server.submission import Order
 from servicex_server.web.server import web_app
+from tests.support import sample
 
 HEADINGS = ("what", "result", "asked for", "how")
 SLOTS = 500
@@ -110,8 +115,8 @@ async def _ended(app: App, request_id: str) -> Request:
         await asyncio.sleep(0.02)
 
 
-async def _run(folder: Path, files: int) -> dict[str, Any]:
-    settings = Settings(data_dir=folder, share_results=Sharing.NONE)
+async def _run(place: Path, files: int) -> dict[str, Any]:
+    settings = Settings(data_dir=place, share_results=Sharing.NONE)
     engine = MemoryEngine(_done, slots=SLOTS)
     async with App(settings, engine=engine) as app:
         server = uvicorn.Server(uvicorn.Config(web_app(app), port=0, log_level="warning"))
@@ -152,8 +157,8 @@ async def _run(folder: Path, files: int) -> dict[str, Any]:
 
 def dispatch(files: int) -> list[Section]:
     """Measure the rate of files, and what others notice of it."""
-    with tempfile.TemporaryDirectory(prefix="servicex-bench-") as folder:
-        found = asyncio.run(_run(Path(folder), files))
+    with tempfile.TemporaryDirectory(prefix="servicex-bench-") as name:
+        found = asyncio.run(_run(Path(name), files))
     answers = sorted(found["answers"])
     p99 = answers[int(0.99 * (len(answers) - 1))]
     rows = [
@@ -185,5 +190,85 @@ def dispatch(files: int) -> list[Section]:
     return [Section("Dispatch", HEADINGS, tuple(rows))]
 
 
-if __name__ == "__main__":
-    print(json.dumps([section.rows for section in dispatch(int(sys.argv[1]))], indent=1))
+async def _empty_tasks(count: int) -> float:
+    """Return the seconds for each of so many tasks without any work, on two real workers."""
+    engine = DaskEngine(LocalProcesses(memory=1 << 30), workers=2)
+    ended: asyncio.Queue[Outcome] = asyncio.Queue()
+    await engine.start(ended.put_nowait)
+    try:
+        began = 0.0
+        for number in range(-20, count):
+            if number == 0:
+                for _ in range(20):
+                    await ended.get()
+                began = time.perf_counter()
+            engine.submit(_nothing(number))
+        for _ in range(count):
+            await ended.get()
+        return (time.perf_counter() - began) / count
+    finally:
+        await engine.close()
+
+
+def _nothing(number: int) -> TaskSpec:
+    """Return a task on a file that is nowhere: all that is done for one, but no work."""
+    return TaskSpec(
+        request_id="empty",
+        file_id=number,
+        attempt=1,
+        replicas=(),
+        language="uproot-raw",
+        selection=SELECTION,
+        format=ResultFormat.PARQUET,
+        object_name="",
+        upload_url="",
+        limits=Limits(),
+    )
+
+
+def on_workers(repeats: int) -> list[Section]:
+    """Measure what real workers cost and gain, and what is saved where work was done before."""
+    each = statistics.median(asyncio.run(_empty_tasks(500)) for _ in range(repeats))
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    again: list[float] = []
+    with tempfile.TemporaryDirectory(dir=folder()) as name:
+        files = _named(prepared("zlib", 200_000), Path(name), 40)
+        small = _named(sample("uproot-Zmumu.root"), Path(name), 100)
+        for _ in range(2):
+            for count, runs in seconds.items():
+                with serving(count) as server:
+                    deliver(server, small[:4])
+                    runs.append(deliver(server, files, columns=COLUMNS))
+        with serving(2, share_results="own") as server:
+            deliver(server, small)
+            again += [deliver(server, small) for _ in range(3 * repeats)]
+    one, two = (statistics.mean(runs) for runs in seconds.values())
+    rows = [
+        (
+            "a file without work, two real workers",
+            f"{each * 1000:.2f} ms",
+            "under 5 ms",
+            f"wall time for each of 500, median of {repeats}",
+        ),
+        (
+            "40 files, two workers against one",
+            f"{one / two:.2f}",
+            "1.9",
+            f"{one:.1f} s and {two:.1f} s; 11 of 35 columns of 200,000 events each",
+        ),
+        (
+            "100 files whose results are there",
+            f"{statistics.median(again) * 1000:.0f} ms",
+            "under 100 ms",
+            f"POST to Complete, median of {len(again)}",
+        ),
+    ]
+    return [Section("Dispatch on real workers", HEADINGS, tuple(rows))]
+
+
+def _named(file: Path, place: Path, count: int) -> list[Path]:
+    """Return so many names of a file, which are as many files to the service."""
+    names = [place / f"{number}-{file.name}" for number in range(count)]
+    for name in names:
+        name.write_bytes(file.read_bytes())
+    return names

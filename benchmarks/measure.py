@@ -45,7 +45,7 @@ def serving(workers: int, **settings: str) -> Iterator[Server]:
             server.stop()
 
 
-def _deliver(
+def deliver(
     server: Server,
     files: list[Path],
     result_format: str = "parquet",
@@ -80,11 +80,11 @@ def latency(repeats: int) -> list[Section]:
     """Measure how long one and a hundred small files take on a warm server."""
     small = sample("uproot-Zmumu.root")
     with serving(2) as server, tempfile.TemporaryDirectory() as folder:
-        first = _deliver(server, [small])
-        one = [_deliver(server, [small]) for _ in range(3 * repeats)]
+        first = deliver(server, [small])
+        one = [deliver(server, [small]) for _ in range(3 * repeats)]
         many, plain = [], []
         for _ in range(repeats):  # in turn, so that a slow moment of the machine hits both
-            many.append(_deliver(server, [small] * 100) / 100)
+            many.append(deliver(server, [small] * 100) / 100)
             ran = subprocess.run(
                 [sys.executable, "-c", PLAIN, folder, *[str(small)] * 100],
                 capture_output=True,
@@ -138,7 +138,7 @@ def memory(events: int, *, large: bool) -> list[Section]:
         peaks, seconds = {}, {}
         for path in (long, short):
             with serving(1) as server:
-                seconds[path] = _deliver(server, [path], result_format)
+                seconds[path] = deliver(server, [path], result_format)
                 peaks[path] = _peak(server)
         ratio = peaks[long] / peaks[short]
         size = long.stat().st_size / 1e6
@@ -165,7 +165,7 @@ def memory(events: int, *, large: bool) -> list[Section]:
     if large:
         path = prepared("zlib", 20_000_000)
         with serving(1, worker_memory="1000000000") as server:
-            seconds = _deliver(server, [path], columns=COLUMNS)
+            seconds = deliver(server, [path], columns=COLUMNS)
             peak = f"{_peak(server) / 1e6:.0f} MB"
         how = f"11 of 35 columns of {path.stat().st_size / 1e9:.1f} GB in {seconds:.0f} s"
         rows.append((what, peak, asked, how))
@@ -185,8 +185,8 @@ def workers(events: int) -> list[Section]:
                 name = Path(folder) / f"nano-{count}-{turn}.root"
                 name.hardlink_to(path)
                 with serving(count) as server:
-                    _deliver(server, [sample("uproot-Zmumu.root")] * 4)
-                    runs.append(_deliver(server, [name], columns=COLUMNS))
+                    deliver(server, [sample("uproot-Zmumu.root")] * 4)
+                    runs.append(deliver(server, [name], columns=COLUMNS))
     one, two = (statistics.mean(runs) for runs in seconds.values())
     rows: list[Row] = [
         (
