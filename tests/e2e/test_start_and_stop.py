@@ -101,7 +101,7 @@ def test_a_wrong_setting_is_one_line(tmp_path: Path, content: str, words: str) -
 def test_settings_come_from_file_environment_and_flag(new_server: Callable[..., Server]) -> None:
     """A flag wins over the environment."""
     server = new_server("--workers", "1", SERVICEX_SERVER_WORKERS="2")
-    assert server.get("/readyz").json() == {"status": "ready", "workers": 1}
+    assert server.get("/readyz").json() == {"status": "ready", "leads": True, "workers": 1}
     assert "1 workers" in server.output
     assert f"endpoint: {server.url}" in server.output
 

@@ -1,22 +1,17 @@
-"""The database: migrations, counters from rows, fair choice, and results that are told once."""
+"""The database: counters from rows, fair choice, and results that are told once."""
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, inspect
 
 from servicex_server.database import datasets as dataset_rows
 from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
 from servicex_server.database.connection import Database
-from servicex_server.database.tables import metadata
 from servicex_server.errors import CorruptError, NotFoundError, StateError, UnreachableError
 from servicex_server.errors import UnknownNameError as NoBranch
 from servicex_server.model import (
@@ -42,15 +37,6 @@ OPERATOR = Principal("olga", Role.OPERATOR)
 def anyio_backend() -> str:
     """Run asynchronous tests on asyncio."""
     return "asyncio"
-
-
-@pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    """Give a migrated database."""
-    made = Database(f"sqlite:///{tmp_path / 'rows.sqlite'}")
-    made.migrate()
-    yield made
-    made.close()
 
 
 pytestmark = pytest.mark.anyio
@@ -116,22 +102,6 @@ def failure(claimed: task_rows.Claimed, error: Exception) -> task_rows.Recorded:
     record = error.record()  # type: ignore[attr-defined]  # one of ours
     outcome = Outcome(claimed.request_id, claimed.file_id, claimed.attempt, claimed.entries)
     return task_rows.Recorded(replace(outcome, error=record))
-
-
-async def test_migrations_make_the_tables_that_the_code_has(tmp_path: Path) -> None:
-    """An empty database migrated step by step equals the declared tables, twice as well."""
-    url = f"sqlite:///{tmp_path / 'm.sqlite'}"
-    for _ in range(2):
-        made = Database(url)
-        made.migrate()
-        made.close()
-    engine = create_engine(url)
-    with engine.connect() as connection:
-        difference = compare_metadata(MigrationContext.configure(connection), metadata)
-        indexes = {i["name"] for i in inspect(connection).get_indexes("tasks")}
-    engine.dispose()
-    assert difference == []
-    assert "ix_tasks_request_id_state" in indexes
 
 
 async def test_a_request_is_seen_by_its_owner_and_operators(database: Database) -> None:
@@ -359,7 +329,7 @@ async def test_a_failed_transaction_leaves_nothing(database: Database) -> None:
     act: Callable[..., Any] = half
     with pytest.raises(RuntimeError):
         await database.write(act)
-    assert await database.read(dataset_rows.unfinished) == []
+    assert await database.read(dataset_rows.listed, ANN, finder=None, with_stale=True) == []
 
 
 async def test_a_large_file_becomes_its_parts(database: Database) -> None:

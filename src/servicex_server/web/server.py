@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 MAX_BODY = 64 << 20
 """Bytes a request body may have: 100,000 long URLs fit."""
+
+AWAY = "the database of the service does not answer at the moment; try again in a few seconds"
 
 
 def web_app(app: App) -> FastAPI:
@@ -47,6 +50,7 @@ def web_app(app: App) -> FastAPI:
     web.add_exception_handler(ServiceXError, _known)
     web.add_exception_handler(RequestValidationError, _invalid)
     web.add_exception_handler(HTTPException, _http)
+    web.add_exception_handler(OperationalError, _away)
     web.add_exception_handler(Exception, _unknown)
     web.add_middleware(_Tolerant)
     return web
@@ -93,6 +97,12 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     headers = dict(error.headers) if error.headers else None
     status = 400 if error.status_code == 422 else error.status_code  # noqa: PLR2004
     return _answer(status, message, headers)
+
+
+async def _away(request: Request, error: Exception) -> JSONResponse:
+    """Say that the database is away; how it was called and what it said is for the log."""
+    log.warning("%s %s: the database is away: %s", request.method, request.url.path, error)
+    return _answer(503, AWAY, {"Retry-After": "5"})
 
 
 async def _unknown(request: Request, error: Exception) -> JSONResponse:
