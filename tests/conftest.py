@@ -12,11 +12,30 @@ from tests.support import Server
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def sqlite_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Give a server with two workers that all tests of the session share."""
     running = Server(tmp_path_factory.mktemp("server") / "data", ["--workers", "2"]).start()
     yield running
     running.stop()
+
+
+@pytest.fixture(scope="session")
+def postgresql_server(
+    tmp_path_factory: pytest.TempPathFactory, postgresql: Postgres
+) -> Iterator[Server]:
+    """Give a server with two workers that has its rows in PostgreSQL."""
+    postgresql.run("create database served template template")
+    environment = {"SERVICEX_SERVER_DATABASE_URL": postgresql.url("served")}
+    folder = tmp_path_factory.mktemp("server") / "data"
+    running = Server(folder, ["--workers", "2"], environment).start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def server(sqlite_server: Server) -> Server:
+    """Give the server that a test uses if it does not matter which; a module may choose another."""
+    return sqlite_server
 
 
 @pytest.fixture(scope="session")

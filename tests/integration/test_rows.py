@@ -11,6 +11,7 @@ import pytest
 from servicex_server.database import datasets as dataset_rows
 from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
+from servicex_server.database.buckets import RequestBuckets
 from servicex_server.database.connection import Database
 from servicex_server.errors import CorruptError, NotFoundError, StateError, UnreachableError
 from servicex_server.errors import UnknownNameError as NoBranch
@@ -317,6 +318,30 @@ async def test_statistics_wait_for_a_result(database: Database) -> None:
     found = await database.read(task_rows.statistics, request_id)
     assert found is not None
     assert (found["bytes"], found["events"]) == (7, 3)
+
+
+async def test_a_bucket_is_listed_by_the_order_of_bytes(database: Database) -> None:
+    """Pages follow one another as S3 wants it, whatever the language of the database is."""
+    names = ["a-1", "B", "_x", "a_1", "A", "a1", "b", "ab"]
+    request_id = await ask(database, "ann", "names", len(names))
+    claimed = await database.write(task_rows.claim, len(names))
+    results = [
+        replace(success(one), object_name=name) for one, name in zip(claimed, names, strict=True)
+    ]
+    await database.write(task_rows.record, results, most_attempts=1)
+    buckets = RequestBuckets(database)
+
+    async def listed(**options: Any) -> list[str]:
+        found = await buckets.objects(request_id, **options)
+        assert found is not None
+        return [one.name for one in found]
+
+    assert await listed() == sorted(names)
+    assert await listed(after="B", limit=2) == ["_x", "a-1"]
+    assert await listed(prefix="a", after="a1") == ["a_1", "ab"]
+    assert await listed(after="a1\0b") == ["a_1", "ab", "b"]
+    assert await listed(prefix="a\0") == []
+    assert await buckets.objects("7") is None
 
 
 async def test_a_failed_transaction_leaves_nothing(database: Database) -> None:

@@ -173,9 +173,7 @@ class AdvisoryLock(Leadership):
         term = self._term
         if term is None:
             raise NotLeadingError
-        # several may have a lock together if nobody has it alone
-        free = select(func.pg_try_advisory_xact_lock_shared(SPACE, term))
-        if connection.scalar(free):
+        if connection.scalar(select(func.pg_try_advisory_xact_lock(SPACE, term))):
             raise NotLeadingError
 
     async def release(self) -> None:

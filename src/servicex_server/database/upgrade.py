@@ -14,8 +14,15 @@ from servicex_server.errors import StartupError
 OLDEST_POSTGRESQL = 15
 
 
-def upgrade(connection: Connection) -> None:
+def upgrade(connection: Connection, revision: str = "head") -> None:
     """Run the migrations that are missing. Of several processes one does, and the others wait.
+
+    Parameters
+    ----------
+    connection
+        In a transaction, which on PostgreSQL is all or nothing.
+    revision
+        Where to stop.
 
     Raises
     ------
@@ -28,7 +35,7 @@ def upgrade(connection: Connection) -> None:
     _revision(connection)
     config = _config()
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, revision)
 
 
 def standing(connection: Connection) -> str:

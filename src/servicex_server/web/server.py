@@ -117,6 +117,20 @@ async def _unknown(request: Request, error: Exception) -> JSONResponse:
     return _answer(500, f"Internal error {error_id}; the log of the service tells more")
 
 
+def _meaningless(scope: Scope) -> JSONResponse | None:
+    """Refuse a NUL character in an address of ours: nothing is called so, and no database takes it.
+
+    Results are apart: the S3 gateway looks at their names itself.
+    """
+    if not scope["path"].startswith(("/servicex", "/transformation-request")):
+        return None
+    if "\0" in scope["path"]:
+        return _answer(404, "there is nothing by a name with a NUL character")
+    if b"%00" in scope["query_string"]:
+        return _answer(400, "there is a NUL character in the query of the address")
+    return None
+
+
 class _Tolerant:
     """Collapses doubled slashes, which configured addresses often cause, and bounds bodies.
 
@@ -131,6 +145,9 @@ class _Tolerant:
             scope = {**scope, "path": re.sub("//+", "/", scope["path"])}
             if len(scope["path"]) > 1 and scope["path"].startswith("/servicex"):
                 scope["path"] = scope["path"].rstrip("/")
+            if refusal := _meaningless(scope):
+                await refusal(scope, receive, send)
+                return
             length = dict(scope["headers"]).get(b"content-length", b"0")
             if not length.isdigit() or int(length) > MAX_BODY:
                 answer = _answer(413, f"the body is too large; at most {MAX_BODY} bytes")
