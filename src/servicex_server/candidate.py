@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 
 from sqlalchemy.exc import OperationalError
 
@@ -14,6 +15,9 @@ log = logging.getLogger(__name__)
 
 STAND_SECONDS = 1.0
 """How often a process that does not lead tries to."""
+
+STOP_SECONDS = 30.0
+"""How long the end of a process waits for a term to begin and end."""
 
 
 class Candidate:
@@ -31,7 +35,7 @@ class Candidate:
         self._leadership = leadership
         self._make = make
         self._campaign: asyncio.Task[None] | None = None
-        self._closing: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
         self._told = ""
         self.leader: Leader | None = None
         """What this process has while it leads."""
@@ -53,10 +57,12 @@ class Candidate:
 
     async def close(self) -> None:
         """Stop, and leave the lead to others."""
+        self._stopping.set()
         if self._campaign is not None:
+            # a leader that is starting is let start: workers cannot be ended half-way
+            await asyncio.wait({self._campaign}, timeout=STOP_SECONDS)
             self._campaign.cancel()
             await asyncio.gather(self._campaign, return_exceptions=True)
-        await self._step_down()
         await self._leadership.release()
 
     async def _stand(self) -> bool:
@@ -74,7 +80,7 @@ class Candidate:
         return True
 
     async def _run(self) -> None:
-        while True:
+        while not self._stopping.is_set():
             try:
                 if self.leader is not None or await self._stand():
                     await self._lead()
@@ -82,23 +88,28 @@ class Candidate:
                 self._tell(error)
             except Exception:
                 log.exception("this process cannot lead")
-            await asyncio.sleep(STAND_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(STAND_SECONDS):
+                    await self._stopping.wait()
 
     async def _lead(self) -> None:
-        assert self.leader is not None  # noqa: S101  # who calls has looked
+        """Lead until that is lost, or this process has to stop."""
+        leader = self.leader
+        assert leader is not None  # noqa: S101  # who calls has looked
+        watching = asyncio.create_task(self._leadership.watch(leader.heard))
+        stopping = asyncio.create_task(self._stopping.wait())
         try:
-            await self._leadership.watch(self.leader.heard)
+            await asyncio.wait({watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            self.leader = None
+            # the lock is still watched: what has ended is written down only while it is held
+            await leader.close()
         finally:
-            await self._step_down()
-        await self._leadership.release()
-
-    async def _step_down(self) -> None:
-        """Stop to lead; the end of the workers is waited for even by who is cancelled meanwhile."""
-        leader, self.leader = self.leader, None
-        if leader is not None:
-            self._closing = asyncio.create_task(leader.close())
-        if self._closing is not None:
-            await asyncio.shield(self._closing)
+            for task in (watching, stopping):
+                task.cancel()
+            await asyncio.wait({watching, stopping})
+            await self._leadership.release()
+        if not watching.cancelled():
+            watching.result()
 
     def _tell(self, error: Exception) -> None:
         """Log what is in the way, once and not every second."""
