@@ -191,6 +191,29 @@ async def test_a_restarted_server_costs_one_error(own_server: Postgres) -> None:
         assert await names(database) == ["fast", "immediate"]
 
 
+async def test_a_server_that_takes_no_writes_is_away(postgresql: Postgres) -> None:
+    """So is one that has ended a session which did nothing in the middle of a write."""
+    postgresql.run("create database refusing template template")
+
+    def idle(connection: Connection) -> None:
+        connection.execute(text("set local idle_in_transaction_session_timeout = '10ms'"))
+        pid = connection.scalar(text("select pg_backend_pid()"))
+        while postgresql.run("select 1 from pg_stat_activity where pid = %s", pid):
+            pass
+        ping(connection)
+
+    with closing(Database(postgresql.url("refusing"))) as database:
+        with pytest.raises(OperationalError, match="idle-in-transaction timeout"):
+            await database.write(idle)
+        await database.write(create, "a")
+        postgresql.run("alter database refusing set default_transaction_read_only = on")
+    with closing(Database(postgresql.url("refusing"))) as database:
+        with pytest.raises(OperationalError, match="read-only transaction"):
+            await database.write(create, "b")
+        assert await names(database) == ["a"]
+    postgresql.run("drop database refusing with (force)")
+
+
 def _acts(database: Database) -> tuple[Callable[..., Any], Callable[..., Any]]:
     return database.read, database.write
 

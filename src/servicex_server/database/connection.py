@@ -9,19 +9,21 @@ with SQLite and with PostgreSQL:
   SQLite has one writer by nature. On PostgreSQL, where statements are READ COMMITTED, every write
   first waits for a lock, and so each of its statements sees all that was committed before.
 - A read sees the state of one moment, however many statements it has, and never waits for a write.
-- When the connection breaks, `sqlalchemy.exc.OperationalError` is raised, and the next call opens a
-  new one. A write may have been committed all the same, so it has to be one that can be repeated.
+- When the connection breaks, or the server takes no writes at the moment,
+  `sqlalchemy.exc.OperationalError` is raised, and the next call opens a new connection. A write may
+  have been committed all the same, so it has to be one that can be repeated.
 """
 
 import asyncio
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
 from servicex_server.database.locks import Lock, wait_for
 from servicex_server.database.upgrade import standing, upgrade
@@ -43,6 +45,11 @@ _POSTGRESQL = {
     "tcp_user_timeout": 15_000,
 }
 """Options of libpq, unless the URL says otherwise."""
+
+
+_AWAY = ("25006", "25P03")
+"""SQLSTATE of a server that others are taking over from, and of a session ended while it was idle
+in a transaction: for psycopg they are errors of another class."""
 
 
 class Database:
@@ -133,7 +140,7 @@ class Database:
         """Run a function that only reads."""
 
         def work() -> T:
-            with self._reading.connect() as connection, connection.begin():
+            with _passing(), self._reading.begin() as connection:
                 return function(connection, *args, **kwargs)
 
         return await asyncio.get_running_loop().run_in_executor(self._readers, work)
@@ -144,7 +151,7 @@ class Database:
         """Run a function in a transaction that is committed when it returns."""
 
         def work() -> T:
-            with self._engine.begin() as connection:
+            with _passing(), self._engine.begin() as connection:
                 for guard in self._before:
                     guard(connection)
                 return function(connection, *args, **kwargs)
@@ -156,6 +163,20 @@ class Database:
         self._writer.shutdown(wait=True)
         self._readers.shutdown(wait=True)
         self._engine.dispose()
+
+
+@contextmanager
+def _passing() -> Iterator[None]:
+    """Raise whatever passes by itself as the one error that callers know for it."""
+    try:
+        yield
+    except OperationalError:
+        raise
+    except DBAPIError as error:
+        state = getattr(error.orig, "sqlstate", None)
+        if not (error.connection_invalidated or state in _AWAY) or error.orig is None:
+            raise
+        raise OperationalError(error.statement, None, error.orig) from error
 
 
 def _parsed(text: str) -> URL:
