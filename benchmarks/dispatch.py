@@ -128,7 +128,7 @@ async def _run(place: Path, files: int) -> dict[str, Any]:
         giant = await app.database.write(_giant, files)
         stored = time.perf_counter() - began
         began = time.perf_counter()
-        app.dispatcher.wake(giant)
+        await app.wake(giant)
         small: list[float] = []
         with _asking(f"http://127.0.0.1:{port}/servicex/transformation/{giant}") as took:
             ending = asyncio.create_task(_ended(app, giant))

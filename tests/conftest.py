@@ -1,19 +1,90 @@
 """Fixtures that several rungs of the tests share."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from servicex_server.database.connection import Database
+from tests.postgres import Postgres, postgres
 from tests.support import Server
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def sqlite_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Give a server with two workers that all tests of the session share."""
     running = Server(tmp_path_factory.mktemp("server") / "data", ["--workers", "2"]).start()
     yield running
     running.stop()
+
+
+@pytest.fixture(scope="session")
+def postgresql_server(
+    tmp_path_factory: pytest.TempPathFactory, postgresql: Postgres
+) -> Iterator[Server]:
+    """Give a server with two workers that has its rows in PostgreSQL."""
+    postgresql.run("create database served template template")
+    environment = {"SERVICEX_SERVER_DATABASE_URL": postgresql.url("served")}
+    folder = tmp_path_factory.mktemp("server") / "data"
+    running = Server(folder, ["--workers", "2"], environment).start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def server(sqlite_server: Server) -> Server:
+    """Give the server that a test uses if it does not matter which; a module may choose another."""
+    return sqlite_server
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Postgres]:
+    """Give a PostgreSQL server that all tests of the session share, with a database to copy."""
+    with postgres() as server:
+        server.run("create database template")
+        with closing(Database(server.url("template"))) as made:
+            made.migrate()
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def new_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """Give a function that makes databases of this test's own, and returns their URLs.
+
+    Each test that uses it runs on SQLite and on PostgreSQL.
+    """
+    made: list[str] = []
+
+    def make(*, empty: bool = False) -> str:
+        name = f"test_{len(made)}"
+        made.append(name)
+        if request.param == "sqlite":
+            return f"sqlite:///{tmp_path / name}.sqlite"
+        server: Postgres = request.getfixturevalue("postgresql")
+        server.run(f"create database {name} template {'template0' if empty else 'template'}")
+        return server.url(name)
+
+    yield make
+    if request.param == "postgresql":
+        for name in made:
+            request.getfixturevalue("postgresql").run(f"drop database {name} with (force)")
+
+
+@pytest.fixture
+def database_url(new_database: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """Give the URL of a database, which is the one that settings name, too."""
+    url = new_database()
+    monkeypatch.setenv("SERVICEX_SERVER_DATABASE_URL", url)
+    return url
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """Give a database with all tables and no rows."""
+    with closing(Database(database_url)) as made:
+        made.migrate()
+        yield made
 
 
 @pytest.fixture

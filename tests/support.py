@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import psutil
@@ -36,12 +36,14 @@ def needed(program: str, install: str, *, beside: Path | None = None) -> str:
     ``beside`` is a folder to look in first.
     """
     found = (beside and shutil.which(program, path=str(beside))) or shutil.which(program)
-    if not found:
-        reason = f"there is no {program} here: {install}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return found
+    return found or missing(f"there is no {program} here: {install}")
+
+
+def missing(reason: str) -> NoReturn:
+    """Skip for a reason; where everything is tested, fail."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 _EACH_TIME = {"SERVICEX_SERVER_SHARE_RESULTS": "none"}
@@ -50,38 +52,56 @@ _EACH_TIME = {"SERVICEX_SERVER_SHARE_RESULTS": "none"}
 
 @dataclass
 class Server:
-    """A ``servicex-server serve`` process, and what a user and its database say about it."""
+    """A ``servicex-server serve`` process, and what a user and its database say about it.
+
+    With ``name`` it has a log of its own beside others on the same data folder.
+    """
 
     data_dir: Path
     options: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
+    name: str = ""
     process: subprocess.Popen[bytes] | None = None
     url: str = ""
     client: httpx.Client = field(default_factory=httpx.Client)
 
     @property
+    def log(self) -> Path:
+        """Where the process prints and logs to."""
+        return self.data_dir.with_name(f"{self.data_dir.name}{self.name}.log")
+
+    @property
     def output(self) -> str:
         """What the process has printed and logged."""
-        return self.data_dir.with_suffix(".log").read_text(encoding="utf-8", errors="replace")
+        return self.log.read_text(encoding="utf-8", errors="replace")
 
     def start(self) -> "Server":
         """Start the process and wait until it says that it is ready."""
-        command = [str(Path(sys.executable).with_name("servicex-server")), "serve", "--port", "0"]
-        with self.data_dir.with_suffix(".log").open("wb") as log:
+        self.launch("serve", "--port", "0")
+        self.url = self.says(r"ready at (http://\S+)")
+        self.client = httpx.Client(base_url=self.url, timeout=60)
+        return self
+
+    def launch(self, *command: str) -> None:
+        """Start the process."""
+        program = str(Path(sys.executable).with_name("servicex-server"))
+        with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*command, "--data-dir", str(self.data_dir), *self.options],
+                [program, *command, "--data-dir", str(self.data_dir), *self.options],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=os.environ | _EACH_TIME | self.environment,
             )
+
+    def says(self, pattern: str) -> str:
+        """Wait until the process prints or logs something; return the group of the pattern."""
+        assert self.process is not None
         deadline = time.monotonic() + READY_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
-            if found := re.search(r"ready at (http://\S+)", self.output):
-                self.url = found[1]
-                self.client = httpx.Client(base_url=self.url, timeout=60)
-                return self
+            if found := re.search(pattern, self.output):
+                return found[1]
             time.sleep(0.05)
-        pytest.fail(f"the server did not start:\n{self.output}")
+        pytest.fail(f"the server does not say {pattern}:\n{self.output}")
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> float:
         """End the process; return how many seconds that took."""
@@ -99,6 +119,11 @@ class Server:
 
     def rows(self, sql: str, *arguments: Any) -> list[tuple[Any, ...]]:
         """Return what the database holds."""
+        if url := (os.environ | self.environment).get("SERVICEX_SERVER_DATABASE_URL"):
+            import psycopg
+
+            with psycopg.connect(url.replace("+psycopg", "")) as connected:
+                return connected.execute(sql.replace("?", "%s").encode(), arguments).fetchall()
         path = self.data_dir / "servicex.sqlite"
         connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
         try:

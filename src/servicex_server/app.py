@@ -1,51 +1,77 @@
 """The composition root: `App` builds every part from the settings, and closes it again."""
 
 import fcntl
+import logging
 import os
 import secrets
+import tempfile
+from contextlib import AsyncExitStack, closing
+from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from sqlalchemy.exc import OperationalError
+
+from servicex_server.candidate import Candidate
+from servicex_server.database import leadership
 from servicex_server.database.buckets import RequestBuckets
 from servicex_server.database.connection import Database
-from servicex_server.dispatch import Dispatcher, Rules
 from servicex_server.engines.contract import Engine
-from servicex_server.errors import StartupError
-from servicex_server.fairness import Caps
-from servicex_server.lookup import Lookups
-from servicex_server.model import LOCAL_USER, Limits, Principal
+from servicex_server.errors import ErrorRecord, StartupError
+from servicex_server.leader import STOPPED, WAKE, Leader
+from servicex_server.model import LOCAL_USER, CheckSpec, Principal
 from servicex_server.objects.contract import ObjectStore
 from servicex_server.objects.store import open_store
-from servicex_server.scaling import Scaling
 from servicex_server.settings import Settings
 from servicex_server.submission import Submission
+
+log = logging.getLogger(__name__)
+
+
+class Duty(StrEnum):
+    """What a process does, by the command that starts it."""
+
+    ALL = "serve"
+    API = "serve --no-dispatch"
+    DISPATCH = "dispatch"
+
+    @property
+    def stands(self) -> bool:
+        """Whether it stands for the lead."""
+        return self is not Duty.API
 
 
 class App:
     """The service without its web server: what `web` and `cli` work on.
 
+    What every process has is an attribute here. What only the one has that leads is in `leader`.
+
     Parameters
     ----------
     settings
         What the operator chose.
+    duty
+        What this process is for.
     engine
         Where tasks run; a test's double instead of worker processes.
     """
 
     database: Database
     objects: ObjectStore
-    dispatcher: Dispatcher
-    lookups: Lookups
     submission: Submission
     buckets: RequestBuckets
     service_key: bytes
 
-    def __init__(self, settings: Settings, *, engine: Engine | None = None) -> None:
+    def __init__(
+        self, settings: Settings, *, duty: Duty = Duty.ALL, engine: Engine | None = None
+    ) -> None:
         self.settings = settings
-        self.engine = engine
-        self._lock: IO[str] | None = None
+        self.duty = duty
         self.ready = False
+        self._engine = engine
+        self._candidate: Candidate | None = None
+        self._open = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         """Open the data folder and start every part.
@@ -55,50 +81,9 @@ class App:
         StartupError
             Something is in the way; one line says what.
         """
-        folder = self.settings.data_dir
-        self._lock = lock_folder(folder)
-        self.service_key = service_key(folder)
-        self.database = Database(f"sqlite:///{folder / 'servicex.sqlite'}")
-        try:
-            self.database.migrate()
-            self.objects = open_store((folder / "objects").absolute().as_uri())
-            self.buckets = RequestBuckets(self.database)
-            self.dispatcher = Dispatcher(
-                self.database,
-                self.engine or self._workers(),
-                self.objects,
-                rules=Rules(
-                    limits=Limits(
-                        seconds=self.settings.file_seconds,
-                        stall=self.settings.stall_seconds,
-                        memory=self.settings.worker_memory,
-                        chunk=self.settings.chunk_bytes,
-                        part=self.settings.part_bytes,
-                    ),
-                    attempts=self.settings.attempts,
-                    fatal_after=self.settings.fatal_after,
-                    caps=Caps(
-                        user=self.settings.files_per_user_at_once,
-                        request=self.settings.files_per_request_at_once,
-                    ),
-                    share=self.settings.share_results,
-                ),
-                scaling=Scaling(
-                    least=self.settings.least_workers,
-                    most=self.settings.workers,
-                    patience=self.settings.idle_seconds,
-                ),
-            )
-            self.lookups = Lookups(self.database, self.dispatcher)
-            self.submission = Submission(
-                self.database, self.lookups, self.dispatcher, self.settings
-            )
-            await self.dispatcher.start()
-            await self.lookups.start()
-        except BaseException:
-            self.database.close()
-            self._lock.close()
-            raise
+        async with AsyncExitStack() as opening:
+            await self._start(opening)
+            self._open = opening.pop_all()
         self.ready = True
         return self
 
@@ -110,26 +95,78 @@ class App:
     ) -> None:
         """Finish what is being written, and end every part."""
         self.ready = False
-        await self.lookups.close()
-        await self.dispatcher.close()
-        self.database.close()
-        if self._lock is not None:
-            self._lock.close()
+        await self._open.aclose()
 
-    def _workers(self) -> Engine:
-        from servicex_server.engines.clusters import LocalProcesses
-        from servicex_server.engines.dask import DaskEngine
+    async def _start(self, opening: AsyncExitStack) -> None:
+        folder = self.settings.data_dir
+        database = opening.enter_context(closing(Database(self.settings.database)))
+        if self.duty is not Duty.ALL and not database.shared:
+            raise StartupError(
+                f"`servicex-server {self.duty}` is one of several processes, and those need "
+                "PostgreSQL",
+                hint="give database_url, or `servicex-server serve`, which is everything in one",
+            )
+        opening.enter_context(lock_folder(folder, shared=database.shared))
+        self.service_key = service_key(folder)
+        database.migrate()
+        self.database = database
+        self.objects = open_store(self.settings.objects)
+        self.buckets = RequestBuckets(database)
+        self.submission = Submission(database, self, self.settings)
+        if self.duty.stands:
+            who_leads = leadership.of(database)
+            self._candidate = Candidate(who_leads, lambda: self._leader(who_leads))
+            opening.push_async_callback(self._candidate.close)
+            await self._candidate.start()
 
-        cluster = LocalProcesses(memory=self.settings.worker_memory)
-        return DaskEngine(cluster, workers=self.settings.least_workers)
+    def _leader(self, who_leads: leadership.Leadership) -> Leader:
+        database = self.database.guarded(who_leads.guard)
+        return Leader(self.settings, database, self.objects, engine=self._engine)
+
+    @property
+    def leader(self) -> Leader | None:
+        """The workers, the dispatcher and the look-ups, while this process leads."""
+        return self._candidate.leader if self._candidate is not None else None
+
+    async def check(self, spec: CheckSpec) -> ErrorRecord | None:
+        """Hold a query against a file on a worker; a process without workers finds nothing."""
+        return await self.leader.dispatcher.check(spec) if self.leader is not None else None
+
+    async def wake(self, request_id: str) -> None:
+        """Have the leader begin a request that has become a row."""
+        if self.leader is not None:
+            self.leader.wake()
+        else:
+            await self._tell(WAKE, request_id)
+
+    async def stopped(self, request_id: str) -> None:
+        """Have the leader drop the files of a request that has ended, or is gone, in the rows."""
+        if self.leader is not None:
+            await self.leader.stop(request_id)
+        else:
+            await self._tell(STOPPED, request_id)
+
+    async def _tell(self, word: str, request_id: str) -> None:
+        try:
+            await self.database.write(leadership.tell, f"{word} {request_id}")
+        except OperationalError:
+            log.warning("the leader is not told: %s", word, extra={"request_id": request_id})
 
     def principal(self) -> Principal:
         """Return who asks; while sign-in is off there is one user only."""
         return LOCAL_USER
 
 
-def lock_folder(folder: Path) -> IO[str]:
-    """Make the data folder if needed, and keep other servers off it while the file is open.
+def lock_folder(folder: Path, *, shared: bool) -> IO[str]:
+    """Make the data folder if needed, and keep others off it while the file is open.
+
+    Parameters
+    ----------
+    folder
+        The data folder.
+    shared
+        Keep off only those that want it for themselves: what is not in the database can be
+        written by several processes.
 
     Raises
     ------
@@ -145,7 +182,7 @@ def lock_folder(folder: Path) -> IO[str]:
             hint="choose another with --data-dir",
         ) from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError:
         lock.seek(0)
         owner = lock.read().strip() or "unknown"
@@ -155,16 +192,26 @@ def lock_folder(folder: Path) -> IO[str]:
             hint="stop that one, or choose another with --data-dir",
         ) from None
     lock.truncate(0)
-    lock.write(str(os.getpid()))
-    lock.flush()
+    if not shared:
+        lock.write(str(os.getpid()))
+        lock.flush()
     return lock
 
 
 def service_key(folder: Path) -> bytes:
-    """Return the key that all others are derived from; made at the first start, mode 600."""
+    """Return the key that all others are derived from; made at the first start, mode 600.
+
+    Of processes that start at the same time one makes it, and all return the same.
+    """
     path = folder / "service.key"
     if not path.exists():
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(32))
+        descriptor, made = tempfile.mkstemp(prefix=".key-", dir=folder)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(secrets.token_bytes(32))
+            os.link(made, path)  # whole, and only if there is none
+        except FileExistsError:
+            pass
+        finally:
+            Path(made).unlink()
     return path.read_bytes()

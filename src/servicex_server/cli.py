@@ -64,6 +64,10 @@ def serve(
         bool | None,
         typer.Option("--allow-anonymous", help="Serve other machines although nobody signs in."),
     ] = None,
+    no_dispatch: Annotated[
+        bool,
+        typer.Option("--no-dispatch", help="API and results only; `dispatch` does the work."),
+    ] = False,
 ) -> None:
     """Start the service: API, results and workers, in one."""
     from servicex_server.settings import load
@@ -78,7 +82,25 @@ def serve(
     )
     from servicex_server.web.run import run
 
-    run(settings)
+    run(settings, dispatch=not no_dispatch)
+
+
+@cli.command()
+def dispatch(
+    *,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="The data folder that all processes share.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Worker processes; one per core if not given.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings.")] = None,
+) -> None:
+    """Do the work for `serve --no-dispatch`: of several, one leads and the others stand by."""
+    from servicex_server.processes import dispatch as run
+    from servicex_server.settings import load
+
+    run(load(config, data_dir=data_dir, workers=workers))
 
 
 @cli.command()

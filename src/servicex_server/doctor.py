@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
@@ -105,10 +106,9 @@ def _credentials(settings: Settings) -> Iterator[Finding]:
 
 def _folder(settings: Settings) -> Iterator[Finding]:
     from servicex_server.app import lock_folder
-    from servicex_server.database.connection import Database
 
     try:
-        lock = lock_folder(settings.data_dir)
+        lock = lock_folder(settings.data_dir, shared=settings.database_url is not None)
     except ServiceXError as error:
         verdict: Verdict = "ok" if "is used by another" in error.message else "wrong"
         yield verdict, error.message, error.hint
@@ -116,14 +116,16 @@ def _folder(settings: Settings) -> Iterator[Finding]:
     with lock:
         free = shutil.disk_usage(settings.data_dir).free / 1e9
         yield "ok", f"{settings.data_dir} can be written, {free:.0f} GB free", ""
-        database = Database(f"sqlite:///{settings.data_dir / 'servicex.sqlite'}")
-        try:
-            database.migrate()
-            yield "ok", "the database opens", ""
-        except ServiceXError as error:
-            yield "wrong", error.message, error.hint
-        finally:
-            database.close()
+
+
+def _database(settings: Settings) -> Iterator[Finding]:
+    from servicex_server.database.connection import Database
+
+    try:
+        with closing(Database(settings.database)) as database:
+            yield "ok", database.standing(), ""
+    except ServiceXError as error:
+        yield "wrong", error.message, error.hint
 
 
 def _engine(settings: Settings) -> Iterator[Finding]:
@@ -186,5 +188,6 @@ _CHECKS: dict[str, Callable[[Settings], Iterator[Finding]]] = {
     "Optional parts": _optional,
     "Credentials": _credentials,
     "Data folder": _folder,
+    "Database": _database,
     "Workers": _engine,
 }

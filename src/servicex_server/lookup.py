@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError
 
 from servicex_server import plugins
 from servicex_server.database import datasets as dataset_rows
@@ -35,13 +36,8 @@ class Lookups:
         self._dispatcher = dispatcher
         self._running: dict[int, asyncio.Task[None]] = {}
 
-    async def start(self) -> None:
-        """Take up the look-ups that the last run did not end."""
-        for dataset_id in await self._database.read(dataset_rows.unfinished):
-            self.begin(dataset_id)
-
     async def close(self) -> None:
-        """Break off; the next start goes on."""
+        """Break off; who begins a look-up again goes on with it."""
         running = list(self._running.values())
         for task in running:
             task.cancel()
@@ -57,7 +53,16 @@ class Lookups:
 
     async def _look_up(self, dataset_id: int) -> None:
         try:
+            await self._look_up_or_fail(dataset_id)
+        except OperationalError as error:
+            # nobody's fault; whoever asks for this look-up next goes on with it
+            log.warning("a look-up is broken off: %s", error, extra={"dataset_id": dataset_id})
+
+    async def _look_up_or_fail(self, dataset_id: int) -> None:
+        try:
             await self._find(dataset_id)
+        except OperationalError:
+            raise
         except ServiceXError as error:
             state = DatasetState.INTERNAL_FAILURE
             if isinstance(error, UnknownDatasetError):

@@ -6,9 +6,9 @@ Every field can be given in a YAML file (``--config``), as environment variable
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -51,7 +51,16 @@ class Settings(BaseSettings):
     Without it each client is answered with the address that it used itself."""
 
     data_dir: Path = Field(default_factory=_default_data_dir)
-    """Folder for the database, the results and the keys; made if it is not there."""
+    """Folder for the keys, and for the database and the results if they are not elsewhere; made if
+    it is not there."""
+
+    database_url: SecretStr | None = None
+    """URL of a PostgreSQL database, ``postgresql+psycopg://user:password@host/database``. Without
+    it the database is a file in ``data_dir``."""
+
+    objects_url: SecretStr | None = None
+    """Where results are kept: ``s3://bucket/prefix?endpoint=https://…&region=…``, or another
+    ``file:///absolute/folder``. Without it they are in ``data_dir``."""
 
     workers: int = Field(default_factory=_cores, ge=1, le=10_000)
     """Worker processes that there may be. The default is the number of usable cores."""
@@ -109,6 +118,20 @@ class Settings(BaseSettings):
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     """How much is logged."""
 
+    @property
+    def database(self) -> str:
+        """The URL of the database. It may hold a password."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{self.data_dir / 'servicex.sqlite'}"
+
+    @property
+    def objects(self) -> str:
+        """The URL of the results. It may hold a key."""
+        if self.objects_url is not None:
+            return self.objects_url.get_secret_value()
+        return (self.data_dir / "objects").absolute().as_uri()
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -154,7 +177,7 @@ def load(config: Path | None = None, **flags: Any) -> Settings:
     try:
         settings = chosen(**given)
     except yaml.YAMLError as error:
-        raise StartupError(f"{config} is no YAML: {error}") from None
+        raise StartupError(f"{config} is no YAML: {_place(error)}") from None
     except ValidationError as error:
         raise StartupError(_explained(error, given)) from None
     return Settings.model_construct(**settings.model_dump())
@@ -169,4 +192,14 @@ def _explained(error: ValidationError, flags: dict[str, Any]) -> str:
     place = (
         f"--{name.replace('_', '-')}" if name in flags else f"{name} (or {PREFIX}{name.upper()})"
     )
-    return f"setting {place}: {first['msg']}, not {first['input']!r}"
+    field = Settings.model_fields.get(name)
+    secret = field is not None and SecretStr in get_args(field.annotation)
+    return f"setting {place}: {first['msg']}" + ("" if secret else f", not {first['input']!r}")
+
+
+def _place(error: Exception) -> str:
+    """Say what is wrong with a file and where, without the line itself: it may be a password."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return type(error).__name__
+    return f"line {mark.line + 1}, column {mark.column + 1}: {getattr(error, 'problem', '')}"

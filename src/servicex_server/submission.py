@@ -7,7 +7,7 @@ import logging
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import Connection
 
@@ -16,12 +16,18 @@ from servicex_server.database import datasets as dataset_rows
 from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
 from servicex_server.database.connection import Database
-from servicex_server.dispatch import Dispatcher
-from servicex_server.errors import DatasetError, QueryError, RequestError, TooLargeError, refusal
+from servicex_server.errors import (
+    DatasetError,
+    ErrorRecord,
+    QueryError,
+    RequestError,
+    TooLargeError,
+    refusal,
+)
 from servicex_server.finders.contract import Finder
 from servicex_server.finders.file_list import FileList
 from servicex_server.languages.contract import Language, Program
-from servicex_server.lookup import Lookups, split_options
+from servicex_server.lookup import split_options
 from servicex_server.model import (
     CheckSpec,
     DatasetState,
@@ -67,15 +73,22 @@ class _Reference:
     options: dict[str, str] = field(default_factory=dict)
 
 
+class Work(Protocol):
+    """The work on requests, in this process or in another one."""
+
+    async def check(self, spec: CheckSpec) -> ErrorRecord | None:
+        """Hold a query against a file; return the error found, None if nothing is known."""
+
+    async def wake(self, request_id: str) -> None:
+        """Begin the work on a new request."""
+
+
 class Submission:
     """Accepts requests."""
 
-    def __init__(
-        self, database: Database, lookups: Lookups, dispatcher: Dispatcher, settings: Settings
-    ) -> None:
+    def __init__(self, database: Database, work: Work, settings: Settings) -> None:
         self._database = database
-        self._lookups = lookups
-        self._dispatcher = dispatcher
+        self._work = work
         self._settings = settings
 
     async def accept(self, principal: Principal, order: Order) -> str:
@@ -105,11 +118,9 @@ class Submission:
             failure="",
             app_version=__version__,
         )
-        look_up = await self._database.write(_store, request, reference)
+        await self._database.write(_store, request, reference)
         log.info("request accepted: %s", order.language, extra={"request_id": request.id})
-        if look_up is not None:
-            self._lookups.begin(look_up)
-        self._dispatcher.wake(request.id)
+        await self._work.wake(request.id)
         return request.id
 
     async def _hold(self, order: Order, reference: _Reference) -> None:
@@ -141,7 +152,7 @@ class Submission:
 
     async def _refusal(self, order: Order, file: InputFile) -> QueryError | None:
         spec = CheckSpec(file.replicas, order.language, order.selection, order.format)
-        found = await self._dispatcher.check(spec)
+        found = await self._work.check(spec)
         return None if found is None else refusal(found, "selection", file.replicas[0].url)
 
     def _checked(self, principal: Principal, order: Order) -> tuple[_Reference, bool]:
@@ -202,13 +213,12 @@ class Submission:
         return _Reference(digest, FileList.scheme, FILE_LIST_DID, principal.user, list(files))
 
 
-def _store(connection: Connection, request: Request, reference: _Reference) -> int | None:
-    """Add the request; return the dataset if it must be looked up."""
+def _store(connection: Connection, request: Request, reference: _Reference) -> None:
+    """Add the request, and the dataset if it is not known."""
     dataset_id = dataset_rows.find_fresh(connection, reference.name, reference.owner)
     state = RequestState.PENDING_LOOKUP
-    look_up = None
     if dataset_id is None:
-        dataset_id = look_up = dataset_rows.create(
+        dataset_id = dataset_rows.create(
             connection,
             name=reference.name,
             finder=reference.finder,
@@ -223,4 +233,3 @@ def _store(connection: Connection, request: Request, reference: _Reference) -> i
     request_rows.create(connection, replace(request, dataset_id=dataset_id, state=state))
     # whatever is known already can start; the rest comes with the look-up
     task_rows.add_for_dataset(connection, [request.id], dataset_id)
-    return look_up

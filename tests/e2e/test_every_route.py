@@ -15,6 +15,13 @@ from tests.support import Server
 METHODS = ("get", "post", "put", "patch", "delete")
 
 
+@pytest.fixture(scope="module", params=["sqlite_server", "postgresql_server"])
+def server(request: pytest.FixtureRequest) -> Server:
+    """Give a server: what one database takes the other one may refuse."""
+    chosen: Server = request.getfixturevalue(request.param)
+    return chosen
+
+
 def operations(server: Server) -> Iterator[tuple[str, str]]:
     """Yield method and path of every operation there is."""
     document = server.get("/openapi.json").json()
@@ -121,6 +128,8 @@ def test_no_id_is_a_crash(server: Server, name: str) -> None:
     for path in ("transformation", "datasets"):
         answer = server.get(f"/servicex/{path}/{encoded}")
         check(answer)
+    check(server.get(f"/servicex/transformation?submitted_by={encoded}"))
+    check(server.get(f"/servicex/datasets?did-finder={encoded}"))
 
 
 def test_a_token_can_be_had(server: Server) -> None:
@@ -143,4 +152,4 @@ def test_capabilities_are_announced(server: Server) -> None:
     assert "poll_local_transformation_results" in answer["capabilities"]
     assert "long_sample_titles_10240" in answer["capabilities"]
     assert server.get("/healthz").json() == {"status": "alive"}
-    assert server.get("/readyz").json() == {"status": "ready", "workers": 2}
+    assert server.get("/readyz").json() == {"status": "ready", "leads": True, "workers": 2}

@@ -20,11 +20,16 @@ HZZ = sample("uproot-HZZ.root")
 
 @pytest.fixture
 def config(server: Server, tmp_path: Path) -> Path:
-    """Write a servicex.yaml with a cache of this test's own; the slash at the end is on purpose."""
-    path = tmp_path / "servicex.yaml"
+    """Write a servicex.yaml with a cache of this test's own."""
+    return configured(server, tmp_path)
+
+
+def configured(server: Server, folder: Path) -> Path:
+    """Write a servicex.yaml into a folder; the slash at the end is on purpose."""
+    path = folder / "servicex.yaml"
     path.write_text(
         f"api_endpoints:\n  - name: test\n    endpoint: {server.url}/\n"
-        f"cache_path: {tmp_path / 'cache'}\n",
+        f"cache_path: {folder / 'cache'}\n",
         encoding="utf-8",
     )
     return path
@@ -81,6 +86,15 @@ def test_deliver_puts_columns_on_disk(config: Path, output: str) -> None:
     check(found, ak.from_parquet if output == "parquet" else read_root)
     assert all(Path(path).is_file() for paths in found.values() for path in paths)
     assert ask(config, OutputFormat=output) == found
+
+
+def test_deliver_is_the_same_on_postgresql(postgresql_server: Server, tmp_path: Path) -> None:
+    """Where the rows are makes no difference to a client, nor to where the results are."""
+    path = configured(postgresql_server, tmp_path)
+    check(ask(path, OutputFormat="root-ttree"), read_root)
+    rows = postgresql_server.rows("select count(*) from tasks where state = 'done'")
+    assert rows[0][0] >= 3
+    assert not (postgresql_server.data_dir / "servicex.sqlite").exists()
 
 
 @pytest.mark.parametrize("region", ["", "eu-central-1"])

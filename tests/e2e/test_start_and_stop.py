@@ -1,6 +1,7 @@
 """Starting, stopping and dying: one clear line, a few seconds, and nothing lost or left."""
 
 import json
+import os
 import signal
 import socket
 import sqlite3
@@ -13,16 +14,23 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.integration.servers import free_port
+from tests.postgres import Postgres
 from tests.support import Server, sample
 
 ZMUMU = sample("uproot-Zmumu.root")
 COMMAND = str(Path(sys.executable).with_name("servicex-server"))
 
 
-def refused(*options: str) -> str:
-    """Run ``serve`` with options that cannot work; return the one line it prints."""
+def refused(*options: str, command: str = "serve", **environment: str) -> str:
+    """Run a command with options that cannot work; return the one line it prints."""
     ran = subprocess.run(
-        [COMMAND, "serve", *options], capture_output=True, text=True, timeout=30, check=False
+        [COMMAND, command, *options],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env=os.environ | environment,
     )
     assert ran.returncode == 1
     assert ran.stdout == ""
@@ -98,10 +106,49 @@ def test_a_wrong_setting_is_one_line(tmp_path: Path, content: str, words: str) -
     assert "Traceback" not in ran.stderr
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("database_url: [hunter2]\n", "setting database_url"),
+        ("database_url: 'hunter2\n", "is no YAML: line 2"),
+        ("database_url: oracle://me:hunter2@host/d\n", "oracle is not supported"),
+        ("objects_url: ftp://me:hunter2@host/d\n", "results cannot be kept at ftp"),
+        ("objects_url: 's3://?secret_access_key=hunter2'\n", "an s3 URL names its bucket"),
+    ],
+)
+def test_a_wrong_secret_is_not_shown(tmp_path: Path, content: str, words: str) -> None:
+    """What is said of a setting that may hold a password does not repeat it."""
+    config = tmp_path / "config.yaml"
+    config.write_text(content, encoding="utf-8")
+    data = str(tmp_path / "d")
+    line = refused("--config", str(config), "--port", "0", "--data-dir", data)
+    assert words in line
+    assert "hunter2" not in line
+
+
+def test_processes_of_one_kind_need_postgresql(tmp_path: Path) -> None:
+    """With SQLite the line says what to set, or to start instead."""
+    options = ("--data-dir", str(tmp_path))
+    for line in (
+        refused("--no-dispatch", "--port", "0", *options),
+        refused(*options, command="dispatch"),
+    ):
+        assert "need PostgreSQL" in line
+        assert "database_url" in line
+
+
+def test_a_database_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
+    """The line names the place and nothing that is secret."""
+    url = f"postgresql://me:secret@127.0.0.1:{free_port()}/d"
+    line = refused("--port", "0", "--data-dir", str(tmp_path), SERVICEX_SERVER_DATABASE_URL=url)
+    assert "database d cannot be opened" in line
+    assert "secret" not in line
+
+
 def test_settings_come_from_file_environment_and_flag(new_server: Callable[..., Server]) -> None:
     """A flag wins over the environment."""
     server = new_server("--workers", "1", SERVICEX_SERVER_WORKERS="2")
-    assert server.get("/readyz").json() == {"status": "ready", "workers": 1}
+    assert server.get("/readyz").json() == {"status": "ready", "leads": True, "workers": 1}
     assert "1 workers" in server.output
     assert f"endpoint: {server.url}" in server.output
 
@@ -187,6 +234,25 @@ def test_doctor_says_what_there_is(tmp_path: Path) -> None:
     )
     assert ran.returncode == 1
     assert "cannot be written" in ran.stdout
+
+
+def test_doctor_looks_at_postgresql_and_changes_nothing(
+    tmp_path: Path, postgresql: Postgres
+) -> None:
+    """``doctor`` says where the database is and that it is empty, and shows no password."""
+    postgresql.run("create database patient")
+    ran = subprocess.run(
+        [COMMAND, "doctor", "--data-dir", str(tmp_path / "d")],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+        env=os.environ | {"SERVICEX_SERVER_DATABASE_URL": postgresql.url("patient")},
+    )
+    assert "database patient: empty; the first start makes the tables" in ran.stdout
+    assert postgresql.password not in ran.stdout + ran.stderr
+    assert postgresql.run("select * from pg_tables where schemaname = 'public'") == []
+    postgresql.run("drop database patient")
 
 
 def test_help_and_wrong_commands(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from servicex_server.objects.contract import UNFINISHED
 from servicex_server.settings import Settings
 from servicex_server.submission import Order
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("database_url")]
 
 SELECTION = json.dumps([{"treename": "events"}])
 
@@ -185,7 +185,7 @@ async def test_a_cancelled_request_runs_no_further(tmp_path: Path) -> None:
         while not engine.seen:
             await asyncio.sleep(0.005)
         await app.database.write(request_rows.cancel, LOCAL_USER, long)
-        await app.dispatcher.stop(long)
+        await app.stopped(long)
         cancelled.add(long)
         found = await ended(app, other)
         stopped = await app.database.read(request_rows.get, LOCAL_USER, long)

@@ -1,23 +1,19 @@
-"""The database: migrations, counters from rows, fair choice, and results that are told once."""
+"""The database: counters from rows, fair choice, and results that are told once."""
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, inspect
 
 from servicex_server.database import datasets as dataset_rows
 from servicex_server.database import outcomes as outcome_rows
 from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
+from servicex_server.database.buckets import RequestBuckets
 from servicex_server.database.connection import Database
-from servicex_server.database.tables import metadata
 from servicex_server.errors import CorruptError, NotFoundError, StateError, UnreachableError
 from servicex_server.errors import UnknownNameError as NoBranch
 from servicex_server.fairness import Caps, shares
@@ -44,15 +40,6 @@ OPERATOR = Principal("olga", Role.OPERATOR)
 def anyio_backend() -> str:
     """Run asynchronous tests on asyncio."""
     return "asyncio"
-
-
-@pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    """Give a migrated database."""
-    made = Database(f"sqlite:///{tmp_path / 'rows.sqlite'}")
-    made.migrate()
-    yield made
-    made.close()
 
 
 pytestmark = pytest.mark.anyio
@@ -130,22 +117,6 @@ def failure(claimed: task_rows.Work, error: Exception) -> outcome_rows.Recorded:
     outcome = Outcome(claimed.request_id, claimed.file_id, claimed.attempt, claimed.entries)
     outcome = replace(outcome, url=claimed.file.replicas[0].url)
     return outcome_rows.Recorded(claimed.task_id, replace(outcome, error=record))
-
-
-async def test_migrations_make_the_tables_that_the_code_has(tmp_path: Path) -> None:
-    """An empty database migrated step by step equals the declared tables, twice as well."""
-    url = f"sqlite:///{tmp_path / 'm.sqlite'}"
-    for _ in range(2):
-        made = Database(url)
-        made.migrate()
-        made.close()
-    engine = create_engine(url)
-    with engine.connect() as connection:
-        difference = compare_metadata(MigrationContext.configure(connection), metadata)
-        indexes = {i["name"] for i in inspect(connection).get_indexes("tasks")}
-    engine.dispose()
-    assert difference == []
-    assert "ix_tasks_request_id_state_id" in indexes
 
 
 async def test_a_request_is_seen_by_its_owner_and_operators(database: Database) -> None:
@@ -362,6 +333,30 @@ async def test_statistics_wait_for_a_result(database: Database) -> None:
     assert (found["bytes"], found["events"]) == (7, 3)
 
 
+async def test_a_bucket_is_listed_by_the_order_of_bytes(database: Database) -> None:
+    """Pages follow one another as S3 wants it, whatever the language of the database is."""
+    names = ["a-1", "B", "_x", "a_1", "A", "a1", "b", "ab"]
+    request_id = await ask(database, "ann", "names", len(names))
+    claimed = await claim(database, len(names))
+    results = [
+        replace(success(one), object_name=name) for one, name in zip(claimed, names, strict=True)
+    ]
+    await database.write(outcome_rows.record, results, most_attempts=1)
+    buckets = RequestBuckets(database)
+
+    async def listed(**options: Any) -> list[str]:
+        found = await buckets.objects(request_id, **options)
+        assert found is not None
+        return [one.name for one in found]
+
+    assert await listed() == sorted(names)
+    assert await listed(after="B", limit=2) == ["_x", "a-1"]
+    assert await listed(prefix="a", after="a1") == ["a_1", "ab"]
+    assert await listed(after="a1\0b") == ["a_1", "ab", "b"]
+    assert await listed(prefix="a\0") == []
+    assert await buckets.objects("7") is None
+
+
 async def test_a_failed_transaction_leaves_nothing(database: Database) -> None:
     """What raises in the middle of a write has changed no row."""
 
@@ -372,7 +367,7 @@ async def test_a_failed_transaction_leaves_nothing(database: Database) -> None:
     act: Callable[..., Any] = half
     with pytest.raises(RuntimeError):
         await database.write(act)
-    assert await database.read(dataset_rows.unfinished) == []
+    assert await database.read(dataset_rows.listed, ANN, finder=None, with_stale=True) == []
 
 
 async def test_a_large_file_becomes_its_parts(database: Database) -> None:

@@ -42,7 +42,7 @@ from servicex_server.model import (
 from servicex_server.settings import Settings
 from servicex_server.submission import Order
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("database_url")]
 
 UNKNOWN = UnknownNameError("tree events has no branch x", hint="did you mean y?")
 

@@ -42,8 +42,8 @@ LAYERS: tuple[frozenset[str], ...] = (
             "accounts",
         }
     ),
-    frozenset({"app"}),
-    frozenset({"web", "cli", "doctor"}),
+    frozenset({"app", "candidate", "leader"}),
+    frozenset({"web", "cli", "doctor", "processes"}),
 )
 """From the bottom up: a room imports from its own layer and from those below it."""
 
@@ -60,7 +60,7 @@ ONLY: Mapping[str, frozenset[str]] = {
 For an implementation "itself" is its own module: it knows its contract, not its siblings.
 """
 
-ASSEMBLY = frozenset({"app", "web", "cli", "doctor"})
+ASSEMBLY = frozenset({"app", "leader", "web", "cli", "doctor"})
 """Only where the service is put together may an implementation be named."""
 
 EXTRA: Mapping[tuple[str, str], str] = {

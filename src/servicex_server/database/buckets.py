@@ -19,6 +19,9 @@ class RequestBuckets(Buckets):
         self, bucket: str, *, prefix: str = "", after: str = "", limit: int = 1000
     ) -> list[BucketObject] | None:
         """Return results by ascending name; None if there is no such bucket."""
+        # PostgreSQL refuses NUL characters, and no name has one: what sorts after "a\0b" is what
+        # sorts after "a"
+        after = after.partition("\0")[0]
         return await self._database.read(_objects, bucket, prefix, after, limit)
 
     async def object(self, bucket: str, name: str) -> BucketObject | None:
@@ -34,6 +37,8 @@ def _objects(
 ) -> list[BucketObject] | None:
     if not request_rows.exists(connection, bucket):
         return None
+    if "\0" in prefix:
+        return []
     rows = connection.execute(
         select(*_COLUMNS)
         .where(

@@ -160,16 +160,6 @@ def input_file(row: Any) -> InputFile:
     )
 
 
-def unfinished(connection: Connection) -> list[int]:
-    """Return the datasets whose look-up was not ended, oldest first."""
-    states = [DatasetState.CREATED, DatasetState.LOOKING]
-    return list(
-        connection.scalars(
-            select(datasets.c.id).where(datasets.c.state.in_(states)).order_by(datasets.c.id)
-        )
-    )
-
-
 def reference_of(connection: Connection, dataset_id: int) -> tuple[str, Any]:
     """Return the finder of a dataset and what to give it."""
     row = connection.execute(

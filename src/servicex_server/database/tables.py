@@ -128,7 +128,8 @@ tasks = Table(
     Column("not_before", UtcTime),
     Column("finished_at", UtcTime),
     Column("path", Text),
-    Column("object_name", String(255)),
+    # S3 lists by the order of bytes, and SQLite has no other
+    Column("object_name", String(255).with_variant(String(255, collation="C"), "postgresql")),
     Column("object_key", String(255)),
     Column("bytes", BigInteger, nullable=False, default=0),
     Column("events", BigInteger, nullable=False, default=0),

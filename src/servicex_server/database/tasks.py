@@ -86,7 +86,8 @@ def add_for_dataset(
                 ["request_id", "file_id", "state", *_ZEROS],
                 wanted.order_by(files.c.position),
                 include_defaults=False,
-            )
+            ),
+            execution_options={"preserve_rowcount": True},
         )
         connection.execute(
             update(requests)

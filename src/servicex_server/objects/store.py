@@ -55,6 +55,11 @@ def open_store(url: str, *, options: Mapping[str, str] | None = None) -> ObjectS
         The URL means no store, a setting does not exist, or the folder cannot be made.
     """
     parts = urlsplit(url)
+    if "@" in parts.netloc:
+        raise StartupError(
+            f"results cannot be kept at {parts.scheme}://…@…: a store has no user in its URL",
+            hint="give its keys by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        )
     if parts.scheme == "file":
         return _open_folder(parts.netloc, parts.path)
     if parts.scheme == "s3":

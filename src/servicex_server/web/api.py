@@ -1,5 +1,6 @@
 """The public API, as the published client speaks it."""
 
+import asyncio
 import time
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from servicex_server.app import App
 from servicex_server.database import datasets as dataset_rows
 from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
+from servicex_server.database.leadership import ping
 from servicex_server.errors import InternalError, NotFoundError, RequestError
 from servicex_server.model import Principal, TaskState
 from servicex_server.model import Request as TransformRequest
@@ -33,6 +35,9 @@ CAPABILITIES = [
 ]
 URL_SECONDS = 365 * 24 * 3600
 """How long the links to results work, as those do that the client signs itself."""
+
+READY_SECONDS = 5
+"""How long the database may take to answer the question whether it does."""
 
 
 def _app(request: Request) -> App:
@@ -175,7 +180,7 @@ async def errors(app: TheApp, principal: Asker, request_id: str) -> dict[str, An
 async def cancel(app: TheApp, principal: Asker, request_id: str) -> dict[str, str]:
     """End a request; what has been delivered stays."""
     await app.database.write(request_rows.cancel, principal, request_id)
-    await app.dispatcher.stop(request_id)
+    await app.stopped(request_id)
     return {"message": f"Canceled transformation request {request_id}"}
 
 
@@ -183,7 +188,7 @@ async def cancel(app: TheApp, principal: Asker, request_id: str) -> dict[str, st
 async def delete(app: TheApp, principal: Asker, request_id: str) -> dict[str, str]:
     """Remove a request, its rows and its objects."""
     keys = await app.database.write(request_rows.remove, principal, request_id)
-    await app.dispatcher.stop(request_id)
+    await app.stopped(request_id)
     await app.objects.delete(keys)
     return {"message": f"Transform request with id {request_id} has been deleted."}
 
@@ -255,11 +260,19 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz", summary="Can it work?")
 async def readyz(app: TheApp) -> dict[str, Any]:
-    """Return once workers are there and the database answers."""
-    if not (app.ready and app.dispatcher.healthy):
+    """Return once the database answers; of the process that leads, once workers are there."""
+    if not app.ready:
         raise _NotReadyError("the service is starting or stopping")
-    workers = app.dispatcher.workers()
-    return {"status": "ready", "workers": len(workers)}
+    try:
+        async with asyncio.timeout(READY_SECONDS):
+            await app.database.read(ping)
+    except TimeoutError:
+        raise _NotReadyError(f"the database has not answered in {READY_SECONDS} s") from None
+    if (leader := app.leader) is None:
+        return {"status": "ready", "leads": False}
+    if not leader.dispatcher.healthy:
+        raise _NotReadyError("files are not dispatched")
+    return {"status": "ready", "leads": True, "workers": len(leader.dispatcher.workers())}
 
 
 class _NotReadyError(InternalError):

@@ -3,7 +3,6 @@
 import asyncio
 import errno
 import ipaddress
-import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -13,9 +12,10 @@ import uvicorn
 from rich.console import Console
 
 from servicex_server import telemetry
-from servicex_server.app import App
+from servicex_server.app import App, Duty
 from servicex_server.errors import StartupError
 from servicex_server.plugins import available
+from servicex_server.processes import stop_signal
 from servicex_server.settings import Settings
 from servicex_server.web.server import web_app
 
@@ -23,8 +23,15 @@ GRACE = 2
 """Seconds that open connections have when the service is told to stop."""
 
 
-def run(settings: Settings) -> None:
+def run(settings: Settings, *, dispatch: bool = True) -> None:
     """Serve until a signal comes.
+
+    Parameters
+    ----------
+    settings
+        What the operator chose.
+    dispatch
+        Whether this process also looks datasets up and has files done.
 
     Raises
     ------
@@ -35,7 +42,7 @@ def run(settings: Settings) -> None:
     _refuse_exposure(settings)
     listener = _listen(settings.host, settings.port)
     with listener:
-        asyncio.run(_serve(settings, listener))
+        asyncio.run(_serve(settings, listener, Duty.ALL if dispatch else Duty.API))
 
 
 def _refuse_exposure(settings: Settings) -> None:
@@ -83,12 +90,9 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _serve(settings: Settings, listener: socket.socket) -> None:
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopping.set)
-    async with App(settings) as app:
+async def _serve(settings: Settings, listener: socket.socket, duty: Duty) -> None:
+    stopping = stop_signal()
+    async with App(settings, duty=duty) as app:
         server = _Server(
             uvicorn.Config(
                 web_app(app),
@@ -103,7 +107,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         while not server.started and not serving.done():  # noqa: ASYNC110  # it has no event
             await asyncio.sleep(0.01)
         if server.started:
-            _announce(settings, listener)
+            _announce(app, listener)
         stopped = asyncio.create_task(stopping.wait())
         await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
@@ -111,14 +115,18 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         stopped.cancel()
 
 
-def _announce(settings: Settings, listener: socket.socket) -> None:
+def _announce(app: App, listener: socket.socket) -> None:
+    settings = app.settings
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     url = settings.public_url or f"http://{shown}:{port}"
     out = Console(highlight=False, soft_wrap=True)
     out.print(f"servicex-server is ready at [bold]{url}[/bold]")
     out.print(f"the API is described at {url}/docs")
-    out.print(f"data in {settings.data_dir}, {settings.workers} workers, sign-in off")
+    work = f"{settings.workers} workers" if app.leader else "no workers here"
+    out.print(f"data in {settings.data_dir}, {work}, sign-in off")
+    if app.database.shared:
+        out.print(str(app.database), markup=False)
     out.print(f"query languages: {', '.join(sorted(available('languages')))}")
     out.print("\nPut this into servicex.yaml where you work:\n", style="dim")
     # plain: this is to be copied, with every blank as it is

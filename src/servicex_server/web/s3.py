@@ -18,6 +18,7 @@ from email.utils import format_datetime
 from urllib.parse import quote, unquote
 from xml.sax.saxutils import escape
 
+from sqlalchemy.exc import OperationalError
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -124,6 +125,10 @@ class _Gate:
             response = await self._answer(Request(scope, receive))
         except S3Error as error:
             response = _refusal(error, scope, request_id)
+        except OperationalError as error:
+            log.warning("a result cannot be looked up: the database is away: %s", error)
+            away = S3Error("ServiceUnavailable", "The database does not answer. Try again.", 503)
+            response = _refusal(away, scope, request_id)
         response.headers["x-amz-request-id"] = request_id
         await response(scope, receive, send)
 

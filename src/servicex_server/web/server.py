@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 MAX_BODY = 64 << 20
 """Bytes a request body may have: 100,000 long URLs fit."""
+
+AWAY = "the database of the service does not answer at the moment; try again in a few seconds"
 
 
 def web_app(app: App) -> FastAPI:
@@ -47,6 +50,7 @@ def web_app(app: App) -> FastAPI:
     web.add_exception_handler(ServiceXError, _known)
     web.add_exception_handler(RequestValidationError, _invalid)
     web.add_exception_handler(HTTPException, _http)
+    web.add_exception_handler(OperationalError, _away)
     web.add_exception_handler(Exception, _unknown)
     web.add_middleware(_Tolerant)
     return web
@@ -95,6 +99,12 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     return _answer(status, message, headers)
 
 
+async def _away(request: Request, error: Exception) -> JSONResponse:
+    """Say that the database is away; how it was called and what it said is for the log."""
+    log.warning("%s %s: the database is away: %s", request.method, request.url.path, error)
+    return _answer(503, AWAY, {"Retry-After": "5"})
+
+
 async def _unknown(request: Request, error: Exception) -> JSONResponse:
     error_id = secrets.token_hex(4)
     log.error(
@@ -105,6 +115,20 @@ async def _unknown(request: Request, error: Exception) -> JSONResponse:
         extra={"error_id": error_id},
     )
     return _answer(500, f"Internal error {error_id}; the log of the service tells more")
+
+
+def _meaningless(scope: Scope) -> JSONResponse | None:
+    """Refuse a NUL character in an address of ours: nothing is called so, and no database takes it.
+
+    Results are apart: the S3 gateway looks at their names itself.
+    """
+    if not scope["path"].startswith(("/servicex", "/transformation-request")):
+        return None
+    if "\0" in scope["path"]:
+        return _answer(404, "there is nothing by a name with a NUL character")
+    if b"%00" in scope["query_string"]:
+        return _answer(400, "there is a NUL character in the query of the address")
+    return None
 
 
 class _Tolerant:
@@ -121,6 +145,9 @@ class _Tolerant:
             scope = {**scope, "path": re.sub("//+", "/", scope["path"])}
             if len(scope["path"]) > 1 and scope["path"].startswith("/servicex"):
                 scope["path"] = scope["path"].rstrip("/")
+            if refusal := _meaningless(scope):
+                await refusal(scope, receive, send)
+                return
             length = dict(scope["headers"]).get(b"content-length", b"0")
             if not length.isdigit() or int(length) > MAX_BODY:
                 answer = _answer(413, f"the body is too large; at most {MAX_BODY} bytes")

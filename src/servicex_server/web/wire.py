@@ -5,9 +5,9 @@ HTTP reference of the documentation.
 """
 
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from servicex_server.model import Dataset, InputFile, Request, ResultFormat, TaskReport, TaskState
 from servicex_server.submission import Order
@@ -17,15 +17,25 @@ def _dashed(name: str) -> str:
     return name.replace("_", "-")
 
 
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("there is a NUL character in it")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_without_nul)]
+"""What can be stored in every database."""
+
+
 class SubmitBody(BaseModel):
     """Body of ``POST /servicex/transformation``. Keys that are not named here are ignored."""
 
     model_config = ConfigDict(alias_generator=_dashed, extra="ignore", strict=True)
 
-    title: str | None = Field(default=None, description="Shown to the user in lists.")
-    did: str | None = Field(default=None, description="Dataset reference, `scheme://name`.")
+    title: Text | None = Field(default=None, description="Shown to the user in lists.")
+    did: Text | None = Field(default=None, description="Dataset reference, `scheme://name`.")
     file_list: list[str] | None = Field(default=None, description="Paths and URLs of files.")
-    selection: str = Field(description="The query, in the language that `codegen` names.")
+    selection: Text = Field(description="The query, in the language that `codegen` names.")
     codegen: str = Field(description="The query language.")
     result_destination: Literal["object-store"] = Field(description="Where results go.")
     result_format: Literal["parquet", "root-file", "root-rntuple"] = Field(
@@ -49,8 +59,8 @@ class FileUrlsBody(BaseModel):
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    request_id: str
-    file_list: list[str]
+    request_id: Text
+    file_list: list[Text]
 
 
 class Message(BaseModel):

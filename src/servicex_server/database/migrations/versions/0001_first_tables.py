@@ -87,7 +87,11 @@ def upgrade() -> None:
         sa.Column("not_before", UtcTime(), nullable=True),
         sa.Column("finished_at", UtcTime(), nullable=True),
         sa.Column("path", sa.Text(), nullable=True),
-        sa.Column("object_name", sa.String(length=255), nullable=True),
+        sa.Column(
+            "object_name",
+            sa.String(length=255).with_variant(sa.String(255, collation="C"), "postgresql"),
+            nullable=True,
+        ),
         sa.Column("object_key", sa.String(length=255), nullable=True),
         sa.Column("bytes", sa.BigInteger(), nullable=False),
         sa.Column("events", sa.BigInteger(), nullable=False),

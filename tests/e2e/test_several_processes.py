@@ -1,0 +1,211 @@
+"""Several real processes on one PostgreSQL: one dispatches, and any of them may die."""
+
+import base64
+import itertools
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import pytest
+
+from servicex_server.database.locks import SPACE, Lock
+from tests.postgres import Postgres, postgres
+from tests.support import Server, sample
+
+ZMUMU = sample("uproot-Zmumu.root")
+HZZ = sample("uproot-HZZ.root")
+QUERY = '[{"treename": "events", "filter_name": ["E1"]}]'
+TAKEOVER_SECONDS = 10
+
+
+class Facility:
+    """Processes that share a PostgreSQL server and a data folder."""
+
+    def __init__(self, folder: Path, server: Postgres) -> None:
+        self.folder = folder
+        self.postgres = server
+        self.processes: list[Server] = []
+
+    def add(self, command: str, *options: str) -> Server:
+        """Start a process; wait for it if it serves."""
+        made = Server(
+            self.folder / "data",
+            [*options],
+            {"SERVICEX_SERVER_DATABASE_URL": self.postgres.url()},
+            name=f"-{len(self.processes)}",
+        )
+        self.processes.append(made)
+        if command == "serve":
+            return made.start()
+        made.launch(command)
+        return made
+
+    def dispatchers(self, count: int) -> list[Server]:
+        """Start processes that dispatch, and wait until each of them leads or waits."""
+        made = [self.add("dispatch", "--workers", "1") for _ in range(count)]
+        for one in made:
+            one.says(r"is ready and (leads|waits)")
+        return made
+
+    def leaders(self) -> list[int]:
+        """Return the sessions that hold the lock."""
+        found = self.postgres.run(
+            "select pid from pg_locks where granted and locktype = 'advisory' "
+            "and classid = %s and objid = %s",
+            SPACE,
+            int(Lock.LEAD),
+        )
+        return [pid for (pid,) in found]
+
+    def leader(self) -> Server:
+        """Return the process that leads, as its log says: the last one that began to."""
+        (at, process) = max(
+            (line[:23], index)
+            for index, one in enumerate(self.processes)
+            for line in one.output.splitlines()
+            if "this process leads" in line
+        )
+        assert at
+        return self.processes[process]
+
+    def stop(self) -> None:
+        """End all processes that still run."""
+        for one in self.processes:
+            if one.process is not None and one.process.poll() is None:
+                one.stop()
+
+
+@pytest.fixture
+def facility(tmp_path: Path) -> Iterator[Facility]:
+    """Give a facility with nothing but its PostgreSQL server, which the test may break."""
+    with postgres() as server:
+        made = Facility(tmp_path, server)
+        yield made
+        made.stop()
+
+
+def submit(api: Server, count: int) -> str:
+    """Ask for so many files."""
+    answer = api.submit(file_list=[str(ZMUMU)] * count, selection=QUERY)
+    assert answer.status_code == 200, answer.text
+    request_id: str = answer.json()["request_id"]
+    return request_id
+
+
+def some_done(api: Server, request_id: str, count: int = 1) -> None:
+    """Wait until so many files of a request have ended."""
+    deadline = time.monotonic() + 60
+    while len(api.results(request_id)) < count:
+        assert time.monotonic() < deadline, api.output
+        time.sleep(0.02)
+
+
+def every_file_once(api: Server, request_id: str, count: int) -> None:
+    """Wait for the end, and look at the answer, the rows and the objects."""
+    status = api.wait(request_id, seconds=90)
+    assert (status["status"], status["files"]) == ("Complete", count)
+    assert (status["files-completed"], status["files-failed"]) == (count, 0)
+    rows = api.rows("select file_id, state from tasks where request_id = ?", request_id)
+    assert Counter(state for _, state in rows) == {"done": count}
+    assert len({file_id for file_id, _ in rows}) == count
+    names = [result["s3-object-name"] for result in api.results(request_id)]
+    assert len(set(names)) == len(names) == count
+    # a worker that outlived its leader may have left an object that no row names
+    stored = {path.name for path in api.stored(request_id)}
+    assert stored == set(names)
+
+
+def test_one_leads_and_its_work_is_taken_over(facility: Facility) -> None:
+    """A request that comes in at one process is worked on by another one, until that is killed.
+
+    The next one has the lead within ten seconds, and no file is lost or made twice. A request can
+    be cancelled at a process that has no workers.
+    """
+    first, second = facility.dispatchers(2)
+    assert sorted(one.says(r"is ready and (leads|waits)") for one in (first, second)) == [
+        "leads",
+        "waits",
+    ]
+    api = facility.add("serve", "--no-dispatch")
+    assert api.get("/readyz").json() == {"status": "ready", "leads": False}
+    assert api.descendants() == []
+    every_file_once(api, submit(api, 3), 3)
+
+    request_id = submit(api, 60)
+    some_done(api, request_id)
+    (session,) = facility.leaders()
+    leader = facility.leader()
+    workers = leader.descendants()
+    assert leader.process is not None
+    leader.process.kill()
+    began = time.monotonic()
+    while facility.leaders() in ([], [session]):
+        assert time.monotonic() - began < TAKEOVER_SECONDS
+        time.sleep(0.05)
+    every_file_once(api, request_id, 60)
+    assert facility.leader() is not leader
+    psutil.wait_procs(workers, timeout=20)
+    assert not any(process.is_running() for process in workers)
+
+    slow = "def run_query(path):\n    import time\n    time.sleep(600)\n"
+    answer = api.submit(codegen="python", selection=base64.b64encode(slow.encode()).decode())
+    hanging = answer.json()["request_id"]
+    while api.rows("select count(*) from tasks where state = 'running'") != [(1,)]:
+        time.sleep(0.02)
+    api.client.post(f"/servicex/transformation/{hanging}/cancel").raise_for_status()
+    # the only worker was busy with it and is free again
+    assert api.run(selection=QUERY)["status"] == "Complete"
+    assert api.get(f"/servicex/transformation/{hanging}").json()["status"] == "Canceled"
+
+
+def test_a_restart_of_the_database_costs_nothing(facility: Facility) -> None:
+    """Twice it goes away in the middle of work, once as in a crash, and all files are done once.
+
+    Meanwhile nobody is answered with a crash.
+    """
+    facility.dispatchers(2)
+    api = facility.add("serve", "--no-dispatch")
+    request_id = submit(api, 60)
+    ways: tuple[Literal["fast", "immediate"], ...] = ("fast", "immediate")
+    for how in ways:
+        some_done(api, request_id, len(api.results(request_id)) + 2)
+        facility.postgres.stop(how)
+        assert api.get("/readyz").status_code == 503
+        answer = api.get(f"/servicex/transformation/{request_id}")
+        assert (answer.status_code, list(answer.json())) == (503, ["message"])
+        facility.postgres.start()
+        later = submit(api, 1)
+    every_file_once(api, request_id, 60)
+    every_file_once(api, later, 1)
+    assert len(facility.leaders()) == 1
+    assert "Traceback" not in api.output
+    assert not any(facility.postgres.password in one.output for one in facility.processes)
+
+
+def test_two_that_do_everything_never_both_lead(facility: Facility) -> None:
+    """`serve` on PostgreSQL stands for the lead too, and serves while it does not have it.
+
+    A leader that loses its connection, and lives, stops and ends its workers; what it believes to
+    have does not matter.
+    """
+    one, two = (facility.add("serve", "--workers", "1") for _ in range(2))
+    assert [server.get("/readyz").json()["leads"] for server in (one, two)] == [True, False]
+    request_id = submit(two, 40)
+    servers = itertools.cycle((one, two))
+    for done in (5, 10):
+        some_done(next(servers), request_id, done)
+        (session,) = facility.leaders()
+        facility.postgres.run("select pg_terminate_backend(%s)", session)
+        deadline = time.monotonic() + TAKEOVER_SECONDS
+        while (found := facility.leaders()) in ([], [session]):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert len(found) == 1
+    every_file_once(one, request_id, 40)
+    terms = [line for server in (one, two) for line in server.output.splitlines()]
+    terms = sorted(line for line in terms if "this process leads" in line or "has lost" in line)
+    # a log line is written after what it tells, so two terms may touch but never overlap
+    assert ["leads" in line for line in terms] == [True, False, True, False, True]

@@ -1,0 +1,391 @@
+"""Who leads: one at a time, another one when that ends, and nothing is written by one that did."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import Connection, text
+
+from servicex_server.app import App, Duty, lock_folder, service_key
+from servicex_server.database import leadership
+from servicex_server.database import requests as request_rows
+from servicex_server.database import tasks as task_rows
+from servicex_server.database.connection import Database
+from servicex_server.database.leadership import AdvisoryLock, NotLeadingError, Undisputed
+from servicex_server.database.locks import SPACE, Lock
+from servicex_server.engines.memory import MemoryEngine
+from servicex_server.errors import StartupError, UnknownNameError
+from servicex_server.model import (
+    LOCAL_USER,
+    Outcome,
+    Request,
+    RequestState,
+    ResultFormat,
+    TaskSpec,
+    TaskState,
+)
+from servicex_server.settings import Settings
+from servicex_server.submission import Order
+from tests.postgres import Postgres
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Run asynchronous tests on asyncio."""
+    return "asyncio"
+
+
+@pytest.fixture
+def url(postgresql: Postgres) -> Iterator[str]:
+    """Give a database on PostgreSQL."""
+    postgresql.run("create database candidates template template")
+    yield postgresql.url("candidates")
+    postgresql.run("drop database candidates with (force)")
+
+
+@pytest.fixture
+def shared(url: str) -> Iterator[Database]:
+    """Give the same database, opened."""
+    with closing(Database(url)) as database:
+        yield database
+
+
+def holders(postgresql: Postgres, lock: Lock = Lock.LEAD, *, granted: bool = True) -> list[int]:
+    """Return the sessions that hold a lock, or wait for it."""
+    found = postgresql.run(
+        "select pid from pg_locks join pg_database d on d.oid = database where granted = %s and "
+        "locktype = 'advisory' and datname = 'candidates' and classid = %s and objid = %s",
+        granted,
+        SPACE,
+        int(lock),
+    )
+    return [pid for (pid,) in found]
+
+
+def end_leader(postgresql: Postgres) -> None:
+    """End the session that leads, as a network or a server that dies does."""
+    (pid,) = holders(postgresql)
+    assert postgresql.run("select pg_terminate_backend(%s, 10000)", pid) == [(True,)]
+
+
+@asynccontextmanager
+async def locks(database: Database, count: int = 2) -> AsyncIterator[list[AdvisoryLock]]:
+    """Give candidates, each as a process of its own would have it."""
+    made = [AdvisoryLock(database) for _ in range(count)]
+    try:
+        yield made
+    finally:
+        for one in made:
+            await one.release()
+
+
+async def taken(lock: AdvisoryLock) -> None:
+    """Stand for the lead until it is there: a server ends a session when it gets round to it."""
+    async with asyncio.timeout(10):
+        while not await lock.take():
+            await asyncio.sleep(0.01)
+
+
+def nothing(message: str) -> None:
+    """Hear what is told."""
+
+
+async def test_one_leads_until_it_ends(shared: Database, postgresql: Postgres) -> None:
+    """The second one is refused as long as the first one leads."""
+    async with locks(shared) as (one, other):
+        assert [await one.take(), await other.take(), await other.take()] == [True, False, False]
+        assert len(holders(postgresql)) == 1
+        await one.release()
+        await taken(other)
+        assert not await one.take()
+        assert len(holders(postgresql)) == 1
+
+
+async def test_a_leader_notices_that_its_session_is_gone(
+    shared: Database, postgresql: Postgres
+) -> None:
+    """Its watch returns at once; the next one leads, and then the first one may stand again."""
+    async with locks(shared) as (one, other):
+        assert await one.take()
+        watching = asyncio.create_task(one.watch(nothing))
+        end_leader(postgresql)
+        await asyncio.wait_for(watching, 5)
+        assert await other.take()
+        await one.release()
+        assert not await one.take()
+
+
+async def test_a_leader_that_has_not_noticed_cannot_write(
+    shared: Database, postgresql: Postgres
+) -> None:
+    """Its writes are refused, several at once too, while those of the next leader pass."""
+    async with locks(shared) as (one, other):
+        assert await one.take()
+        old = shared.guarded(one.guard)
+        await old.write(leadership.ping)
+        end_leader(postgresql)
+        assert await other.take()
+        with closing(Database(str(shared.url.render_as_string(hide_password=False)))) as second:
+            writes = [db.guarded(one.guard).write(leadership.ping) for db in (shared, second) * 3]
+            for answer in await asyncio.gather(*writes, return_exceptions=True):
+                assert isinstance(answer, NotLeadingError)
+        await shared.guarded(other.guard).write(leadership.ping)
+
+
+async def test_a_leader_begins_behind_the_last_write_of_the_old_one(
+    shared: Database, postgresql: Postgres
+) -> None:
+    """A write that was begun under the old leader has ended before the new one leads."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def slow(connection: Connection) -> None:
+        connection.execute(text("create table late (x int)"))
+        inside.set()
+        assert go_on.wait(20)
+
+    async with locks(shared) as (one, other):
+        assert await one.take()
+        writing = asyncio.create_task(shared.guarded(one.guard).write(slow))
+        await asyncio.to_thread(inside.wait, 10)
+        end_leader(postgresql)
+        taking = asyncio.create_task(other.take())
+        async with asyncio.timeout(10):
+            while not holders(postgresql, Lock.WRITE, granted=False):
+                await asyncio.sleep(0.01)
+        assert len(holders(postgresql)) == 1
+        assert not taking.done()
+        go_on.set()
+        assert await taking
+        assert writing.done() or await shared.read(
+            lambda c: c.scalar(text("select count(*) + 1 from late"))
+        )
+        await writing
+
+
+async def test_what_is_told_is_heard_by_the_leader_after_the_commit(shared: Database) -> None:
+    """Words come in their order, and none of a transaction that failed."""
+    heard: list[str] = []
+
+    def failing(connection: Connection) -> None:
+        leadership.tell(connection, "never")
+        raise KeyError
+
+    async with locks(shared, 1) as (one,):
+        assert await one.take()
+        await shared.write(leadership.tell, "before the watch")
+        watching = asyncio.create_task(one.watch(heard.append))
+        with pytest.raises(KeyError):
+            await shared.write(failing)
+        await shared.write(leadership.tell, "stopped 7")
+        async with asyncio.timeout(10):
+            while len(heard) < 2:
+                await asyncio.sleep(0.01)
+        assert heard == ["before the watch", "stopped 7"]
+        watching.cancel()
+
+
+async def test_a_folder_of_one_process_is_led_by_it(tmp_path: Path) -> None:
+    """With SQLite there is nothing to ask, and nothing to lose."""
+    with closing(Database(f"sqlite:///{tmp_path / 'x.sqlite'}")) as database:
+        alone = leadership.of(database)
+        assert isinstance(alone, Undisputed)
+        assert await alone.take()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(alone.watch(nothing), 0.05)
+        await database.guarded(alone.guard).write(leadership.ping)
+
+
+# --- whole services, several on one database -----------------------------------------------
+
+
+def delivered(spec: TaskSpec) -> Outcome:
+    """End a task."""
+    return Outcome(spec.request_id, spec.file_id, spec.attempt, bytes_written=7)
+
+
+@pytest.fixture
+def settings(url: str, tmp_path: Path) -> Settings:
+    """Give the settings that all processes share."""
+    return Settings(data_dir=tmp_path / "data", database_url=SecretStr(url))
+
+
+async def submit(app: App, count: int) -> str:
+    """Ask for so many files."""
+    files = [f"/data/{n}.root" for n in range(count)]
+    order = Order('[{"treename": "t"}]', "uproot-raw", ResultFormat.PARQUET, files=files)
+    return await app.submission.accept(LOCAL_USER, order)
+
+
+async def ended(app: App, request_id: str) -> Request:
+    """Wait until a request has ended."""
+    async with asyncio.timeout(30):
+        while True:
+            found = await app.database.read(request_rows.get, LOCAL_USER, request_id)
+            if found.state.terminal:
+                return found
+            await asyncio.sleep(0.01)
+
+
+class Holding(MemoryEngine):
+    """An engine that keeps its tasks and begins none, while the test says so."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(delivered, **options)
+        self.holds = True
+
+    def submit(self, spec: TaskSpec, *, avoid: str = "") -> None:
+        """Queue a task."""
+        if self.holds:
+            self._waiting.append(spec)
+        else:
+            super().submit(spec, avoid=avoid)
+
+    async def has(self, request_id: str, *, inside: bool) -> None:
+        """Wait until files of a request are inside the engine, or none is."""
+        async with asyncio.timeout(10):
+            while any(spec.request_id == request_id for spec in self._waiting) is not inside:
+                await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("end", [request_rows.cancel, request_rows.remove])
+async def test_a_process_without_workers_has_its_requests_done(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, end: Callable[..., Any], *, told: bool
+) -> None:
+    """Another one looks up and works, and drops what is cancelled or deleted.
+
+    Also if it never hears a word.
+    """
+    if not told:
+        monkeypatch.setattr(leadership, "tell", lambda connection, message: None)
+    wrong = UnknownNameError("no branch x").record()
+    engine = Holding(check=lambda spec: wrong)
+    async with (
+        App(settings, duty=Duty.DISPATCH, engine=engine) as working,
+        App(settings, duty=Duty.API) as api,
+    ):
+        assert (working.leader is not None, api.leader) == (True, None)
+        broken_off = await submit(api, 20)
+        assert engine.checked == []  # nobody could look at the files, so it was accepted unseen
+        await engine.has(broken_off, inside=True)
+        await api.database.write(end, LOCAL_USER, broken_off)
+        await api.stopped(broken_off)
+        await engine.has(broken_off, inside=False)
+        engine.holds = False
+        found = await ended(api, await submit(api, 20))
+        assert (found.state, found.completed) == (RequestState.COMPLETE, 20)
+    assert {spec.request_id for spec in engine.seen} == {found.id}
+
+
+async def test_who_serves_and_leads_checks_a_query(settings: Settings) -> None:
+    """A process with workers refuses what its files contradict, on PostgreSQL too."""
+    wrong = UnknownNameError("no branch x").record()
+    async with App(settings, engine=MemoryEngine(delivered, check=lambda spec: wrong)) as app:
+        with pytest.raises(UnknownNameError):
+            await submit(app, 1)
+
+
+async def test_the_next_one_leads_and_every_file_ends_once(
+    settings: Settings, postgresql: Postgres
+) -> None:
+    """Leaders whose sessions end again and again lose no file and record none twice."""
+    engines = [MemoryEngine(delivered, slots=2) for _ in range(2)]
+    async with App(settings, engine=engines[0]) as one, App(settings, engine=engines[1]) as other:
+        apps = (one, other)
+        assert [app.leader is not None for app in apps] == [True, False]
+        request_id = await submit(other, 400)
+        for _ in range(3):
+            async with asyncio.timeout(10):
+                before = await done(other, request_id)
+                while await done(other, request_id) <= before + 20:
+                    assert len([app for app in apps if app.leader is not None]) <= 1
+                    await asyncio.sleep(0.01)
+            end_leader(postgresql)
+        found = await ended(one, request_id)
+        assert (found.state, found.completed) == (RequestState.COMPLETE, 400)
+        reports = await one.database.read(task_rows.reports, request_id, [TaskState.DONE])
+    assert len({report.file_id for report in reports}) == len(reports) == 400
+    assert all(engine.seen for engine in engines)
+
+
+async def done(app: App, request_id: str) -> int:
+    """Return how many files of a request have ended well."""
+    return (await app.database.read(request_rows.get, LOCAL_USER, request_id)).completed
+
+
+async def test_a_leader_that_stops_leaves_the_lead_to_the_next(settings: Settings) -> None:
+    """An orderly end is a change too: what was running is taken up by the other one."""
+    engine = MemoryEngine(delivered)
+    async with App(settings, engine=Holding()) as one:
+        request_id = await submit(one, 5)
+        other = await App(settings, engine=engine).__aenter__()
+        assert other.leader is None
+    found = await ended(other, request_id)
+    await other.__aexit__(None, None, None)
+    assert (found.state, found.completed) == (RequestState.COMPLETE, 5)
+    assert {spec.attempt for spec in engine.seen} == {1}
+
+
+async def test_a_process_whose_workers_cannot_start_does_not_keep_the_lead(
+    settings: Settings,
+) -> None:
+    """It says why and leaves, and the next one leads."""
+
+    class Broken(MemoryEngine):
+        async def start(
+            self, ended: Callable[[Outcome], None], ready: Callable[[], None] = lambda: None
+        ) -> None:
+            raise StartupError("the workers cannot be started: no")
+
+    with pytest.raises(StartupError, match="no"):
+        async with App(settings, engine=Broken(delivered)):
+            pass
+    async with App(settings, engine=MemoryEngine(delivered)) as app:
+        assert app.leader is not None
+
+
+@pytest.mark.parametrize("duty", [Duty.API, Duty.DISPATCH])
+async def test_several_processes_need_postgresql(tmp_path: Path, duty: Duty) -> None:
+    """With SQLite they are refused before anything is made."""
+    with pytest.raises(StartupError, match="need PostgreSQL"):
+        async with App(Settings(data_dir=tmp_path / "d"), duty=duty):
+            pass
+    assert not (tmp_path / "d").exists()
+
+
+def test_several_processes_share_a_folder_and_one_alone_does_not(tmp_path: Path) -> None:
+    """A process that shares keeps off one that does not, and the other way round."""
+    refused = pytest.raises(StartupError, match="is used by another server")
+    with lock_folder(tmp_path, shared=True), lock_folder(tmp_path, shared=True), refused:
+        lock_folder(tmp_path, shared=False)
+    with lock_folder(tmp_path, shared=False):
+        for shared in (True, False):
+            with pytest.raises(StartupError, match="is used by another server"):
+                lock_folder(tmp_path, shared=shared)
+
+
+def test_all_who_make_the_key_at_once_have_the_same(tmp_path: Path) -> None:
+    """One key is made, whole and private, and nothing is left beside it."""
+    together = threading.Barrier(8)
+    keys: list[bytes] = []
+
+    def make() -> None:
+        together.wait(10)
+        keys.append(service_key(tmp_path))
+
+    threads = [threading.Thread(target=make) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(keys) == 8
+    assert len(set(keys)) == 1
+    (made,) = tmp_path.iterdir()
+    assert (made.name, made.stat().st_mode & 0o777) == ("service.key", 0o600)
