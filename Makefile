@@ -64,5 +64,5 @@ $(DEMO): $(READY) pyproject.toml
 	@touch $@
 
 $(ALL): $(READY) pyproject.toml
-	@$(INSTALL) --editable '.[xrootd]' --group dev
+	@$(INSTALL) --editable '.[xrootd,jobqueue,kubernetes,gateway]' --group dev
 	@touch $(DEMO) $@

@@ -102,10 +102,14 @@ class App:
             self._lock.close()
 
     def _workers(self) -> Engine:
-        from servicex_server.engines.clusters import LocalProcesses
+        from servicex_server.engines.clusters import cluster_of
         from servicex_server.engines.dask import DaskEngine
 
-        cluster = LocalProcesses(memory=self.settings.worker_memory)
+        cluster = cluster_of(
+            self.settings.engine,
+            memory=self.settings.worker_memory,
+            folder=self.settings.data_dir,
+        )
         return DaskEngine(cluster, workers=self.settings.workers)
 
     def principal(self) -> Principal:

@@ -1,7 +1,8 @@
 """The settings of the service: one typed tree, file < environment < flag.
 
 Every field can be given in a YAML file (``--config``), as environment variable
-``SERVICEX_SERVER_<FIELD>``, and by the flag of the same name where the command line has one.
+``SERVICEX_SERVER_<FIELD>``, and by the flag of the same name where the command line has one. What
+belongs to ``engine`` is one level down in the file, and ``SERVICEX_SERVER_ENGINE__<FIELD>``.
 """
 
 import os
@@ -16,9 +17,13 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from servicex_server.engines.options import EngineOptions, LocalOptions, kinds
 from servicex_server.errors import StartupError, did_you_mean
 
 PREFIX = "SERVICEX_SERVER_"
+NESTED = "__"
+SECRETS = ("password", "token")
+"""Settings that are never shown."""
 
 
 def _default_data_dir() -> Path:
@@ -33,7 +38,11 @@ class Settings(BaseSettings):
     """What an operator can choose. The defaults make a complete service on one machine."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, extra="forbid", frozen=True, use_attribute_docstrings=True
+        env_prefix=PREFIX,
+        env_nested_delimiter=NESTED,
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
     )
 
     host: str = "127.0.0.1"
@@ -52,8 +61,12 @@ class Settings(BaseSettings):
     data_dir: Path = Field(default_factory=_default_data_dir)
     """Folder for the database, the results and the keys; made if it is not there."""
 
-    workers: int = Field(default_factory=_cores, ge=1, le=1024)
-    """Worker processes on this machine. The default is the number of usable cores."""
+    engine: EngineOptions = Field(default_factory=LocalOptions)
+    """Where the worker processes are: ``kind`` is ``local``, ``address``, ``jobqueue``,
+    ``kubernetes`` or ``gateway``, and each has options of its own."""
+
+    workers: int = Field(default_factory=_cores, ge=1, le=10_000)
+    """Worker processes. The default is the number of usable cores of this machine."""
 
     worker_memory: int = Field(default=2 << 30, ge=256 << 20)
     """Bytes of memory a worker may use before it is restarted."""
@@ -134,16 +147,25 @@ def load(config: Path | None = None, **flags: Any) -> Settings:
         raise StartupError(f"{config} is no YAML: {error}") from None
     except ValidationError as error:
         raise StartupError(_explained(error, given)) from None
-    return Settings.model_construct(**settings.model_dump())
+    return Settings.model_construct(**dict(settings))
 
 
 def _explained(error: ValidationError, flags: dict[str, Any]) -> str:
     first = error.errors()[0]
-    name = str(first["loc"][0]) if first["loc"] else "the settings"
+    # the second of a place in `engine` is its kind
+    path = [str(part) for n, part in enumerate(first["loc"]) if n != 1]
     if first["type"] == "extra_forbidden":
-        near = did_you_mean(name, Settings.model_fields)
-        return f"there is no setting {name} ({near})"
-    place = (
-        f"--{name.replace('_', '-')}" if name in flags else f"{name} (or {PREFIX}{name.upper()})"
-    )
-    return f"setting {place}: {first['msg']}, not {first['input']!r}"
+        model = kinds()[str(first["loc"][1])] if len(path) > 1 else Settings
+        return (
+            f"there is no setting {'.'.join(path)} ({did_you_mean(path[-1], model.model_fields)})"
+        )
+    if first["type"].startswith("union_tag"):
+        path.append("kind")
+        first["msg"] = f"one of {', '.join(kinds())} is needed"
+    name = ".".join(path)
+    variable = PREFIX + NESTED.join(path).upper()
+    place = f"--{name.replace('_', '-')}" if name in flags else f"{name} (or {variable})"
+    # what is no plain value may have a password in it
+    shown = isinstance(first["input"], str | int | float | list) and path[-1] not in SECRETS
+    given = f", not {first['input']!r}" if shown else ""
+    return f"setting {place}: {first['msg'].removeprefix('Value error, ')}{given}"

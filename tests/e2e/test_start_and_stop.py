@@ -13,22 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support import Server, sample
+from tests.support import Server, refused, sample
 
 ZMUMU = sample("uproot-Zmumu.root")
 COMMAND = str(Path(sys.executable).with_name("servicex-server"))
-
-
-def refused(*options: str) -> str:
-    """Run ``serve`` with options that cannot work; return the one line it prints."""
-    ran = subprocess.run(
-        [COMMAND, "serve", *options], capture_output=True, text=True, timeout=30, check=False
-    )
-    assert ran.returncode == 1
-    assert ran.stdout == ""
-    (line,) = ran.stderr.strip().splitlines()
-    assert line.startswith("servicex-server: ")
-    return line
 
 
 def test_a_taken_port_is_one_line(tmp_path: Path) -> None:

@@ -1,15 +1,30 @@
-"""Where Dask's workers come from: processes of this machine, or a cluster that is there."""
+"""Where Dask's workers come from: processes of this machine, or a cluster that is there.
 
+`Cluster` is the contract, `LocalProcesses` the kind that needs nothing, and `cluster_of` chooses;
+each of the other kinds is a file beside this one.
+"""
+
+import importlib
 import logging
 import os
 import signal
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import dask
-from distributed import Client, LocalCluster, Security
+from distributed import Client, LocalCluster, Scheduler, Security
 
+from servicex_server.engines.options import (
+    AddressOptions,
+    EngineOptions,
+    GatewayOptions,
+    JobQueueOptions,
+    KubernetesOptions,
+)
 from servicex_server.errors import StartupError
 
 log = logging.getLogger(__name__)
@@ -26,7 +41,10 @@ CONFIG = {
     "distributed.admin.tick.limit": "30s",
     "distributed.comm.timeouts.connect": "10s",
 }
-"""What schedulers and workers are told that we start."""
+"""What schedulers and workers are told that we start; a scheduler changes the lists it is given."""
+
+NANNY_MEMORY = 512 << 20
+"""Bytes that a job or a pod asks for beside the memory of its worker."""
 
 SECRETS = ("SERVICEX_SERVER_", "AWS_", "PGPASSWORD")
 """Environment variables that begin so are not handed to workers."""
@@ -77,7 +95,7 @@ class LocalProcesses(Cluster):
 
     async def open(self) -> Client:
         """Start a scheduler without workers."""
-        with dask.config.set(CONFIG):
+        with dask.config.set(deepcopy(CONFIG)):
             try:
                 self._cluster = await LocalCluster(
                     n_workers=0,
@@ -96,9 +114,13 @@ class LocalProcesses(Cluster):
 
     async def scale(self, count: int) -> None:
         """Start or end processes."""
-        with dask.config.set(CONFIG), _without_secrets():
-            self._cluster.scale(count)
-            await self._cluster
+        with dask.config.set(deepcopy(CONFIG)), _without_secrets():
+            names = superfluous(self._cluster.scheduler, self._cluster.worker_spec, count)
+            if names:
+                await self._cluster.scale_down(names)
+            else:
+                self._cluster.scale(count)
+                await self._cluster
 
     async def close(self) -> None:
         """End the processes."""
@@ -120,6 +142,11 @@ class LocalProcesses(Cluster):
         return str(self._cluster.scheduler_address) if self._cluster is not None else ""
 
 
+def public_environment() -> dict[str, str]:
+    """Return the environment of this process, but for what workers must not inherit."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(SECRETS)}
+
+
 class _without_secrets:  # noqa: N801  # reads as a statement
     """Hide what workers must not inherit while they are started."""
 
@@ -130,3 +157,94 @@ class _without_secrets:  # noqa: N801  # reads as a statement
 
     def __exit__(self, *exception: object) -> None:
         os.environ.update(self._hidden)
+
+
+def cluster_of(options: EngineOptions, *, memory: int, folder: Path) -> Cluster:
+    """Return the cluster that an operator chose; nothing is started yet.
+
+    Parameters
+    ----------
+    options
+        The choice.
+    memory
+        Bytes that one worker may use.
+    folder
+        The data folder of the service.
+
+    Raises
+    ------
+    StartupError
+        The kind needs a package or a program that is not there; says how to get it.
+    """
+    if isinstance(options, AddressOptions):
+        from servicex_server.engines.address import ExistingScheduler
+
+        return ExistingScheduler(options)
+    if isinstance(options, JobQueueOptions):
+        from servicex_server.engines.jobqueue import JobQueue
+
+        return JobQueue(options, memory=memory, folder=folder)
+    if isinstance(options, KubernetesOptions):
+        from servicex_server.engines.kubernetes import KubernetesPods
+
+        return KubernetesPods(options, memory=memory)
+    if isinstance(options, GatewayOptions):
+        from servicex_server.engines.gateway import GatewayWorkers
+
+        return GatewayWorkers(options, folder=folder)
+    return LocalProcesses(memory=memory)
+
+
+def extra(module: str, kind: str) -> Any:
+    """Import a module of an optional package.
+
+    Raises
+    ------
+    StartupError
+        It is not installed; says how to get it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise StartupError(
+            f"workers of kind {kind} need a package that is not here: {error}",
+            hint=f"pip install 'servicex-server[{kind}]'",
+        ) from error
+
+
+def variables(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the environment variables by which Dask, started elsewhere, has a configuration.
+
+    Examples
+    --------
+    >>> variables({"distributed.scheduler.allowed-failures": 0})
+    {'DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES': '0'}
+    """
+    return {
+        f"DASK_{key.upper().replace('.', '__').replace('-', '_')}": str(value)
+        for key, value in config.items()
+    }
+
+
+def superfluous(scheduler: Scheduler, names: Iterable[str], count: int) -> list[str]:
+    """Return which of our workers to end so that so many are left.
+
+    Those that have not come yet go first, then idle ones, and one that works only if it must be.
+    """
+    names = list(names)
+    excess = max(0, len(names) - count)
+    here = {worker.name for worker in scheduler.workers.values()}
+    chosen = [name for name in reversed(names) if name not in here][:excess]
+    if rest := excess - len(chosen):
+        chosen += scheduler.workers_to_close(n=rest, attribute="name")
+    return chosen
+
+
+def first_cause(error: BaseException) -> str:
+    """Return the first cause of an error that says something, in one line."""
+    said = error
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+        if isinstance(cause, Exception) and str(cause):
+            said = cause
+    return " ".join(str(said).split())
