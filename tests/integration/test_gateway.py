@@ -131,7 +131,7 @@ def test_a_request_runs_on_a_cluster_of_the_gateway(
     until(lambda: name not in gateway.clusters(), "the former cluster is gone")
     assert len(gateway.clusters()) == 1
     assert server.run(file_list=copies(tmp_path / "more", FILES))["status"] == "Complete"
-    assert server.stop() < 5
+    assert server.stop() < 10
     until(lambda: not gateway.clusters(), "no cluster is left")
     assert not (server.data_dir / "gateway-cluster").exists()
 
@@ -139,12 +139,6 @@ def test_a_request_runs_on_a_cluster_of_the_gateway(
 def listed(folder: Path) -> list[str]:
     """Return what is in a folder."""
     return [path.name for path in folder.iterdir()]
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    """Run asynchronous tests on asyncio."""
-    return "asyncio"
 
 
 @pytest.mark.anyio

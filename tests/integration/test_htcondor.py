@@ -36,12 +36,6 @@ OPTIONS = {
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    """Run asynchronous tests on asyncio."""
-    return "asyncio"
-
-
-@pytest.fixture
 def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Put the programs that stand in for HTCondor on the path; return where its jobs are."""
     jobs, programs = tmp_path / "pool", tmp_path / "bin"

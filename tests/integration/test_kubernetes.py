@@ -27,12 +27,6 @@ IMAGE = "registry.example.org/servicex-server:1"
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    """Run asynchronous tests on asyncio."""
-    return "asyncio"
-
-
-@pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Kubernetes]:
     """Give a Kubernetes with the operator."""
     with kubernetes(tmp_path) as running:

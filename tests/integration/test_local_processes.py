@@ -11,12 +11,6 @@ from servicex_server.engines.clusters import CONFIG, LocalProcesses
 from tests.support import workers_of
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    """Run asynchronous tests on asyncio."""
-    return "asyncio"
-
-
 @pytest.mark.anyio
 async def test_who_works_stays_when_there_are_fewer() -> None:
     """An idle worker is ended before a busy one, whichever came first; and all when it is over."""

@@ -38,12 +38,6 @@ def batch() -> Iterator[Slurm]:
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    """Run asynchronous tests on asyncio."""
-    return "asyncio"
-
-
-@pytest.fixture
 def queue(batch: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., JobQueue]:
     """Give a function that makes a cluster which is not open yet."""
     for name, value in batch.environment.items():
@@ -106,7 +100,7 @@ def test_a_request_runs_on_jobs_of_slurm(
         "another job takes the place of the lost one",
     )
     assert server.run(file_list=copies(tmp_path / "more", FILES))["status"] == "Complete"
-    assert server.stop() < 5
+    assert server.stop() < 10
     until(lambda: not numbers(batch), "no job is left", seconds=10)
     assert [path.name for path in (server.data_dir / "jobs").iterdir()] == ["logs"]
 

@@ -4,6 +4,7 @@
 each of the other kinds is a file beside this one.
 """
 
+import asyncio
 import importlib
 import logging
 import os
@@ -46,6 +47,9 @@ CONFIG = {
 NANNY_MEMORY = 512 << 20
 """Bytes that a job or a pod asks for beside the memory of its worker."""
 
+TELL_SECONDS, AGAIN_SECONDS = 30.0, 10.0
+"""How long a server may take to hear how many workers are wanted, and the pause after a failure."""
+
 SECRETS = ("SERVICEX_SERVER_", "AWS_", "PGPASSWORD")
 """Environment variables that begin so are not handed to workers."""
 
@@ -75,6 +79,43 @@ class Cluster(ABC):
     def address(self) -> str:
         """Where the scheduler is, for people."""
         return ""
+
+
+class Managed(Cluster):
+    """A cluster whose size somebody else's server keeps, which is told until it has heard."""
+
+    def __init__(self) -> None:
+        self._wanted = 0
+        self._telling: asyncio.Task[None] | None = None
+
+    @abstractmethod
+    async def tell(self, count: int) -> None:
+        """Tell that server how many workers are wanted; whatever is raised, it is told again."""
+
+    async def scale(self, count: int) -> None:
+        """Have that server told; which workers go when there are too many is its choice."""
+        self._wanted = count
+        if self._telling is None or self._telling.done():
+            self._telling = asyncio.create_task(self._tell())
+
+    async def _tell(self) -> None:
+        told = -1
+        while told != self._wanted:
+            count = self._wanted
+            try:
+                async with asyncio.timeout(TELL_SECONDS):
+                    await self.tell(count)
+                told = count
+            except Exception as error:  # noqa: BLE001  # it is another's server: anything can be
+                why = first_cause(error) or f"no answer in {TELL_SECONDS:g} s"
+                log.warning("%d workers are wanted, which cannot be told: %s", count, why)
+                await asyncio.sleep(AGAIN_SECONDS)
+
+    async def silence(self) -> None:
+        """Tell nothing any more."""
+        if self._telling is not None:
+            self._telling.cancel()
+            await asyncio.gather(self._telling, return_exceptions=True)
 
 
 class LocalProcesses(Cluster):

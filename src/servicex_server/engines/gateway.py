@@ -8,7 +8,7 @@ from typing import Any
 
 from distributed import Client
 
-from servicex_server.engines.clusters import Cluster, extra, first_cause
+from servicex_server.engines.clusters import Managed, extra, first_cause
 from servicex_server.engines.options import GatewayOptions
 from servicex_server.errors import StartupError
 
@@ -18,7 +18,7 @@ CLOSE_SECONDS = 3.0
 """How long the gateway may take to hear that its cluster is not needed."""
 
 
-class GatewayWorkers(Cluster):
+class GatewayWorkers(Managed):
     """A cluster of our own at a gateway.
 
     Its name is kept in the data folder from before it runs, so that one that a killed service has
@@ -38,6 +38,7 @@ class GatewayWorkers(Cluster):
     """
 
     def __init__(self, options: GatewayOptions, *, folder: Path) -> None:
+        super().__init__()
         self._options = options
         self._library = extra("dask_gateway", "gateway")
         self._note = folder / "gateway-cluster"
@@ -95,15 +96,13 @@ class GatewayWorkers(Cluster):
                 await self._gateway.stop_cluster(self._note.read_text(encoding="utf-8"))
             self._note.unlink()
 
-    async def scale(self, count: int) -> None:
-        """Ask for so many workers; which go when there are too many is the gateway's choice."""
-        try:
-            await self._cluster.scale(count)
-        except Exception as error:  # noqa: BLE001  # it is another's server: anything can be
-            log.warning("the gateway does not scale: %s", first_cause(error))
+    async def tell(self, count: int) -> None:
+        """Tell the gateway."""
+        await self._cluster.scale(count)
 
     async def close(self) -> None:
         """End the cluster."""
+        await self.silence()
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
                 if self._cluster is not None:

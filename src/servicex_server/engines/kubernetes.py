@@ -13,7 +13,7 @@ from tornado.ioloop import IOLoop
 from servicex_server.engines.clusters import (
     CONFIG,
     NANNY_MEMORY,
-    Cluster,
+    Managed,
     extra,
     first_cause,
     variables,
@@ -35,7 +35,7 @@ CLOSE_SECONDS = 3.0
 """How long the API may take to hear that the cluster is not needed."""
 
 
-class KubernetesPods(Cluster):
+class KubernetesPods(Managed):
     """A scheduler and workers in pods of their own.
 
     Parameters
@@ -52,6 +52,7 @@ class KubernetesPods(Cluster):
     """
 
     def __init__(self, options: KubernetesOptions, *, memory: int) -> None:
+        super().__init__()
         self._options = options
         self._memory = memory
         self._library = extra("dask_kubernetes.operator", "kubernetes")
@@ -104,15 +105,13 @@ class KubernetesPods(Cluster):
             while wait and await found.exists():  # noqa: ASYNC110  # nobody announces it
                 await asyncio.sleep(0.5)
 
-    async def scale(self, count: int) -> None:
-        """Ask for so many pods; the operator ends idle ones first when they are too many."""
-        try:
-            await self._cluster.scale(count)
-        except Exception as error:  # noqa: BLE001  # it is another's server: anything can be
-            log.warning("Kubernetes does not scale: %s", first_cause(error))
+    async def tell(self, count: int) -> None:
+        """Tell the operator, which ends idle pods first."""
+        await self._cluster.scale(count)
 
     async def close(self) -> None:
         """Delete the DaskCluster; its pods go with it."""
+        await self.silence()
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
                 if self._cluster is not None:
