@@ -102,9 +102,12 @@ async def test_a_scheduler_that_is_not_there_is_named(monkeypatch: pytest.Monkey
     with pytest.raises(StartupError) as refusal:
         await ExistingScheduler(options).open()
     assert time.monotonic() - began < 5
-    assert str(refusal.value) == (
-        f"the scheduler {nobody} cannot be reached:"
-        f" Timed out trying to connect to {nobody} after 2 s"
+    start, why = str(refusal.value).split(" cannot be reached: ")
+    assert start == f"the scheduler {nobody}"
+    # the last try may end before or after the time
+    assert why in (
+        "[Errno 111] Connection refused",
+        f"Timed out trying to connect to {nobody} after 2 s",
     )
 
 

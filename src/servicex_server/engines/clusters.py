@@ -10,14 +10,15 @@ import logging
 import os
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import dask
-from distributed import Client, LocalCluster, Scheduler, Security
+import psutil
+from distributed import Client, LocalCluster, Scheduler, Security, Status
 
 from servicex_server.engines.options import (
     AddressOptions,
@@ -167,20 +168,33 @@ class LocalProcesses(Cluster):
         """End the processes."""
         if self._cluster is None:
             return
-        nannies = [nanny.pid for nanny in self._cluster.workers.values()]
+        workers = [nanny.pid for nanny in self._cluster.workers.values() if nanny.pid]
         try:
-            await self._cluster.close(timeout=2)
+            await self._cluster.close(timeout=1)
         except TimeoutError:
-            # a worker may be restarting, or the machine be busy: nothing of it is needed
+            # a worker may be restarting, or in the middle of something: nothing of it is needed
             log.warning("the workers did not end in time and are killed")
-            for pid in filter(None, nannies):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            await _killed(workers)
+            # so that it is closed once more: the scheduler is still there
+            self._cluster.status = Status.failed
+            with suppress(TimeoutError):
+                await self._cluster.close(timeout=1)
 
     @property
     def address(self) -> str:
         """Where the scheduler is, for people."""
         return str(self._cluster.scheduler_address) if self._cluster is not None else ""
+
+
+async def _killed(pids: Collection[int]) -> None:
+    """Kill children of this process, and wait for a moment until they are gone."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(1):
+            while any(map(psutil.pid_exists, pids)):  # noqa: ASYNC110  # Dask reaps them
+                await asyncio.sleep(0.01)
 
 
 def public_environment() -> dict[str, str]:
