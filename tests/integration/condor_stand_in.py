@@ -69,10 +69,12 @@ def alive(constraint: str = "") -> Iterator[tuple[str, psutil.Process]]:
 def remove(*arguments: str) -> None:
     """End jobs, named by a constraint or by their numbers."""
     wanted = arguments[1] if arguments[0] == "-constraint" else ""
-    for number, process in alive(wanted):
-        if wanted or f"{number}.0" in arguments:
-            for one in [process, *process.children(recursive=True)]:
-                one.terminate()
+    jobs = [(n, job) for n, job in alive(wanted) if wanted or f"{n}.0" in arguments]
+    for _, job in jobs:
+        for one in [job, *job.children(recursive=True)]:
+            one.terminate()
+    if not jobs:
+        sys.exit("Couldn't find/remove all jobs matching constraint")
 
 
 def main() -> None:

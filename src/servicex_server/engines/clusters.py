@@ -298,7 +298,7 @@ def superfluous(scheduler: Scheduler, names: Iterable[str], count: int) -> list[
 def first_cause(error: BaseException) -> str:
     """Return the first cause of an error that says something, in one line."""
     said = error
-    while (cause := error.__cause__ or error.__context__) is not None:
+    while cause := error.__cause__ or (not error.__suppress_context__ and error.__context__):
         error = cause
         if isinstance(cause, Exception) and str(cause):
             said = cause

@@ -117,7 +117,7 @@ class JobQueue(Cluster):
                     dashboard_address="127.0.0.1:0",
                     security=security,
                 )
-                await self._call(self._system.removal)
+                await self._remove_all()
                 await self._try_one()
                 client: Client = await Client(
                     self._scheduler.address, security=security, asynchronous=True
@@ -178,6 +178,15 @@ class JobQueue(Cluster):
             worker_extra_args=["--no-dashboard", *options.worker_arguments],
             **self._system.arguments(files),
         )
+
+    async def _remove_all(self) -> None:
+        """End all jobs of this service, also those of its former lives."""
+        try:
+            await self._call(self._system.removal)
+        except RuntimeError:
+            # that there is none to be removed is an error for some batch systems
+            if self._system.alive(await self._call(self._system.listing)):
+                raise
 
     async def _try_one(self) -> None:
         with self._job("trial").job_file() as description:
@@ -311,7 +320,7 @@ class JobQueue(Cluster):
         if self._scheduler is None:
             return
         try:
-            await self._call(self._system.removal)
+            await self._remove_all()
         except (OSError, RuntimeError) as error:
             log.warning(
                 "jobs are left, and end when they find no scheduler: %s", first_cause(error)
