@@ -222,3 +222,15 @@ def refused(*options: str, **environment: str) -> str:
     (line,) = ran.stderr.strip().splitlines()
     assert line.startswith("servicex-server: ")
     return line
+
+
+def doctor(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run ``doctor``; return what it printed and how it ended."""
+    return subprocess.run(
+        [str(Path(sys.executable).with_name("servicex-server")), "doctor", *options],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env=os.environ | environment,
+    )

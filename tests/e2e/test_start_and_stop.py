@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support import Server, refused, sample
+from tests.support import Server, doctor, refused, sample
 
 ZMUMU = sample("uproot-Zmumu.root")
 COMMAND = str(Path(sys.executable).with_name("servicex-server"))
@@ -155,24 +155,12 @@ def test_no_secret_is_logged(server: Server) -> None:
 
 def test_doctor_says_what_there_is(tmp_path: Path) -> None:
     """``doctor`` checks libraries, parts, credentials, folder and a worker, and what to do."""
-    ran = subprocess.run(
-        [COMMAND, "doctor", "--data-dir", str(tmp_path / "d")],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    ran = doctor("--data-dir", str(tmp_path / "d"))
     assert ran.returncode == 0, ran.stdout + ran.stderr
     for words in ("uproot", "language uproot-raw", "delivered a column", "The service can work"):
         assert words in ran.stdout
     (tmp_path / "file").touch()
-    ran = subprocess.run(
-        [COMMAND, "doctor", "--data-dir", str(tmp_path / "file" / "d")],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    ran = doctor("--data-dir", str(tmp_path / "file" / "d"))
     assert ran.returncode == 1
     assert "cannot be written" in ran.stdout
 

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import htcondor2
 import psutil
 
 JOBS = Path(os.environ.get("CONDOR_STAND_IN", "/nonexistent"))
@@ -32,6 +31,8 @@ def unquoted(text: str) -> list[str]:
 
 def submit(*arguments: str) -> None:
     """Take a description; start its job."""
+    import htcondor2
+
     described = htcondor2.Submit(Path(arguments[-1]).read_text())
     told = {key.lower(): described.expand(key) for key in described}
     command = [told["executable"], *unquoted(told["arguments"])]

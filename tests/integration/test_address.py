@@ -18,7 +18,7 @@ from servicex_server.engines.clusters import CONFIG, variables
 from servicex_server.engines.options import AddressOptions
 from servicex_server.errors import StartupError
 from tests.integration.servers import certificate, free_port
-from tests.support import Server, copies, refused
+from tests.support import Server, copies, doctor, refused
 
 FILES = 4
 
@@ -156,14 +156,7 @@ def test_doctor_looks_at_the_scheduler(foreign: Foreign, tmp_path: Path, *, ther
     """It says who answers, or what the service would say."""
     files = foreign.files if there else {**foreign.files, "tls_key_file": "/no/such"}
     options = configured(tmp_path, scheduler=foreign.address, **files)
-    command = [str(Path(sys.executable).with_name("servicex-server")), "doctor", *options]
-    ran = subprocess.run(
-        [*command, "--data-dir", str(tmp_path / "data")],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    ran = doctor(*options, "--data-dir", str(tmp_path / "data"))
     said = f"ok      scheduler {foreign.address} answers, "
     assert (said if there else "wrong   /no/such cannot be read") in ran.stdout
     assert ran.returncode == (0 if there else 1)

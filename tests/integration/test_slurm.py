@@ -1,6 +1,7 @@
 """The service on a real Slurm: its workers are jobs, and none is left behind."""
 
 import asyncio
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from servicex_server.engines.jobqueue import JobQueue
 from servicex_server.engines.options import JobQueueOptions
 from servicex_server.errors import StartupError
 from tests.integration.slurm import Slurm, slurm
-from tests.support import Server, copies, until, workers_of
+from tests.support import Server, copies, doctor, until, workers_of
 
 FILES = 6
 OPTIONS = {
@@ -93,6 +94,11 @@ def test_a_request_runs_on_jobs_of_slurm(
         for process in processes:
             assert "hush" not in " ".join(process.environ().values())
     lost, kept = sorted(numbers(batch))
+    # a look at the installation leaves those that run alone
+    data = ["--data-dir", str(server.data_dir)]
+    ran = doctor(*configured(tmp_path, 2), *data, **batch.environment)
+    assert re.search(r"ok      scheduler tls://127.0.0.1:\d+ answers, 0 workers", ran.stdout)
+    assert numbers(batch, "RUNNING") == {lost, kept}
     assert "hush" not in batch.ask("scontrol", "write", "batch_script", lost, "-")
     batch.ask("scancel", lost)
     until(
