@@ -229,7 +229,8 @@ class JobQueue(Cluster):
         absent = [name for name in self._jobs if name not in here]
         if not absent or not (lost or time.monotonic() >= self._list_at):
             return
-        self._list_after = min(2 * self._list_after, LISTING)
+        # a job ends a little later than its worker
+        self._list_after = ROUND if lost else min(2 * self._list_after, LISTING)
         self._list_at = time.monotonic() + self._list_after
         alive = self._system.alive(await self._call(self._system.listing))
         gone = [name for name in absent if self._jobs[name].job_id not in alive]
