@@ -38,7 +38,7 @@ def submit(*arguments: str) -> None:
     command = [told["executable"], *unquoted(told["arguments"])]
     if "-dry-run" in arguments:
         return
-    number = sum(1 for _ in JOBS.iterdir()) + 1
+    number = sum(1 for _ in JOBS.glob("*/")) + 1
     home = JOBS / str(number)
     home.mkdir()
     for file in told["transfer_input_files"].split(","):
@@ -80,6 +80,8 @@ def remove(*arguments: str) -> None:
 
 def main() -> None:
     """Do what the name says by which this was called."""
+    if (JOBS / "down").exists():
+        sys.exit("Failed to connect to local queue manager")
     name, *arguments = sys.argv[1:]
     if name == "condor_submit":
         submit(*arguments)

@@ -15,6 +15,7 @@ import dask
 import psutil
 import pytest
 
+from servicex_server.engines import jobqueue
 from servicex_server.engines.batch import HTCondor
 from servicex_server.engines.clusters import CONFIG
 from servicex_server.engines.jobqueue import JobQueue
@@ -171,6 +172,35 @@ async def test_jobs_of_a_killed_service_are_removed(
     for one in (client, other):
         await one.close()
     for cluster in (first, second):
+        await cluster.close()
+
+
+@pytest.mark.anyio
+async def test_a_batch_system_that_does_not_answer_is_asked_again(
+    pool: Path,
+    queue: Callable[..., JobQueue],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Neither a job that is wanted nor one that is to end is forgotten."""
+    monkeypatch.setattr(jobqueue, "FIRST_WAIT", 0.5)
+    cluster = queue(prologue=["sleep 600"])  # no worker will come
+    client = await cluster.open()
+    down = pool / "down"
+    try:
+        for count in (1, 0):
+            down.touch()
+            caplog.clear()
+            await cluster.scale(count)
+            async with asyncio.timeout(20):
+                while "Failed to connect to local queue manager" not in caplog.text:
+                    await asyncio.sleep(0.1)
+                assert len(list(condor_stand_in.alive())) == 1 - count
+                down.unlink()
+                while len(list(condor_stand_in.alive())) != count:
+                    await asyncio.sleep(0.1)
+    finally:
+        await client.close()
         await cluster.close()
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
-from distributed import Client, Scheduler, Security
+from distributed import Client, Scheduler, SchedulerPlugin, Security
 
 from servicex_server.engines.batch import TLS_FILES, HTCondor, Slurm
 from servicex_server.engines.clusters import (
@@ -92,7 +92,6 @@ class JobQueue(Cluster):
                 )
         self._jobs: dict[str, Any] = {}
         self._joined: set[str] = set()
-        self._here_before: set[str] = set()
         self._count = 0
         self._wanted = 0
         self._failures = 0
@@ -117,6 +116,7 @@ class JobQueue(Cluster):
                     dashboard_address="127.0.0.1:0",
                     security=security,
                 )
+                self._scheduler.add_plugin(_Watch(self))
                 await self._remove_all()
                 await self._try_one()
                 client: Client = await Client(
@@ -221,16 +221,10 @@ class JobQueue(Cluster):
     async def _look(self) -> None:
         """Forget the jobs that are no more."""
         here = self._here()
-        if here - self._here_before:
-            self._failures = 0
-        lost = self._here_before - here
-        self._here_before = here
-        self._joined |= here
         absent = [name for name in self._jobs if name not in here]
-        if not absent or not (lost or time.monotonic() >= self._list_at):
+        if not absent or time.monotonic() < self._list_at:
             return
-        # a job ends a little later than its worker
-        self._list_after = ROUND if lost else min(2 * self._list_after, LISTING)
+        self._list_after = min(2 * self._list_after, LISTING)
         self._list_at = time.monotonic() + self._list_after
         alive = self._system.alive(await self._call(self._system.listing))
         gone = [name for name in absent if self._jobs[name].job_id not in alive]
@@ -241,6 +235,19 @@ class JobQueue(Cluster):
                 f"jobs {', '.join(unused[:8])} ended before a worker came of them,"
                 f" see {self._folder / 'logs'}"
             )
+
+    def _list_soon(self) -> None:
+        """List the jobs at the next look, and then less and less often."""
+        self._list_after, self._list_at = ROUND, time.monotonic() + ROUND / 2
+
+    def joined(self, name: str) -> None:
+        """Hear of a worker that came."""
+        self._joined.add(name)
+        self._failures = 0
+
+    def left(self) -> None:
+        """Hear that a worker went."""
+        self._list_soon()
 
     def _here(self) -> set[str]:
         return {str(worker.name) for worker in self._scheduler.workers.values()}
@@ -254,14 +261,17 @@ class JobQueue(Cluster):
         """End the workers and the jobs that are too many."""
         chosen = superfluous(self._scheduler, self._jobs, self._wanted)
         names = [name for name in chosen if name in self._jobs]
-        if not names:
+        if not names or time.monotonic() < self._not_before:
             return
         if here := sorted(set(names) & self._here()):
             await self._scheduler.retire_workers(names=here, remove=True, close_workers=True)
         numbers = [self._jobs[name].job_id for name in names]
-        # one that has ended since is an error for some batch systems
-        with suppress(RuntimeError):
+        try:
             await self._call([*shlex.split(self._job_class.cancel_command), *numbers])
+        except RuntimeError:
+            # that one has ended since is an error for some batch systems
+            if not self._system.alive(await self._call(self._system.listing)).isdisjoint(numbers):
+                raise
         self._forget(names)
 
     async def _submit(self) -> None:
@@ -270,7 +280,7 @@ class JobQueue(Cluster):
             missing = min(AT_A_TIME, self._wanted - len(self._jobs))
             jobs = [self._job(f"{self._name}-{self._count + n}") for n in range(missing)]
             self._count += missing
-            self._list_after, self._list_at = ROUND, time.monotonic() + ROUND
+            self._list_soon()
             done = await asyncio.gather(*map(self._submitted, jobs), return_exceptions=True)
             for job, error in zip(jobs, done, strict=True):
                 if error is None:
@@ -334,6 +344,24 @@ class JobQueue(Cluster):
     def address(self) -> str:
         """Where the scheduler is, for people."""
         return str(self._scheduler.address) if self._scheduler is not None else ""
+
+
+class _Watch(SchedulerPlugin):
+    """Tells of workers that come and go."""
+
+    name = "servicex-jobs"
+
+    def __init__(self, queue: JobQueue) -> None:
+        self._queue = queue
+
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+        """Tell the name of one that came."""
+        self._queue.joined(str(scheduler.workers[worker].name))
+
+    def remove_worker(self, scheduler: Scheduler, worker: str, **how: Any) -> None:
+        """Tell that one went."""
+        del scheduler, worker, how
+        self._queue.left()
 
 
 _TLS_FIELDS = ("tls_ca_file", "tls_worker_cert", "tls_worker_key")
