@@ -64,5 +64,5 @@ $(DEMO): $(READY) pyproject.toml
 	@touch $@
 
 $(ALL): $(READY) pyproject.toml
-	@$(INSTALL) --editable '.[postgresql,xrootd]' --group dev
+	@$(INSTALL) --editable '.[postgresql,xrootd,jobqueue,kubernetes,gateway]' --group dev
 	@touch $(DEMO) $@

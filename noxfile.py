@@ -15,21 +15,27 @@ CONSTRAINTS = "--constraint=constraints.txt"
 @nox.session(python=["3.11", "3.12", "3.13", "3.14"], default=False)
 def versions(session: nox.Session) -> None:
     """Run the tests on every supported Python."""
-    session.install("-e.[postgresql,xrootd]", "--group=test", CONSTRAINTS)
+    session.install(
+        "-e.[postgresql,xrootd,jobqueue,kubernetes,gateway]", "--group=test", CONSTRAINTS
+    )
     session.run("pytest", *session.posargs)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests."""
-    session.install("-e.[postgresql,xrootd]", "--group=test", CONSTRAINTS)
+    session.install(
+        "-e.[postgresql,xrootd,jobqueue,kubernetes,gateway]", "--group=test", CONSTRAINTS
+    )
     session.run("pytest", *session.posargs)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
     """Lint, format, types, project layout, spelling."""
-    session.install("-e.[postgresql,xrootd]", "--group=dev", CONSTRAINTS)
+    session.install(
+        "-e.[postgresql,xrootd,jobqueue,kubernetes,gateway]", "--group=dev", CONSTRAINTS
+    )
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")

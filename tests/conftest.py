@@ -11,6 +11,12 @@ from tests.postgres import Postgres, postgres
 from tests.support import Server
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    """Run asynchronous tests on asyncio."""
+    return "asyncio"
+
+
 @pytest.fixture(scope="session")
 def sqlite_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Give a server with two workers that all tests of the session share."""

@@ -1,5 +1,6 @@
 """What several rungs of the tests share: sample files and a real server process."""
 
+import asyncio
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,6 +50,29 @@ def missing(reason: str) -> NoReturn:
 
 _EACH_TIME = {"SERVICEX_SERVER_SHARE_RESULTS": "none"}
 """Tests ask for the same again and again, and mean that it is done."""
+
+
+def copies(folder: Path, count: int, name: str = "uproot-Zmumu.root") -> list[str]:
+    """Return so many copies of a sample in a new folder: files of the same content."""
+    folder.mkdir()
+    paths = [folder / f"{n}.root" for n in range(count)]
+    return [str(shutil.copyfile(sample(name), path)) for path in paths]
+
+
+def until(true: Callable[[], bool], what: str, *, seconds: float = 60) -> None:
+    """Wait until something is so that nobody announces."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"it did not happen that {what}"
+        time.sleep(0.05)
+
+
+async def workers_of(client: Any, count: int) -> list[dict[str, Any]]:
+    """Wait until a scheduler has so many workers; return what it knows of them."""
+    async with asyncio.timeout(60):
+        while (found := await client.scheduler.identity(n_workers=-1))["n_workers"] != count:
+            await asyncio.sleep(0.1)
+    return list(found["workers"].values())
 
 
 @dataclass
@@ -116,6 +141,10 @@ class Server:
         """Return all processes below the server."""
         assert self.process is not None
         return psutil.Process(self.process.pid).children(recursive=True)
+
+    def dask_processes(self) -> list[psutil.Process]:
+        """Return the workers that run on this machine below the server."""
+        return [one for one in self.descendants() if "spawn_main" in " ".join(one.cmdline())]
 
     def rows(self, sql: str, *arguments: Any) -> list[tuple[Any, ...]]:
         """Return what the database holds."""
@@ -204,3 +233,32 @@ class Server:
         """Return the object files of a request."""
         folder = self.data_dir / "objects" / request_id
         return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def refused(*options: str, command: str = "serve", **environment: str) -> str:
+    """Run a command with options that cannot work; return the one line it prints."""
+    ran = subprocess.run(
+        [str(Path(sys.executable).with_name("servicex-server")), command, *options],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env=os.environ | environment,
+    )
+    assert ran.returncode == 1
+    assert ran.stdout == ""
+    (line,) = ran.stderr.strip().splitlines()
+    assert line.startswith("servicex-server: ")
+    return line
+
+
+def doctor(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run ``doctor``; return what it printed and how it ended."""
+    return subprocess.run(
+        [str(Path(sys.executable).with_name("servicex-server")), "doctor", *options],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env=os.environ | environment,
+    )

@@ -27,12 +27,8 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         pip = [f"{folder}/bin/python", "-m", "pip", "--disable-pip-version-check"]
         subprocess.run([*pip, "install", "--quiet", "--upgrade", "pip"], check=True)
-        wanted = [
-            "--editable",
-            f"{ROOT}[postgresql,xrootd]",
-            "--group",
-            f"{ROOT}/pyproject.toml:dev",
-        ]
+        extras = ",".join(project["project"]["optional-dependencies"])
+        wanted = ["--editable", f"{ROOT}[{extras}]", "--group", f"{ROOT}/pyproject.toml:dev"]
         needed = [*project["build-system"]["requires"], *BUILD]
         subprocess.run([*pip, "install", "--quiet", *wanted, *needed], check=True)
         freeze = [*pip, "freeze", "--all", "--exclude-editable", "--exclude", "setuptools"]

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -129,17 +129,44 @@ def _database(settings: Settings) -> Iterator[Finding]:
 
 
 def _engine(settings: Settings) -> Iterator[Finding]:
-    """Start one worker and let it extract a column of a file made here."""
+    """Start one worker and let it extract a column of a file made here; or look for others'."""
     import asyncio
 
-    del settings
     with tempfile.TemporaryDirectory(prefix="servicex-doctor-") as folder:
+        if settings.engine.kind != "local":
+            yield asyncio.run(_scheduler(settings, Path(folder)))
+            return
         try:
             seconds = asyncio.run(_one_column(Path(folder)))
         except Exception as error:  # noqa: BLE001  # whatever it is, it is what is wrong
             yield "wrong", f"a worker cannot work: {type(error).__name__}: {error}", ""
         else:
             yield "ok", f"a worker started and delivered a column in {seconds:.1f} s", ""
+
+
+async def _scheduler(settings: Settings, folder: Path) -> Finding:
+    """Open the cluster that was chosen, without asking for workers, and close it."""
+    from servicex_server.engines.clusters import cluster_of
+    from servicex_server.engines.options import JobQueueOptions, KubernetesOptions
+
+    options = settings.engine
+    # under other names, so that a service that runs is not disturbed
+    if isinstance(options, KubernetesOptions):
+        options = options.model_copy(update={"name": f"{options.name}-doctor"})
+    elif isinstance(options, JobQueueOptions):
+        jobs = options.job_folder and options.job_folder / "doctor"
+        options = options.model_copy(update={"scheduler_port": 0, "job_folder": jobs})
+    try:
+        cluster = cluster_of(options, memory=settings.worker_memory, folder=folder)
+        client: Any = await cluster.open()
+        try:
+            count = (await client.scheduler.identity())["n_workers"]
+            return "ok", f"scheduler {cluster.address} answers, {count} workers", ""
+        finally:
+            await client.close()
+            await cluster.close()
+    except ServiceXError as error:
+        return "wrong", error.message, error.hint
 
 
 async def _one_column(folder: Path) -> float:

@@ -167,7 +167,8 @@ class Leader:
 
 
 def _workers(settings: Settings) -> Engine:
-    from servicex_server.engines.clusters import LocalProcesses
+    from servicex_server.engines.clusters import cluster_of
     from servicex_server.engines.dask import DaskEngine
 
-    return DaskEngine(LocalProcesses(memory=settings.worker_memory), workers=settings.least_workers)
+    cluster = cluster_of(settings.engine, memory=settings.worker_memory, folder=settings.data_dir)
+    return DaskEngine(cluster, workers=settings.least_workers)

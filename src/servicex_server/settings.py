@@ -1,7 +1,8 @@
 """The settings of the service: one typed tree, file < environment < flag.
 
 Every field can be given in a YAML file (``--config``), as environment variable
-``SERVICEX_SERVER_<FIELD>``, and by the flag of the same name where the command line has one.
+``SERVICEX_SERVER_<FIELD>``, and by the flag of the same name where the command line has one. What
+belongs to ``engine`` is one level down in the file, and ``SERVICEX_SERVER_ENGINE__<FIELD>``.
 """
 
 import os
@@ -16,10 +17,14 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from servicex_server.engines.options import EngineOptions, LocalOptions, kinds
 from servicex_server.errors import StartupError, did_you_mean
 from servicex_server.model import Sharing
 
 PREFIX = "SERVICEX_SERVER_"
+NESTED = "__"
+SECRETS = ("password", "token")
+"""Settings that are never shown."""
 
 
 def _default_data_dir() -> Path:
@@ -34,7 +39,11 @@ class Settings(BaseSettings):
     """What an operator can choose. The defaults make a complete service on one machine."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, extra="forbid", frozen=True, use_attribute_docstrings=True
+        env_prefix=PREFIX,
+        env_nested_delimiter=NESTED,
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
     )
 
     host: str = "127.0.0.1"
@@ -61,6 +70,10 @@ class Settings(BaseSettings):
     objects_url: SecretStr | None = None
     """Where results are kept: ``s3://bucket/prefix?endpoint=https://…&region=…``, or another
     ``file:///absolute/folder``. Without it they are in ``data_dir``."""
+
+    engine: EngineOptions = Field(default_factory=LocalOptions)
+    """Where the worker processes are: ``kind`` is ``local``, ``address``, ``jobqueue``,
+    ``kubernetes`` or ``gateway``, and each has options of its own."""
 
     workers: int = Field(default_factory=_cores, ge=1, le=10_000)
     """Worker processes that there may be. The default is the number of usable cores."""
@@ -180,21 +193,30 @@ def load(config: Path | None = None, **flags: Any) -> Settings:
         raise StartupError(f"{config} is no YAML: {_place(error)}") from None
     except ValidationError as error:
         raise StartupError(_explained(error, given)) from None
-    return Settings.model_construct(**settings.model_dump())
+    return Settings.model_construct(**dict(settings))
 
 
 def _explained(error: ValidationError, flags: dict[str, Any]) -> str:
     first = error.errors()[0]
-    name = str(first["loc"][0]) if first["loc"] else "the settings"
+    # the second of a place in `engine` is its kind
+    path = [str(part) for n, part in enumerate(first["loc"]) if n != 1]
     if first["type"] == "extra_forbidden":
-        near = did_you_mean(name, Settings.model_fields)
-        return f"there is no setting {name} ({near})"
-    place = (
-        f"--{name.replace('_', '-')}" if name in flags else f"{name} (or {PREFIX}{name.upper()})"
-    )
-    field = Settings.model_fields.get(name)
-    secret = field is not None and SecretStr in get_args(field.annotation)
-    return f"setting {place}: {first['msg']}" + ("" if secret else f", not {first['input']!r}")
+        model = kinds()[str(first["loc"][1])] if len(path) > 1 else Settings
+        return (
+            f"there is no setting {'.'.join(path)} ({did_you_mean(path[-1], model.model_fields)})"
+        )
+    if first["type"].startswith("union_tag"):
+        path.append("kind")
+        first["msg"] = f"one of {', '.join(kinds())} is needed"
+    name = ".".join(path)
+    variable = PREFIX + NESTED.join(path).upper()
+    place = f"--{name.replace('_', '-')}" if name in flags else f"{name} (or {variable})"
+    # what is no plain value may have a password in it
+    field = Settings.model_fields.get(path[0])
+    secret = path[-1] in SECRETS or (field is not None and SecretStr in get_args(field.annotation))
+    shown = isinstance(first["input"], str | int | float | list) and not secret
+    given = f", not {first['input']!r}" if shown else ""
+    return f"setting {place}: {first['msg'].removeprefix('Value error, ')}{given}"
 
 
 def _place(error: Exception) -> str:

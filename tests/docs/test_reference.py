@@ -16,6 +16,7 @@ from fastapi.routing import APIRoute
 
 from servicex_server import errors
 from servicex_server.cli import cli
+from servicex_server.engines.options import JobQueueOptions, kinds
 from servicex_server.languages.uproot_raw import UprootRaw
 from servicex_server.model import RequestState, ResultFormat
 from servicex_server.settings import PREFIX, Settings
@@ -42,7 +43,7 @@ def rows(text: str) -> dict[str, list[str]]:
 
 
 def test_every_setting_is_described_with_its_variable_and_default() -> None:
-    described = rows(page("settings"))
+    described = rows(page("settings").partition("\n## ")[0])
     assert set(described) == set(Settings.model_fields)
     for name, field in Settings.model_fields.items():
         variable, default = described[name][:2]
@@ -50,6 +51,29 @@ def test_every_setting_is_described_with_its_variable_and_default() -> None:
         if field.default_factory is None:
             shown = "none" if field.default is None else str(field.default).removesuffix(".0")
             assert default.strip("`").lower() == shown.lower(), name
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_every_option_of_an_engine_is_described(kind: str) -> None:
+    text = page("settings").partition(f"\n## `engine` of kind `{kind}`\n")[2].partition("\n## ")[0]
+    assert text
+    described = rows(text)
+    fields = {name: field for name, field in kinds()[kind].model_fields.items() if name != "kind"}
+    assert set(described) == set(fields)
+    for name, field in fields.items():
+        variable, default = described[name][:2]
+        assert variable == f"`{PREFIX}ENGINE__{name.upper()}`"
+        shown = "needed" if field.is_required() else str(field.default or "none").removesuffix(".0")
+        assert default.strip("`") == ("0" if field.default == 0 else shown), name
+
+
+def test_every_kind_of_engine_has_a_complete_example() -> None:
+    text = (ROOT / "docs" / "how-to" / "run-at-a-facility.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    engines = [Settings(**yaml.safe_load(example)).engine for example in examples]
+    assert {engine.kind for engine in engines} == set(kinds()) - {"local"}
+    systems = {engine.system for engine in engines if isinstance(engine, JobQueueOptions)}
+    assert systems == {"slurm", "htcondor"}
 
 
 def test_every_command_and_option_is_described() -> None:

@@ -16,27 +16,10 @@ import pytest
 
 from tests.integration.servers import free_port
 from tests.postgres import Postgres
-from tests.support import Server, sample
+from tests.support import Server, doctor, refused, sample
 
 ZMUMU = sample("uproot-Zmumu.root")
 COMMAND = str(Path(sys.executable).with_name("servicex-server"))
-
-
-def refused(*options: str, command: str = "serve", **environment: str) -> str:
-    """Run a command with options that cannot work; return the one line it prints."""
-    ran = subprocess.run(
-        [COMMAND, command, *options],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-        env=os.environ | environment,
-    )
-    assert ran.returncode == 1
-    assert ran.stdout == ""
-    (line,) = ran.stderr.strip().splitlines()
-    assert line.startswith("servicex-server: ")
-    return line
 
 
 def test_a_taken_port_is_one_line(tmp_path: Path) -> None:
@@ -214,24 +197,12 @@ def test_no_secret_is_logged(server: Server) -> None:
 
 def test_doctor_says_what_there_is(tmp_path: Path) -> None:
     """``doctor`` checks libraries, parts, credentials, folder and a worker, and what to do."""
-    ran = subprocess.run(
-        [COMMAND, "doctor", "--data-dir", str(tmp_path / "d")],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    ran = doctor("--data-dir", str(tmp_path / "d"))
     assert ran.returncode == 0, ran.stdout + ran.stderr
     for words in ("uproot", "language uproot-raw", "delivered a column", "The service can work"):
         assert words in ran.stdout
     (tmp_path / "file").touch()
-    ran = subprocess.run(
-        [COMMAND, "doctor", "--data-dir", str(tmp_path / "file" / "d")],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    ran = doctor("--data-dir", str(tmp_path / "file" / "d"))
     assert ran.returncode == 1
     assert "cannot be written" in ran.stdout
 

@@ -1,17 +1,32 @@
-"""Where Dask's workers come from: processes of this machine, or a cluster that is there."""
+"""Where Dask's workers come from: processes of this machine, or a cluster that is there.
+
+`Cluster` is the contract, `LocalProcesses` the kind that needs nothing, and `cluster_of` chooses;
+each of the other kinds is a file beside this one.
+"""
 
 import asyncio
+import importlib
 import logging
 import os
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
+from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import dask
-from distributed import Client, LocalCluster, Security
+import psutil
+from distributed import Client, LocalCluster, Scheduler, Security, Status
 
+from servicex_server.engines.options import (
+    AddressOptions,
+    EngineOptions,
+    GatewayOptions,
+    JobQueueOptions,
+    KubernetesOptions,
+)
 from servicex_server.errors import StartupError
 
 log = logging.getLogger(__name__)
@@ -28,10 +43,13 @@ CONFIG = {
     "distributed.admin.tick.limit": "30s",
     "distributed.comm.timeouts.connect": "10s",
 }
-"""What schedulers and workers are told that we start."""
+"""What schedulers and workers are told that we start; a scheduler changes the lists it is given."""
 
-_PATIENCE = 2.0
-"""Seconds that worker processes have to end by themselves."""
+NANNY_MEMORY = 512 << 20
+"""Bytes that a job or a pod asks for beside the memory of its worker."""
+
+TELL_SECONDS, AGAIN_SECONDS = 30.0, 10.0
+"""How long a server may take to hear how many workers are wanted, and the pause after a failure."""
 
 SECRETS = ("SERVICEX_SERVER_", "AWS_", "PGPASSWORD")
 """Environment variables that begin so are not handed to workers."""
@@ -51,17 +69,8 @@ class Cluster(ABC):
         """
 
     @abstractmethod
-    async def scale(self, count: int, *, idle: Collection[Any] = ()) -> None:
-        """Ask for so many workers; those of other machines may come much later.
-
-        Parameters
-        ----------
-        count
-            How many.
-        idle
-            Names of workers that have nothing to do and will get nothing any more: where there are
-            more than wanted, these end.
-        """
+    async def scale(self, count: int) -> None:
+        """Ask for so many workers; those of other machines may come much later."""
 
     @abstractmethod
     async def close(self) -> None:
@@ -71,6 +80,43 @@ class Cluster(ABC):
     def address(self) -> str:
         """Where the scheduler is, for people."""
         return ""
+
+
+class Managed(Cluster):
+    """A cluster whose size somebody else's server keeps, which is told until it has heard."""
+
+    def __init__(self) -> None:
+        self._wanted = 0
+        self._telling: asyncio.Task[None] | None = None
+
+    @abstractmethod
+    async def tell(self, count: int) -> None:
+        """Tell that server how many workers are wanted; whatever is raised, it is told again."""
+
+    async def scale(self, count: int) -> None:
+        """Have that server told; which workers go when there are too many is its choice."""
+        self._wanted = count
+        if self._telling is None or self._telling.done():
+            self._telling = asyncio.create_task(self._tell())
+
+    async def _tell(self) -> None:
+        told = -1
+        while told != self._wanted:
+            count = self._wanted
+            try:
+                async with asyncio.timeout(TELL_SECONDS):
+                    await self.tell(count)
+                told = count
+            except Exception as error:  # noqa: BLE001  # it is another's server: anything can be
+                why = first_cause(error) or f"no answer in {TELL_SECONDS:g} s"
+                log.warning("%d workers are wanted, which cannot be told: %s", count, why)
+                await asyncio.sleep(AGAIN_SECONDS)
+
+    async def silence(self) -> None:
+        """Tell nothing any more."""
+        if self._telling is not None:
+            self._telling.cancel()
+            await asyncio.gather(self._telling, return_exceptions=True)
 
 
 class LocalProcesses(Cluster):
@@ -91,7 +137,7 @@ class LocalProcesses(Cluster):
 
     async def open(self) -> Client:
         """Start a scheduler without workers."""
-        with dask.config.set(CONFIG):
+        with dask.config.set(deepcopy(CONFIG)):
             try:
                 self._cluster = await LocalCluster(
                     n_workers=0,
@@ -108,34 +154,52 @@ class LocalProcesses(Cluster):
             client: Client = await Client(self._cluster, asynchronous=True)
             return client
 
-    async def scale(self, count: int, *, idle: Collection[Any] = ()) -> None:
+    async def scale(self, count: int) -> None:
         """Start or end processes."""
-        with dask.config.set(CONFIG), _without_secrets():
-            if idle:
-                await self._cluster.scale_down(list(idle))
-            if count > len(self._cluster.worker_spec):
+        with dask.config.set(deepcopy(CONFIG)), _without_secrets():
+            names = superfluous(self._cluster.scheduler, self._cluster.worker_spec, count)
+            if names:
+                await self._cluster.scale_down(names)
+            else:
                 self._cluster.scale(count)
-            await self._cluster
+                await self._cluster
 
     async def close(self) -> None:
         """End the processes."""
         if self._cluster is None:
             return
-        closing = asyncio.ensure_future(self._cluster.close())
-        await asyncio.wait({closing}, timeout=_PATIENCE)
-        if not closing.done():
-            # a worker may be restarting, or the machine be busy: nothing of it is needed
+        workers = [nanny.pid for nanny in self._cluster.workers.values() if nanny.pid]
+        try:
+            await self._cluster.close(timeout=1)
+        except TimeoutError:
+            # a worker may be restarting, or in the middle of something: nothing of it is needed
             log.warning("the workers did not end in time and are killed")
-            for nanny in self._cluster.workers.values():
-                if nanny.pid is not None:
-                    with suppress(ProcessLookupError):
-                        os.kill(nanny.pid, signal.SIGKILL)
-        await closing
+            await _killed(workers)
+            # so that it is closed once more: the scheduler is still there
+            self._cluster.status = Status.failed
+            with suppress(TimeoutError):
+                await self._cluster.close(timeout=1)
 
     @property
     def address(self) -> str:
         """Where the scheduler is, for people."""
         return str(self._cluster.scheduler_address) if self._cluster is not None else ""
+
+
+async def _killed(pids: Collection[int]) -> None:
+    """Kill children of this process, and wait for a moment until they are gone."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(1):
+            while any(map(psutil.pid_exists, pids)):  # noqa: ASYNC110  # Dask reaps them
+                await asyncio.sleep(0.01)
+
+
+def public_environment() -> dict[str, str]:
+    """Return the environment of this process, but for what workers must not inherit."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(SECRETS)}
 
 
 class _without_secrets:  # noqa: N801  # reads as a statement
@@ -148,3 +212,94 @@ class _without_secrets:  # noqa: N801  # reads as a statement
 
     def __exit__(self, *exception: object) -> None:
         os.environ.update(self._hidden)
+
+
+def cluster_of(options: EngineOptions, *, memory: int, folder: Path) -> Cluster:
+    """Return the cluster that an operator chose; nothing is started yet.
+
+    Parameters
+    ----------
+    options
+        The choice.
+    memory
+        Bytes that one worker may use.
+    folder
+        The data folder of the service.
+
+    Raises
+    ------
+    StartupError
+        The kind needs a package or a program that is not there; says how to get it.
+    """
+    if isinstance(options, AddressOptions):
+        from servicex_server.engines.address import ExistingScheduler
+
+        return ExistingScheduler(options)
+    if isinstance(options, JobQueueOptions):
+        from servicex_server.engines.jobqueue import JobQueue
+
+        return JobQueue(options, memory=memory, folder=folder)
+    if isinstance(options, KubernetesOptions):
+        from servicex_server.engines.kubernetes import KubernetesPods
+
+        return KubernetesPods(options, memory=memory)
+    if isinstance(options, GatewayOptions):
+        from servicex_server.engines.gateway import GatewayWorkers
+
+        return GatewayWorkers(options, folder=folder)
+    return LocalProcesses(memory=memory)
+
+
+def extra(module: str, kind: str) -> Any:
+    """Import a module of an optional package.
+
+    Raises
+    ------
+    StartupError
+        It is not installed; says how to get it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise StartupError(
+            f"workers of kind {kind} need a package that is not here: {error}",
+            hint=f"pip install 'servicex-server[{kind}]'",
+        ) from error
+
+
+def variables(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the environment variables by which Dask, started elsewhere, has a configuration.
+
+    Examples
+    --------
+    >>> variables({"distributed.scheduler.allowed-failures": 0})
+    {'DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES': '0'}
+    """
+    return {
+        f"DASK_{key.upper().replace('.', '__').replace('-', '_')}": str(value)
+        for key, value in config.items()
+    }
+
+
+def superfluous(scheduler: Scheduler, names: Iterable[str], count: int) -> list[str]:
+    """Return which of our workers to end so that so many are left.
+
+    Those that have not come yet go first, then idle ones, and one that works only if it must be.
+    """
+    names = list(names)
+    excess = max(0, len(names) - count)
+    here = {worker.name for worker in scheduler.workers.values()}
+    chosen = [name for name in reversed(names) if name not in here][:excess]
+    if rest := excess - len(chosen):
+        chosen += scheduler.workers_to_close(n=rest, attribute="name")
+    return chosen
+
+
+def first_cause(error: BaseException) -> str:
+    """Return the first cause of an error that says something, in one line."""
+    said = error
+    while cause := error.__cause__ or (not error.__suppress_context__ and error.__context__):
+        error = cause
+        if isinstance(cause, Exception) and str(cause):
+            said = cause
+    return " ".join(str(said).split())

@@ -6,6 +6,7 @@ dropped without a word to anybody; and a scheduler that is lost loses nothing.
 """
 
 import asyncio
+import itertools
 import logging
 import time
 from collections import deque
@@ -114,7 +115,7 @@ class DaskEngine(Engine):
         self._beside: set[asyncio.Task[Any]] = set()
         self._scaling = asyncio.Lock()
         self._turn = 0
-        self._run = uuid4().hex[:8]
+        self._run, self._numbers = uuid4().hex[:8], itertools.count()
         self._ended: Callable[[Outcome], None] = _nobody
         self._more: Callable[[], None] = lambda: None
         self.restarts = 0
@@ -187,7 +188,7 @@ class DaskEngine(Engine):
         future = self._client.submit(
             run,
             job.spec,
-            key=f"{job.spec.key}/{self._run}",
+            key=f"{job.spec.key}/{self._run}/{next(self._numbers)}",
             workers=[worker.address],
             allow_other_workers=False,
             pure=False,
@@ -205,7 +206,8 @@ class DaskEngine(Engine):
             await self._lost(worker)
             return
         except FutureCancelledError:
-            self._again(worker, job)  # it was not the worker: nobody knows of the task any more
+            if job.future is future:
+                self._again(worker, job)  # it was not the worker: nobody knows of the task any more
             return
         except Exception as error:
             log.exception(
@@ -270,7 +272,7 @@ class DaskEngine(Engine):
         elif message.get("action") == "remove-worker":
             worker = self._workers.get(message["worker"])
             if worker is not None:
-                self._keep(self._lost(worker))
+                self._keep(self._lost(worker, expected=bool(message.get("expected"))))
 
     def _on_exit(self, event: tuple[float, dict[str, Any]]) -> None:
         address = event[1]["worker"]
@@ -279,14 +281,21 @@ class DaskEngine(Engine):
             if not told.done():
                 told.set_result(event[1])
 
-    async def _lost(self, worker: _Worker) -> None:
-        """Forget a worker that has ended; its task, if any, has failed with it."""
+    async def _lost(self, worker: _Worker, *, expected: bool = False) -> None:
+        """Forget a worker that has ended; its task, if any, has failed with it.
+
+        One that was told to end as it got a task is not the task's fault: another one does it.
+        """
         if self._workers.get(worker.address) is not worker:
             return
         del self._workers[worker.address]
         told = self._exits.setdefault(worker.address, asyncio.Future())
         job, worker.job = worker.job, None
-        if job is not None:
+        if job is not None and expected:
+            former, job.future = job.future, None
+            self._again(worker, job)
+            await self._client.cancel([former], force=True)
+        elif job is not None:
             ended_before, job.over = job.over, True
             # a scheduler that is not ours may wait for the worker to come back
             await self._client.cancel([job.future], force=True)
@@ -381,13 +390,9 @@ class DaskEngine(Engine):
             self._keep(self._end(worker, why))
 
     async def scale(self, count: int) -> None:
-        """Ask for so many workers; where fewer are wanted, those end that have nothing to do."""
+        """Ask for so many workers; where fewer are wanted, idle ones end first."""
         async with self._scaling:
-            idle = [worker for worker in self._workers.values() if worker.idle]
-            leaving = idle[: max(0, len(self._workers) - count)]
-            for worker in leaving:
-                worker.problem = "it ends, for there is nothing to do"
-            await self._cluster.scale(count, idle=[worker.name for worker in leaving])
+            await self._cluster.scale(count)
 
     def workers(self) -> list[WorkerInfo]:
         """Return who is there and what they do."""

@@ -1,0 +1,162 @@
+"""The service on a scheduler and workers that somebody else started."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+
+from servicex_server.engines import address
+from servicex_server.engines.address import ExistingScheduler
+from servicex_server.engines.clusters import CONFIG, variables
+from servicex_server.engines.options import AddressOptions
+from servicex_server.errors import StartupError
+from tests.integration.servers import certificate, free_port
+from tests.support import Server, copies, doctor, refused
+
+FILES = 4
+
+
+@dataclass
+class Foreign:
+    """A scheduler and two workers, by TLS with a certificate that vouches for itself."""
+
+    address: str
+    files: Mapping[str, str]
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+
+@contextmanager
+def process(*command: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command of Dask until it is not needed."""
+    started = subprocess.Popen(
+        [str(Path(sys.executable).with_name("dask")), *command],
+        env=os.environ | variables(CONFIG),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield started
+    finally:
+        started.terminate()
+        started.wait(20)
+
+
+def tls(folder: Path) -> dict[str, str]:
+    """Make a certificate; return the settings that name it."""
+    folder.mkdir()
+    cert, key = map(str, certificate(folder))
+    return {"tls_ca_file": cert, "tls_cert_file": cert, "tls_key_file": key}
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Foreign]:
+    """Give a scheduler with its workers."""
+    found = tls(tmp_path_factory.mktemp("foreign") / "tls")
+    options = ["--tls-ca-file", found["tls_ca_file"], "--tls-cert", found["tls_cert_file"]]
+    options += ["--tls-key", found["tls_key_file"], "--protocol", "tls", "--host", "127.0.0.1"]
+    port = str(free_port())
+    where = f"tls://127.0.0.1:{port}"
+    scheduler = ["scheduler", "--port", port, "--dashboard-address", "127.0.0.1:0", *options]
+    worker = ["worker", where, "--nthreads", "1", "--memory-limit", "1GiB", "--no-dashboard"]
+    with ExitStack() as started:
+        commands = (scheduler, [*worker, *options], [*worker, *options])
+        running = [started.enter_context(process(*command)) for command in commands]
+        yield Foreign(where, found, running)
+
+
+def configured(folder: Path, **engine: str) -> list[str]:
+    """Write the settings; return the options that name them."""
+    config = folder / "settings.yaml"
+    config.write_text(yaml.safe_dump({"workers": 2, "engine": {"kind": "address"} | engine}))
+    return ["--config", str(config)]
+
+
+def test_a_request_runs_on_workers_of_others(
+    foreign: Foreign, new_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    """The workers are found and used, and outlive the service."""
+    server = new_server(*configured(tmp_path, scheduler=foreign.address, **foreign.files))
+    status = server.run(file_list=copies(tmp_path / "in", FILES))
+    assert (status["status"], status["files-completed"]) == ("Complete", FILES)
+    assert server.dask_processes() == []
+    assert "allowed-failures" not in server.output
+    server.stop()
+    assert [process.poll() for process in foreign.processes] == [None] * 3
+
+
+@pytest.mark.anyio
+async def test_a_scheduler_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So is how long it was tried, which is no longer than that."""
+    assert address.CONNECT_SECONDS == 10
+    monkeypatch.setattr(address, "CONNECT_SECONDS", 2)
+    nobody = f"tcp://127.0.0.1:{free_port()}"
+    options = AddressOptions(kind="address", scheduler=nobody)
+    began = time.monotonic()
+    with pytest.raises(StartupError) as refusal:
+        await ExistingScheduler(options).open()
+    assert time.monotonic() - began < 5
+    start, why = str(refusal.value).split(" cannot be reached: ")
+    assert start == f"the scheduler {nobody}"
+    # the last try may end before or after the time
+    assert why in (
+        "[Errno 111] Connection refused",
+        f"Timed out trying to connect to {nobody} after 2 s",
+    )
+
+
+@pytest.fixture
+def others(tmp_path: Path) -> dict[str, str]:
+    """Give certificates that the scheduler has nothing to do with."""
+    return tls(tmp_path / "others")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (("tls_ca_file", "tls_cert_file", "tls_key_file"), "certificate verify failed"),
+        (("tls_ca_file",), "certificate verify failed"),
+        (("tls_cert_file", "tls_key_file"), "trust who signed the other's certificate"),
+        (("tls_key_file",), "do not fit together: "),
+    ],
+)
+async def test_certificates_that_do_not_fit_are_told_apart(
+    foreign: Foreign, others: dict[str, str], wrong: tuple[str, ...], said: str
+) -> None:
+    """What is wrong is one line, and is said at once where somebody answers."""
+    files = {**foreign.files, **{name: others[name] for name in wrong}}
+    options = AddressOptions.model_validate(
+        {"kind": "address", "scheduler": foreign.address, **files}
+    )
+    began = time.monotonic()
+    with pytest.raises(StartupError) as refusal:
+        await ExistingScheduler(options).open()
+    assert said in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert time.monotonic() - began < address.CONNECT_SECONDS + 2
+
+
+def test_a_file_that_is_not_there_is_one_line(foreign: Foreign, tmp_path: Path) -> None:
+    """It is looked for before anybody is called; the service does not start."""
+    files = {**foreign.files, "tls_key_file": "/no/such"}
+    options = configured(tmp_path, scheduler=foreign.address, **files)
+    said = refused(*options, "--port", "0", "--data-dir", str(tmp_path / "data"))
+    assert said == "servicex-server: /no/such cannot be read: No such file or directory"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_doctor_looks_at_the_scheduler(foreign: Foreign, tmp_path: Path, *, there: bool) -> None:
+    """It says who answers, or what the service would say."""
+    files = foreign.files if there else {**foreign.files, "tls_key_file": "/no/such"}
+    options = configured(tmp_path, scheduler=foreign.address, **files)
+    ran = doctor(*options, "--data-dir", str(tmp_path / "data"))
+    said = f"ok      scheduler {foreign.address} answers, "
+    assert (said if there else "wrong   /no/such cannot be read") in ran.stdout
+    assert ran.returncode == (0 if there else 1)

@@ -1,0 +1,278 @@
+"""What Kubernetes is sent, held against the schemas of the Dask operator, and what comes of it.
+
+There is no Kubernetes here: the API is emulated, and pods are processes.
+"""
+
+import asyncio
+import functools
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import dask
+import jsonschema
+import pytest
+import yaml
+
+from servicex_server.engines.clusters import CONFIG
+from servicex_server.engines.kubernetes import POD_CONFIG, KubernetesPods, cluster_spec
+from servicex_server.engines.options import KubernetesOptions
+from servicex_server.errors import StartupError
+from tests.integration.pods import Kubernetes, kubernetes
+from tests.support import Server, copies, until, workers_of
+
+FILES = 4
+IMAGE = "registry.example.org/servicex-server:1"
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Kubernetes]:
+    """Give a Kubernetes with the operator."""
+    with kubernetes(tmp_path) as running:
+        yield running
+
+
+def options(**changes: Any) -> KubernetesOptions:
+    """Return what an operator of the service chose."""
+    return KubernetesOptions.model_validate({"kind": "kubernetes", "image": IMAGE} | changes)
+
+
+@functools.cache
+def schema(name: str) -> dict[str, Any]:
+    """Return the schema of a resource as the operator installs it, without leave for more."""
+    package = find_spec("dask_kubernetes")
+    assert package is not None
+    assert package.origin is not None
+    chart = "operator/deployment/helm/dask-kubernetes-operator/crds"
+    text = (Path(package.origin).parent / chart / f"{name}.yaml").read_text()
+    (version,) = yaml.load(text, yaml.CSafeLoader)["spec"]["versions"]
+    found: dict[str, Any] = version["schema"]["openAPIV3Schema"]
+    found["properties"] |= {"apiVersion": {}, "kind": {}, "metadata": {"type": "object"}}
+    _forbid(found)
+    return found
+
+
+def _forbid(part: Any) -> None:
+    """Forbid what a real API server would silently leave out."""
+    if isinstance(part, dict):
+        if isinstance(part.get("properties"), dict) and "additionalProperties" not in part:
+            part["additionalProperties"] = False
+        if part.pop("x-kubernetes-int-or-string", False):
+            part.pop("type", None)
+        for value in part.values():
+            _forbid(value)
+    elif isinstance(part, list):
+        for value in part:
+            _forbid(value)
+
+
+def container(spec: dict[str, Any], part: str) -> dict[str, Any]:
+    """Return the container of the scheduler or the worker."""
+    (found,) = spec["spec"][part]["spec"]["containers"]
+    assert isinstance(found, dict)
+    return found
+
+
+FILE = {
+    "apiVersion": "kubernetes.dask.org/v1",
+    "kind": "DaskCluster",
+    "metadata": {"name": "other", "labels": {"team": "columns"}},
+    "spec": {
+        "scheduler": {"spec": {"containers": [{"name": "scheduler"}]}},
+        "worker": {
+            "replicas": 7,
+            "spec": {
+                "containers": [
+                    {
+                        "name": "worker",
+                        "args": ["sleep", "1"],
+                        "env": [
+                            {"name": "X509_USER_PROXY", "value": "/proxy/x509"},
+                            {"name": "DASK_DISTRIBUTED__ADMIN__TICK__LIMIT", "value": "60s"},
+                        ],
+                        "resources": {"limits": {"memory": "6Gi"}},
+                        "volumeMounts": [{"name": "proxy", "mountPath": "/proxy"}],
+                    }
+                ],
+                "volumes": [{"name": "proxy", "secret": {"secretName": "proxy"}}],
+                "tolerations": [{"key": "batch", "operator": "Exists"}],
+            },
+        },
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"service_type": "NodePort", "service_account": "columns", "cpu": "500m"},
+        {"pod_memory": 6 << 30, "namespace": "physics", "name": "run-3"},
+        {"spec_file": FILE},
+    ],
+)
+def test_the_object_is_what_the_operator_takes(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Nothing is missing, and nothing is there that the API would leave out."""
+    if "spec_file" in changes:
+        path = tmp_path / "cluster.yaml"
+        path.write_text(yaml.safe_dump(changes["spec_file"]))
+        changes = changes | {"spec_file": path}
+    spec = cluster_spec(options(**changes), memory=2 << 30)
+    jsonschema.Draft7Validator(schema("daskcluster")).validate(spec)
+    group = {"spec": {"cluster": spec["metadata"]["name"], "worker": spec["spec"]["worker"]}}
+    jsonschema.Draft7Validator(schema("daskworkergroup")).validate(group)
+    assert spec["spec"]["worker"]["replicas"] == 0
+    assert " ".join(container(spec, "worker")["args"]) == (
+        "dask worker --name $(DASK_WORKER_NAME) --nthreads 1 --nanny"
+        " --memory-limit 2147483648 --no-dashboard"
+    )
+
+
+def test_the_schema_would_see_a_mistake() -> None:
+    """A name that the operator does not know, and a value of another type, are refused."""
+    spec = cluster_spec(options(), memory=2 << 30)
+    validator = jsonschema.Draft7Validator(schema("daskcluster"))
+    spec["spec"]["worker"]["spec"]["serviceAcountName"] = "x"
+    assert not validator.is_valid(spec)
+    del spec["spec"]["worker"]["spec"]["serviceAcountName"]
+    assert validator.is_valid(spec)
+    container(spec, "worker")["env"][0]["value"] = 0
+    assert not validator.is_valid(spec)
+
+
+def test_a_pod_has_room_for_its_worker_and_no_credential() -> None:
+    """Its memory is that of the worker and of the nanny; no account's token is in it."""
+    spec = cluster_spec(options(), memory=2 << 30)
+    room = container(spec, "worker")["resources"]
+    assert room == {
+        "requests": {"cpu": "1", "memory": str((2 << 30) + (512 << 20))},
+        "limits": {"memory": str((2 << 30) + (512 << 20))},
+    }
+    for part in ("scheduler", "worker"):
+        assert spec["spec"][part]["spec"]["automountServiceAccountToken"] is False
+        assert container(spec, part)["image"] == IMAGE
+    named = cluster_spec(options(service_account="columns"), memory=2 << 30)
+    assert named["spec"]["worker"]["spec"]["serviceAccountName"] == "columns"
+
+
+def test_a_file_is_kept_but_for_what_has_to_be(tmp_path: Path) -> None:
+    """Volumes, tolerations, limits and variables stay; name, number and commands are ours."""
+    path = tmp_path / "cluster.yaml"
+    path.write_text(yaml.safe_dump(FILE))
+    spec = cluster_spec(options(spec_file=path), memory=2 << 30)
+    assert spec["metadata"] == {"name": "servicex", "labels": {"team": "columns"}}
+    worker = container(spec, "worker")
+    assert worker["resources"] == {"limits": {"memory": "6Gi"}}
+    assert worker["volumeMounts"] == [{"name": "proxy", "mountPath": "/proxy"}]
+    env = {one["name"]: one["value"] for one in worker["env"]}
+    assert env["X509_USER_PROXY"] == "/proxy/x509"
+    assert env["DASK_DISTRIBUTED__ADMIN__TICK__LIMIT"] == "60s"
+    assert len(env) == len(CONFIG) + 1
+    assert spec["spec"]["scheduler"]["service"]["selector"] == {
+        "dask.org/cluster-name": "servicex",
+        "dask.org/component": "scheduler",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("kind: [", "cannot be read"),
+        ("kind: Pod", "is no DaskCluster"),
+        (yaml.safe_dump(FILE | {"kind": "Pod"}), "is no DaskCluster"),
+        (None, "cannot be read: .*No such file"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path: Path, text: str | None, said: str) -> None:
+    """One line says which file, and what is wrong with it."""
+    path = tmp_path / "cluster.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(StartupError, match=said) as refusal:
+        cluster_spec(options(spec_file=path), memory=2 << 30)
+    assert str(path) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_request_runs_on_what_the_objects_describe(
+    cluster: Kubernetes, new_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    """The service makes the cluster, has its files done by its pods, and deletes it."""
+    config = tmp_path / "settings.yaml"
+    engine = {"kind": "kubernetes", "image": IMAGE, "service_type": "NodePort"}
+    settings = {"workers": 2, "worker_memory": 1 << 30, "engine": engine}
+    config.write_text(yaml.safe_dump(settings))
+    server = new_server(
+        "--config", str(config), KUBECONFIG=str(cluster.kubeconfig), AWS_SECRET_ACCESS_KEY="hush"
+    )
+    assert cluster.health() == "ok"
+    status = server.run(file_list=copies(tmp_path / "in", FILES))
+    assert (status["status"], status["files-completed"]) == ("Complete", FILES)
+    assert server.dask_processes() == []
+    until(lambda: len(cluster.running("worker")) == 2, "there are two workers")
+    (made,) = cluster.made
+    jsonschema.Draft7Validator(schema("daskcluster")).validate(made)
+    assert "hush" not in str(made)
+    server.stop()
+    until(lambda: not cluster.running(""), "no pod is left")
+
+
+@pytest.mark.anyio
+@pytest.mark.filterwarnings("ignore:The URL was not found")  # kmock lists its resources elsewhere
+async def test_workers_come_and_go_with_what_is_wanted(
+    cluster: Kubernetes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster that is left from before is replaced; pods have our configuration."""
+    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
+    left = KubernetesPods(options(service_type="NodePort"), memory=1 << 30)
+    await (await left.open()).close()
+    before = cluster.running("scheduler")
+    pods = KubernetesPods(options(service_type="NodePort"), memory=1 << 30)
+    client: Any = await pods.open()
+    try:
+        assert len(cluster.made) == 2
+        assert cluster.running("scheduler") != before
+        await pods.scale(1)
+        (worker,) = await workers_of(client, 1)
+        assert (worker["nthreads"], worker["memory_limit"]) == (1, 1 << 30)
+        assert worker["nanny"] is not None
+        for name, value in POD_CONFIG.items():
+            assert list((await client.run(dask.config.get, name)).values()) == [value]
+        await pods.scale(0)
+        assert await workers_of(client, 0) == []
+        assert cluster.replicas[-3:] == [0, 1, 0]
+    finally:
+        await client.close()
+        await pods.close()
+    await left.close()
+    async with asyncio.timeout(20):
+        while cluster.running(""):
+            await asyncio.sleep(0.1)
+
+
+@pytest.mark.anyio
+async def test_without_an_operator_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time is bounded, the hint says what to look at, and no object is left."""
+    with kubernetes(tmp_path, works=False) as bare:
+        monkeypatch.setenv("KUBECONFIG", str(bare.kubeconfig))
+        pods = KubernetesPods(options(start_seconds=3), memory=1 << 30)
+        with pytest.raises(StartupError, match="does the Dask operator run"):
+            await pods.open()
+        assert list(bare._objects("daskclusters")) == []
+
+
+@pytest.mark.anyio
+async def test_an_api_that_is_not_there_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for a server that refuses."""
+    with kubernetes(tmp_path) as gone:
+        monkeypatch.setenv("KUBECONFIG", str(gone.kubeconfig))
+    pods = KubernetesPods(options(start_seconds=10), memory=1 << 30)
+    with pytest.raises(StartupError) as refusal:
+        await pods.open()
+    assert "\n" not in str(refusal.value)
+    assert "cannot be made" in str(refusal.value)

@@ -1,0 +1,66 @@
+"""Worker processes of this machine come and go with what is wanted."""
+
+import asyncio
+import os
+import time
+from typing import Any
+
+import dask
+import psutil
+import pytest
+from distributed import Status
+
+from servicex_server.engines.clusters import CONFIG, LocalProcesses
+from tests.support import workers_of
+
+
+@pytest.mark.anyio
+async def test_who_works_stays_when_there_are_fewer() -> None:
+    """An idle worker is ended before a busy one, whichever came first; and all when it is over."""
+    cluster = LocalProcesses(memory=1 << 30)
+    client: Any = await cluster.open()
+    try:
+        assert CONFIG["distributed.scheduler.http.routes"] == []
+        await cluster.scale(3)
+        before = await workers_of(client, 3)
+        for name, value in CONFIG.items():
+            assert list((await client.run(dask.config.get, name)).values()) == [value] * 3
+        described = (await client.scheduler.identity())["workers"]
+        busy = max(described, key=lambda address: int(described[address]["name"]))
+        task = client.submit(time.sleep, 600, workers=[busy], pure=False, key="long")
+        async with asyncio.timeout(10):
+            while "long" not in (await client.processing())[busy]:
+                await asyncio.sleep(0.01)
+        for count in (2, 1):
+            await cluster.scale(count)
+            assert described[busy]["name"] in {
+                one["name"] for one in await workers_of(client, count)
+            }
+        assert (await client.processing()) == {busy: (task.key,)}
+        await cluster.scale(0)
+        assert await workers_of(client, 0) == []
+        assert len(before) == 3
+    finally:
+        await client.close()
+        await cluster.close()
+
+
+@pytest.mark.anyio
+async def test_nothing_is_left_of_workers_that_do_not_end() -> None:
+    """Workers in the middle of something are killed, and the scheduler is closed too."""
+    cluster = LocalProcesses(memory=1 << 30)
+    client: Any = await cluster.open()
+    await cluster.scale(2)
+    await workers_of(client, 2)
+    pids = list((await client.run(os.getpid)).values())
+    tasks = [client.submit(time.sleep, 600, pure=False, key=f"long-{n}") for n in range(2)]
+    async with asyncio.timeout(30):
+        while sum(map(len, (await client.processing()).values())) < len(tasks):
+            await asyncio.sleep(0.01)
+    scheduler = cluster._cluster.scheduler
+    await client.close(timeout=1)
+    await cluster.close()
+    assert cluster._cluster.status is scheduler.status is Status.closed
+    async with asyncio.timeout(10):
+        while any(map(psutil.pid_exists, pids)):
+            await asyncio.sleep(0.05)
