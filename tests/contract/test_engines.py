@@ -397,7 +397,7 @@ async def test_workers_come_and_go(tmp_path: Path) -> None:
         long = endless(tmp_path, "q")
         engine.submit(long)
         await until_it_runs(engine, long)
-        await engine.scale(0)
+        await engine.scale(1)
         async with asyncio.timeout(30):
             while len(engine.workers()) > 1:
                 await asyncio.sleep(0.05)

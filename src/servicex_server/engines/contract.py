@@ -64,7 +64,7 @@ class Engine(ABC):
 
     @abstractmethod
     async def scale(self, count: int) -> None:
-        """Ask for so many workers. Those that are on a task stay until it has ended."""
+        """Ask for so many workers. Where there are more, those end first that are idle."""
 
     @abstractmethod
     async def check(self, spec: CheckSpec) -> ErrorRecord | None:

@@ -367,6 +367,7 @@ class DaskEngine(Engine):
         if worker.problem:
             log.error("worker %s gets no tasks: %s", worker.address, worker.problem)
             return
+        log.info("worker %s has joined", worker.label)
         self._assign()
         self._more()
 
