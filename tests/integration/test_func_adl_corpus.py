@@ -48,6 +48,13 @@ def run(
     return {name: ak.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
+def chosen(array: Any) -> Any:
+    """Return all pairs of what is in lists, as lists."""
+    pairs = ak.unzip(ak.combinations(array, 2))
+    lists = ak.concatenate([one[..., np.newaxis] for one in pairs], axis=-1)
+    return ak.from_regular(lists, axis=None)
+
+
 MANY = "(lambda (list e) (> (attr e 'NJet') 2))"
 NUMBER = "(lambda (list e) (dict (list 'n') (list (attr e 'NJet'))))"
 SELECTED = select("px=(attr e 'Jet_Px')")
@@ -152,6 +159,37 @@ CASES: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
         f"(call SelectMany {E} (lambda (list e) (attr e 'Jet_Px')))",
         lambda e: {"branch": ak.flatten(e.Jet_Px)},
     ),
+    "flatten records": (
+        select("p=(attr e 'Jet_Px')", "n=(attr e 'NJet')").replace("Select", "SelectMany", 1),
+        lambda e: {
+            "p": ak.flatten(e.Jet_Px),
+            "n": ak.flatten(ak.broadcast_arrays(e.Jet_Px, e.NJet)[1]),
+        },
+    ),
+    "choose": (
+        select("c=(call (attr (attr e 'Jet_Px') 'Choose') 2)"),
+        lambda e: {"c": chosen(e.Jet_Px)},
+    ),
+    "elements of what is chosen": (
+        select(
+            "m=(call (attr (call (attr (attr e 'Jet_Px') 'Choose') 2) 'Select') "
+            "(lambda (list c) (call (attr c 'Max'))))",
+            "t=(call (attr (call (attr (attr e 'Jet_Px') 'Choose') 2) 'Select') "
+            "(lambda (list c) (subscript c 1)))",
+        ),
+        lambda e: {
+            "m": ak.max(chosen(e.Jet_Px), axis=-1),
+            "t": ak.firsts(chosen(e.Jet_Px)[:, :, 1:], axis=2),
+        },
+    ),
+    "more than there are": (
+        select("n=(call (attr (call (attr (attr e 'Jet_Px') 'Choose') 1000000000) 'Count'))"),
+        lambda e: {"n": e.NJet.to_numpy().astype("i8") * 0},
+    ),
+    "one of some": (
+        select("x=(call (attr (list 0 (attr e 'NMuon')) 'Contains') (attr e 'NJet'))"),
+        lambda e: {"x": (e.NJet == 0) | (e.NJet == e.NMuon)},
+    ),
     "order": (
         select(
             "s=(call (attr (attr e 'Jet_Px') 'OrderByDescending') (lambda (list p) (abs p)))"
@@ -179,6 +217,26 @@ CASES: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
             "c": np.arctan2(e.MET_py, e.MET_px),
             "d": ak.num(e.Jet_Px),
             "f": ak.num(e.Jet_Px),
+        },
+    ),
+    "functions of numpy that have a symbol": (
+        select(
+            "a=(call (attr np 'add') (attr e 'MET_px') 1)",
+            "b=(call (attr np 'square') (attr e 'Jet_Px'))",
+            "c=(call (attr np 'maximum') (attr e 'MET_px') (attr e 'MET_py'))",
+            "d=(call (attr np 'fmod') (attr e 'MET_px') 2)",
+            "f=(call (attr np 'where') (> (attr e 'NJet') 1) (attr e 'MET_px') 0)",
+            "g=(call (attr math 'degrees') (attr e 'MET_px'))",
+            "h=(call pow (attr e 'MET_px') 2)",
+        ),
+        lambda e: {
+            "a": e.MET_px + 1,
+            "b": e.Jet_Px**2,
+            "c": np.maximum(e.MET_px, e.MET_py),
+            "d": np.fmod(e.MET_px, 2),
+            "f": ak.where(e.NJet > 1, e.MET_px, np.float32(0)),
+            "g": np.degrees(e.MET_px),
+            "h": e.MET_px**2,
         },
     ),
     "condition and constant": (

@@ -191,7 +191,7 @@ def trees(draw: st.DrawFn) -> Tree:
     add("f", of_floats)
     add("g", of_floats)
     add("b", always("bool"))
-    add("is", of_whole, lengths())
+    add("ws", of_whole, lengths())
     add("fs", of_floats, lengths())
     objects = lengths()
     add("o_p", of_floats, objects)

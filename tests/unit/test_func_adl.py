@@ -58,6 +58,30 @@ def test_the_three_spellings_of_an_operator_mean_the_same(name: str, argument: s
 
 
 @pytest.mark.parametrize(
+    ("function", "symbol"),
+    [
+        ("(call (attr np 'add') (attr e 'x') 1)", "(+ (attr e 'x') 1)"),
+        ("(call (attr np 'true_divide') (attr e 'x') 2)", "(/ (attr e 'x') 2)"),
+        ("(call (attr np 'mod') (attr e 'x') 2)", "(% (attr e 'x') 2)"),
+        ("(call (attr math 'pow') (attr e 'x') 2)", "(** (attr e 'x') 2)"),
+        ("(call pow (attr e 'x') 2)", "(** (attr e 'x') 2)"),
+        ("(call (attr np 'negative') (attr e 'x'))", "(- (attr e 'x'))"),
+        ("(call (attr np 'invert') (attr e 'x'))", "(~ (attr e 'x'))"),
+        ("(call (attr np 'logical_not') (attr e 'x'))", "(not (attr e 'x'))"),
+        ("(call (attr np 'logical_or') (attr e 'x') 1)", "(or (attr e 'x') 1)"),
+        ("(call (attr np 'greater_equal') (attr e 'x') 1)", "(>= (attr e 'x') 1)"),
+        ("(call (attr np 'left_shift') (attr e 'x') 1)", "(<< (attr e 'x') 1)"),
+        ("(call (attr np 'maximum') (attr e 'x') 1)", "(call max (attr e 'x') 1)"),
+        ("(call (attr np 'where') (attr e 'x') 1 2)", "(if (attr e 'x') 1 2)"),
+        ("(call (attr ak 'where') (attr e 'x') 1 2)", "(if (attr e 'x') 1 2)"),
+    ],
+)
+def test_a_function_that_python_has_as_a_symbol_means_the_same(function: str, symbol: str) -> None:
+    """Whole numbers, truth values and what is missing do not depend on how it is written."""
+    assert node(of_event(function)) == node(of_event(symbol))
+
+
+@pytest.mark.parametrize(
     ("source", "tree"),
     [
         (E, "events"),
@@ -109,6 +133,18 @@ WRONG = {
     of_event("(attr np 'random')"): "is no value",
     of_event("(call (attr (attr e 'x') 'Frist'))"): "there is no operator Frist",
     of_event("(call (attr (attr e 'x') 'Average'))"): "there is no operator Average",
+    of_event("(call sqrt (attr e 'x') 2)"): "sqrt takes 1, and here are 2, at character 73",
+    of_event("(call (attr math 'log') (attr e 'x') 10)"): "log takes 1, and here are 2",
+    of_event("(call (attr np 'arctan2') (attr e 'x'))"): "arctan2 takes 2, and here are 1",
+    of_event("(call (attr np 'add') (attr e 'x'))"): "add takes 2, and here are 1",
+    of_event("(call (attr np 'negative') 1 2)"): "negative takes 1, and here are 2",
+    of_event("(call (attr np 'where') (attr e 'x') 2)"): "where takes 3, and here are 2",
+    of_event("(call (attr np 'max') (attr e 'x') (attr e 'y'))"): "np.max works on one list",
+    of_event("(call sum 1 2)"): "sum takes 1, and here are 2",
+    of_event("(call sqrt)"): "sqrt takes 1, and here are 0",
+    of_event("(call max)"): "max needs an argument",
+    of_event("(call Contains (list 1 (list 2 3)) (attr e 'x'))"): "looks for single values",
+    of_event("(call Contains (list 1 2))"): "Contains takes 1 argument, and here are 0",
     of_event("(@ 1 2)"): "no qastle",
     of_event("(<> 1 2)"): "there is no operator <>",
     of_event("(dict (list 'a' 'a') (list 1 2))"): "the key 'a' is twice there",
@@ -137,6 +173,8 @@ WRONG = {
     f"(call First {E})": "all events of all files together",
     f"(call Select {E} (lambda (list e) {E}))": "only at the beginning",
     f"(call Where {E} (lambda (list e) e))": "a condition is a truth value",
+    f"(call SelectMany {E} (lambda (list e) e))": "SelectMany needs a list for each event",
+    f"(call SelectMany {E} (lambda (list e) (list e 1)))": "SelectMany needs a list for each",
 }
 
 

@@ -56,6 +56,10 @@ EXTRA: Mapping[tuple[str, str], str] = {
     ("engines", "transform"): "what an engine runs on its workers",
     ("engines.dask", "engines.beside"): "what runs on a worker beside its task is a chapter",
     ("languages.func_adl", "languages.qastle"): "how the text of a query is read is a chapter",
+    ("languages.func_adl", "languages.func_adl_functions"): "functions are a chapter",
+    ("languages.func_adl", "languages.func_adl_operators"): "operators are a chapter",
+    ("languages.func_adl_operators", "languages.func_adl_functions"): "folds are in the former",
+    ("languages.func_adl_operators", "languages.qastle"): "what is read are forms",
     ("languages.run_child", "languages.family"): "watching what a program starts is a chapter",
     ("submission", "finders.file_list"): "a list comes in the request itself and is checked there",
 }

@@ -42,12 +42,15 @@ def result_of(name: str, arguments: list[Any], frame: Frame) -> Value:
     import numpy as np
 
     if name in functions.ELEMENTWISE:
-        # of narrow whole numbers numpy computes floats of 16 bits, which no format holds
-        arguments = [arithmetic.widened(one) for one in arguments]
+        # of narrow whole numbers numpy computes floats of 16 bits, which no format holds; beside a
+        # column a constant has no width
+        alone = not any(isinstance(one, ak.Array) for one in arguments)
+        arguments = [
+            arithmetic.widened(one) if alone or isinstance(one, ak.Array) else one
+            for one in arguments
+        ]
     if name == "round" and len(arguments) == 1 and arithmetic.primitive(arguments[0]) in "iu":
         result = arguments[0]
-    elif name == "power":
-        result = arithmetic.binary("**", *arguments)
     else:
         result = functions.call(name, arguments, {}, standard_axis=False)
     if isinstance(result, bool | int | float | np.generic):

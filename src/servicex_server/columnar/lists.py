@@ -138,6 +138,26 @@ def taken(loop: Loop, index: Any) -> Value:
     return Column(loop.frame, ak.Array(layout, behavior=content.behavior))
 
 
+def chosen(loop: Loop, many: int) -> Value:
+    """Return for every sequence a sequence of lists, one for each way to take ``many`` elements.
+
+    Both keep the order of the elements.
+    """
+    import awkward as ak
+    import numpy as np
+
+    counts = loop.counts()
+    lists = ak.unflatten(np.arange(loop.inner.length), counts)
+    # more than there are cannot be taken, and to try would cost time
+    ways = ak.combinations(lists, min(many, int(counts.max(initial=0)) + 1), axis=1)
+    owner = np.repeat(np.arange(loop.frame.length), np.asarray(ak.num(ways)))
+    groups = Frame(len(owner), (loop.frame, owner))
+    index = np.stack([np.asarray(one) for one in ak.unzip(ak.flatten(ways))], axis=1).ravel()
+    group = np.repeat(np.arange(len(owner)), len(index) // max(len(owner), 1))
+    inner = Frame(len(index), (groups, group), (loop.inner, index))
+    return Loop(loop.frame, groups, Loop(groups, inner, lift(loop.element, inner)))
+
+
 def reduced(loop: Loop, name: str, what: str) -> Value:
     """Return the sum, extreme or truth of the elements of every sequence."""
     import awkward as ak

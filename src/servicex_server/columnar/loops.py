@@ -36,6 +36,7 @@ from servicex_server.columnar.frames import (
 )
 from servicex_server.columnar.lists import (
     broadcast,
+    chosen,
     is_tuple,
     masked,
     part_of,
@@ -279,6 +280,8 @@ class Evaluation:
 
     def _select_many(self, node: Operator, loop: Loop, scope: _Scope) -> Value:
         body = self._body(node.arguments[0], scope, (loop.inner, loop.element))
+        if isinstance(body, Parts):
+            body = zipped(body, loop.inner)
         below = opened(body, loop.inner, "SelectMany")
         return Loop(loop.frame, below.inner, below.element)
 
@@ -335,14 +338,11 @@ class Evaluation:
         return Loop(loop.frame, inner, lift(loop.element, inner))
 
     def _choose(self, node: Operator, loop: Loop, scope: _Scope) -> Value:
-        import awkward as ak
-
         many = self.value(node.arguments[0], scope)
         number: Any = many.value if isinstance(many, Scalar) else None
         if not arithmetic.is_whole(number) or number < 1:
             raise TypeError("Choose needs a whole number, such as 2")
-        lists = array_of(loop, loop.frame)
-        return Column(loop.frame, ak.combinations(lists, number, axis=1))
+        return chosen(loop, number)
 
     def _aggregate(self, node: Operator, loop: Loop, scope: _Scope) -> Value:
         """Compute what a reader found to be a sum, product, least or greatest with a seed."""
@@ -364,9 +364,9 @@ class Evaluation:
             return part_of(value, str(index.value))
         if isinstance(index, Column | Loop):
             frame = deepest((value, index))
-            chosen = array_of(index, frame)
-            if is_list(chosen):
-                return Column(frame, picked(array_of(value, frame), chosen))
+            which = array_of(index, frame)
+            if is_list(which):
+                return Column(frame, picked(array_of(value, frame), which))
         frame = deepest((value, index))
         return taken(opened(value, frame, "[ ]"), positions(index, frame))
 
