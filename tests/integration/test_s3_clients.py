@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import threading
-import tracemalloc
+import time
 import uuid
 import xml.etree.ElementTree as ET
 from collections import defaultdict
@@ -562,24 +562,23 @@ class TestDownload:
             assert dict(zip(contents, threads.map(read, contents), strict=True)) == contents
 
     def test_memory(self, gate: Gate, content: bytes) -> None:
-        """The server passes an object on in pieces and never holds the whole."""
+        """The server passes an object on in pieces, and waits for a client that does not read."""
         bucket = gate.bucket({"big.root": content})
         url = urlsplit(bucket.signed_url("big.root"))
+        pieces = gate.store.pieces[bucket.key("big.root")]
         connection = http.client.HTTPConnection(gate.host)
-        buffer = bytearray(1 << 16)
-        tracemalloc.start()
         connection.request("GET", f"{url.path}?{url.query}")
         reply = connection.getresponse()
-        got = 0
-        while count := reply.readinto(buffer):
-            got += count
-        _, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
+        fetched = 0
+        while not fetched or fetched != sum(pieces):
+            fetched = sum(pieces)
+            time.sleep(0.5)  # in which all of it would come, if nothing held the server back
+        # what has left the store is in the buffers of the system, of which each has a few MB
+        assert PIECE <= fetched <= len(content) // 2
+        assert reply.read() == content
         connection.close()
-        pieces = gate.store.pieces[bucket.key("big.root")]
-        assert got == len(content) == sum(pieces)
+        assert sum(pieces) == len(content)
         assert max(pieces) <= PIECE
-        assert peak < 8 * PIECE
 
     def test_a_client_that_goes_away(self, gate: Gate, content: bytes) -> None:
         """A download that is broken off ends, and the server goes on."""
