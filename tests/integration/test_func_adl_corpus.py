@@ -55,8 +55,16 @@ def chosen(array: Any) -> Any:
     return ak.from_regular(lists, axis=None)
 
 
+def differences(array: Any) -> Any:
+    """Return for each element of a list its difference from all of them."""
+    one, other = ak.unzip(ak.cartesian([array, array], nested=True))
+    return one - other
+
+
 MANY = "(lambda (list e) (> (attr e 'NJet') 2))"
 NUMBER = "(lambda (list e) (dict (list 'n') (list (attr e 'NJet'))))"
+KEPT = f"(call Select {E} (lambda (list e) {PT}))"
+PAIRS = "(call Select r (lambda (list p) (call Select r (lambda (list q) (- p q)))))"
 SELECTED = select("px=(attr e 'Jet_Px')")
 
 CASES: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
@@ -154,6 +162,10 @@ CASES: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
                 axis=-1,
             )
         },
+    ),
+    "pairs of what an earlier stage has left": (
+        f"(call Select {KEPT} (lambda (list r) {PAIRS}))",
+        lambda e: {"branch": differences(e.Jet_Px[e.Jet_Px > 20])},
     ),
     "flatten": (
         f"(call SelectMany {E} (lambda (list e) (attr e 'Jet_Px')))",
@@ -319,6 +331,8 @@ def test_a_branch_that_is_not_there_is_shown_with_its_place() -> None:
             "texts can only be compared",
         ),
         (select("x=(call (attr (attr e 'MET_px') 'Count'))"), "Count needs a list"),
+        (select("x=(call Zip (attr e 'Jet_Px'))"), "Zip needs a record of lists"),
+        (select("x=(call (attr ak 'num') (attr e 'Jet_Px') 0)"), "one number for all events"),
         (select("x=(+ (attr e 'Jet_Px') (attr e 'Muon_Px'))"), "cannot compute this"),
         (select("x=(call (attr (attr e 'Jet_Px') 'Sum'))", source=where("(attr e 'Jet_Px')")), ""),
     ],

@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from servicex_server.columnar import arithmetic, vectors
-from servicex_server.columnar.elementwise import plain
+from servicex_server.columnar.elementwise import plain, ready
 from servicex_server.columnar.frames import (
     Column,
     Entries,
@@ -47,6 +47,17 @@ def is_tuple(value: Value) -> bool:
 
 def zipped(value: Value, frame: Frame) -> Value:
     """Return the records that several lists make, element by element."""
+    import awkward as ak
+
+    if not isinstance(value, Parts):
+        array = array_of(value, frame)
+        if not array.fields:
+            raise TypeError(f"Zip needs a record of lists, and this is {described(value)}")
+        if is_list(array):
+            return Column(frame, array)
+        parts = dict(zip(array.fields, ak.unzip(array), strict=True))
+        columns = {name: ready(Column(frame, part)) for name, part in parts.items()}
+        value = Parts(frame, columns, ak.is_tuple(array))
     return Column(frame, broadcast(value, frame, depth=2))
 
 

@@ -321,7 +321,10 @@ class _Reader(Operators):
         known = functions.known(module)
         if word not in known:
             raise self.unknown(form, "function", f"{module}.{word}".strip("."), known)
-        values = tuple(self.value(one, scope, depth) for one in arguments)
+        if functions.is_elementwise(word):
+            values = tuple(self.single(one, scope, depth, word) for one in arguments)
+        else:
+            values = tuple(self.value(one, scope, depth) for one in arguments)
         try:
             return functions.called(word, module, values, form.at)
         except ValueError as error:

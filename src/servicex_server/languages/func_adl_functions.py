@@ -85,6 +85,11 @@ def known(module: str) -> frozenset[str]:
     return FUNCTIONS | ELEMENTWISE | _RENAMED.keys() | _SYMBOLS.keys()
 
 
+def is_elementwise(name: str) -> bool:
+    """Whether a function works on numbers, and on each in a list."""
+    return name in ELEMENTWISE or name in _SYMBOLS
+
+
 def called(name: str, module: str, values: tuple[Node, ...], at: int) -> Node:
     """Return the node of a call.
 

@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from servicex_server.columnar import arithmetic
 from servicex_server.columnar.sequences import (
     Binary,
     Constant,
@@ -236,7 +235,8 @@ class Operators(ABC):
         value = form.value
         if value is None or name not in ("ElementAt", "Choose"):
             return
-        if not arithmetic.is_whole(value):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or (name == "Choose" and int(value) < 1):
             raise self.refuse(form, f"{name} takes a whole number, such as 2")
 
     def _lambda(
