@@ -331,9 +331,11 @@ def added(source: Any) -> Any:
     return known(sum)([one for one in elements(source) if one is not None])
 
 
-def zipped(source: Any) -> list[Any]:
+def zipped(source: Any) -> Any:
     """Return the records, or tuples, that several lists make; what is no list is repeated."""
     parts = list(source.values() if isinstance(source, dict) else source)
+    if not any(isinstance(one, list) for one in parts):
+        return source
     (length,) = {len(one) for one in parts if isinstance(one, list)}
     columns = [one if isinstance(one, list) else [one] * length for one in parts]
     rows = list(zip(*columns, strict=True))

@@ -46,7 +46,7 @@ def is_tuple(value: Value) -> bool:
 
 
 def zipped(value: Value, frame: Frame) -> Value:
-    """Return the records that several lists make, element by element."""
+    """Return the records that several lists make, element by element; one of single values."""
     import awkward as ak
 
     if not isinstance(value, Parts):
@@ -68,8 +68,6 @@ def broadcast(value: Value, frame: Frame, *, depth: int | None = None) -> Any:
     if not isinstance(value, Parts):
         return array_of(value, frame)
     arrays = {name: plain(array_of(part.value, frame)) for name, part in value.fields.items()}
-    if depth is not None and not any(map(is_list, arrays.values())):
-        raise TypeError("Zip needs lists, and there are only single values")
     try:
         if value.is_tuple:
             return ak.zip(tuple(arrays.values()), depth_limit=depth)

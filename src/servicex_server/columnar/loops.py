@@ -181,7 +181,7 @@ class Evaluation:
             case Variable(number=number):
                 return scope[number].value
             case Branch(event=event, path=path):
-                return self._branch(scope[event], path)
+                return self._branch(self.value(event, scope), path)
             case Record(items=items, is_tuple=is_tuple):
                 fields = {name: self._promised(item, scope) for name, item in items}
                 return Parts(self._frame(node, scope), fields, is_tuple)
@@ -231,9 +231,9 @@ class Evaluation:
         inner = Frame(count, (self._range, np.zeros(count, np.int64)))
         return Loop(self._range, inner, Entries(inner, self._source.read, self._source.everything))
 
-    def _branch(self, bound: _Bound, path: tuple[str, ...]) -> Value:
-        assert isinstance(bound.value, Entries)  # noqa: S101  # a reader makes it of events only
-        return Column(bound.frame, bound.value.read(path))
+    def _branch(self, event: Value, path: tuple[str, ...]) -> Value:
+        assert isinstance(event, Entries)  # noqa: S101  # a reader makes it of events only
+        return Column(event.frame, event.read(path))
 
     def _body(self, function: Node, scope: _Scope, *values: tuple[Frame, Value]) -> Value:
         """Compute a lambda for the elements of sequences."""

@@ -210,7 +210,7 @@ class _Reader(Operators):
             raise self.refuse(form, "a name is empty")
         node, kind = self.read(value, scope, depth)
         if kind.what == "event":
-            return self._branch(form, node, kind, name), COLUMN
+            return Branch(node, (name,), at=form.at), COLUMN
         if kind.what == "events":
             raise self.refuse(
                 form,
@@ -224,13 +224,6 @@ class _Reader(Operators):
         if isinstance(node, Branch) and form.head == "attr":
             return Branch(node.event, (*node.path, name), at=form.at), COLUMN
         return Field(node, name, at=form.at), COLUMN
-
-    def _branch(self, form: Form, node: Node, kind: Kind, name: str) -> Node:
-        del kind
-        if not isinstance(node, Variable):
-            # an event within a record of an earlier stage
-            return Field(node, name, at=form.at)
-        return Branch(node.number, (name,), at=form.at)
 
     def _subscript(self, form: Form, scope: Scope, depth: int) -> tuple[Node, Kind]:
         value, index = self.exactly(form, 2)
