@@ -134,9 +134,9 @@ class Writer:
         if lists and self._one_in(6):
             text, kind = self._on_events("Select", text, row, self._alike)
             assert isinstance(kind, Row)
-            name, many = self._pick(kind.fields)
+            access, many = self._pick(self._parts("x", kind))
             assert isinstance(many, Many)
-            mask = self._mask(f"(attr x '{name}')", many.element)
+            mask = self._mask(access, many.element)
             fields = tuple(
                 (name, replace(of, group="")) for name, of in kind.fields if isinstance(of, Many)
             )

@@ -153,12 +153,15 @@ def _repeated(loop: Loop, frame: Frame) -> Loop:
     import numpy as np
 
     index = frame.index_to(loop.frame)
-    counts = loop.counts()
-    starts = np.cumsum(counts) - counts
-    taken = counts[index]
-    owner = np.repeat(np.arange(frame.length), taken)
-    within = np.arange(len(owner)) - np.repeat(np.cumsum(taken) - taken, taken)
-    own = Frame(len(owner), (loop.inner, starts[index][owner] + within))
+    if index is None:
+        own, owner = loop.inner, loop.inner.index_to(loop.frame)
+    else:
+        counts = loop.counts()
+        starts = np.cumsum(counts) - counts
+        taken = counts[index]
+        owner = np.repeat(np.arange(frame.length), taken)
+        within = np.arange(len(owner)) - np.repeat(np.cumsum(taken) - taken, taken)
+        own = Frame(len(owner), (loop.inner, starts[index][owner] + within))
     inner = Frame(len(owner), (frame, owner), (own, None))
     return Loop(frame, inner, lift(loop.element, own))
 
