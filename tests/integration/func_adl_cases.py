@@ -291,6 +291,7 @@ Select(lambda e: {{'px': e.Jet_Px, 'n': e.NJet}}).Where(lambda r: r.n > 1).Selec
 Select(lambda e: {JETS}).Select(lambda js: js.Where(lambda j: j.x > 5)).Select(lambda k: k.x)
 Select(lambda e: e.Jet_Px.Where(lambda p: p > 20)).Select(lambda r: (r.Count(), r.Sum()))
 Select(lambda e: e.Jet_Px).Select(lambda r: r.Select(lambda p: r.Select(lambda q: p - q)))
+Select(lambda e: {JETS}).Select(lambda r: r.Select(lambda j: r.Select(lambda k: k.y).Contains(j.x)))
 SelectMany(lambda e: e.Jet_Px)
 SelectMany(lambda e: e.Jet_Px).Where(lambda p: p > 20)
 SelectMany(lambda e: e.Jet_Px).Select(lambda p: {{'p': p, 'q': p * 2}})

@@ -1,11 +1,15 @@
 """Reading func_adl: what the text says, and where it says nothing."""
 
+from typing import Any
+
 import pytest
+import qastle
 
 from servicex_server.columnar.rows import Rows
 from servicex_server.columnar.sequences import Branch, Node, walk
 from servicex_server.errors import QueryError, RequestError, UnknownNameError
 from servicex_server.languages.func_adl import FuncAdl
+from servicex_server.languages.qastle import Form, read_forms
 from servicex_server.model import ResultFormat
 
 E = "(call EventDataset 'bogus.root' 'events')"
@@ -21,6 +25,31 @@ def compiled(selection: str) -> Rows:
 def node(selection: str) -> Node:
     """Return the nodes of a query."""
     return compiled(selection).node
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(call f 1 -2 +3 1.5 -1.5e-3 1E5 .5 2. 12345678901234567890123 -0.0)",
+        r"""(list 'it\'s "x" \\ \n' "a'b" '\u00e9é' '\x41' '' "")""",
+        "( attr  e\n\t'x' )",
+        "(  if (not True)  (** a -1) (subscript a_1 0) )",
+        f"(Select (Where {E}  (lambda (list e) e)) (lambda (list x) (attr None 'x')) )",
+        "\n(<= (- (+ y)) (% b (// c\t(<< d 1))))",
+    ],
+)
+def test_text_is_read_as_by_the_package_qastle(text: str) -> None:
+    """Numbers, texts with all their escapes, words and lists, however they are spaced."""
+    again = qastle.python_ast_to_text_ast(qastle.text_ast_to_python_ast(text))
+    assert again != text
+    assert plain(read_forms(text)) == plain(read_forms(again))
+
+
+def plain(form: Form) -> Any:
+    """Return a form without its place."""
+    if form.parts is None:
+        return form.word, repr(form.value)
+    return [plain(part) for part in form.parts]
 
 
 @pytest.mark.parametrize(

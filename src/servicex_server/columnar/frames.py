@@ -163,7 +163,7 @@ def _repeated(loop: Loop, frame: Frame) -> Loop:
         within = np.arange(len(owner)) - np.repeat(np.cumsum(taken) - taken, taken)
         own = Frame(len(owner), (loop.inner, starts[index][owner] + within))
     inner = Frame(len(owner), (frame, owner), (own, None))
-    return Loop(frame, inner, lift(loop.element, own))
+    return Loop(frame, inner, lift(lift(loop.element, own), inner))
 
 
 def array_of(value: Value, frame: Frame) -> Any:
