@@ -182,6 +182,8 @@ WRONG = {
     of_event("(list)"): "an empty list is no column",
     of_event("(call (attr (attr e 'x') 'Select') (lambda (list a b) a))"): "has 2 names",
     of_event("(call (attr (attr e 'x') 'Select') (lambda (list) 1))"): "has 0 names",
+    of_event("(call (attr (attr e 'x') 'Select') (lambda (list True) 1))"): "different words",
+    of_event("(call (attr (attr e 'x') 'Select') (lambda (list (list a)) 1))"): "different words",
     of_event("(call (attr (attr e 'x') 'Select') 3)"): "Select needs a lambda",
     of_event("(call (attr (attr e 'x') 'First') 3)"): "First takes no argument, and here are 1",
     of_event("(call (attr (attr e 'x') 'Aggregate') 0 (lambda (list a v) (+ v v)))"): "Aggregate",
@@ -237,6 +239,14 @@ def test_deep_nesting_is_refused_at_once(deep: str) -> None:
     """Ten thousand parentheses cost neither the stack nor the patience of others."""
     with pytest.raises(QueryError, match=r"nothing between|is nested more than"):
         compiled(of_event(deep))
+
+
+def test_what_is_named_once_is_read_once() -> None:
+    """Values that are looked for in lists, forty deep: no work that doubles with each."""
+    deep = "(attr e 'x')"
+    for _ in range(40):
+        deep = f"(call (attr (list 0 1) 'Contains') {deep})"
+    assert len(list(walk(node(of_event(deep))))) < 300
 
 
 def test_a_long_chain_of_and_is_not_deep() -> None:

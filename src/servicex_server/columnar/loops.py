@@ -7,6 +7,7 @@ every element of another is computed once.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from servicex_server.columnar import arithmetic, vectors
@@ -257,6 +258,8 @@ class Evaluation:
                 source,
                 self.value(node.arguments[0], scope),
             )
+        if node.name == "Contains" and isinstance(source, Parts):
+            return self._among(node, source, scope)
         loop = opened(source, self._frame(node, scope), node.name)
         return self._operators[node.name](node, loop, scope)
 
@@ -306,6 +309,15 @@ class Evaluation:
             lambda one, other: arithmetic.binary("==", one, other), loop.element, wanted
         )
         return reduced(Loop(loop.frame, loop.inner, equal), "any", node.name)
+
+    def _among(self, node: Operator, source: Parts, scope: _Scope) -> Value:
+        """Compute whether a value is one of some that are listed."""
+        wanted = self.value(node.arguments[0], scope)
+        found: Value = Scalar(value=False)
+        for part in source.fields.values():
+            equal = on_arrays(partial(arithmetic.binary, "=="), part.value, wanted)
+            found = on_arrays(partial(arithmetic.logical, "or"), found, equal)
+        return found
 
     def _concat(self, node: Operator, loop: Loop, scope: _Scope) -> Value:
         import awkward as ak
@@ -390,54 +402,3 @@ class Evaluation:
             return result_of(name, arrays + [argument(one, frame) for one in values[1:]], frame)
         frame = deepest(values)
         return result_of(name, [argument(one, frame) for one in values], frame)
-
-
-def rows(
-    node: Node, source: Source, text: str, *, typed: bool = True
-) -> tuple[int, dict[str, Any]]:
-    """Compute a query on a range of entries.
-
-    Parameters
-    ----------
-    node
-        A sequence over the events.
-    source
-        The range.
-    text
-        The query as the user wrote it, for errors.
-    typed
-        Whether empty columns are wanted where there is no row, for their types.
-
-    Returns
-    -------
-    How many rows there are, and the columns by name: the names of a record, 0, 1, … of a tuple,
-    and ``branch`` for a value without names.
-    """
-    import numpy as np
-
-    run = Evaluation(node, source, text)
-    loop = run.loop()
-    if not typed and loop.inner.length == 0:
-        return 0, {}
-    element = lift(loop.element, loop.inner)
-    try:
-        with np.errstate(all="ignore"):
-            return loop.inner.length, _named(element, loop.inner)
-    except TypeError as error:
-        raise QueryTypeError(f"cannot compute this: {error}, {place(text, node.at)}") from error
-
-
-def _named(element: Value, frame: Frame) -> dict[str, Any]:
-    if isinstance(element, Parts):
-        return {
-            name: vectors.unnamed(array_of(part.value, frame))
-            for name, part in element.fields.items()
-        }
-    if isinstance(element, Entries):
-        return dict(element.everything())
-    array = vectors.unnamed(array_of(element, frame))
-    return {name: array[name] for name in array.fields} or {COLUMN: array}
-
-
-COLUMN = "branch"
-"""Name of the column of a value that has no names, as upstream's python codegen has it."""

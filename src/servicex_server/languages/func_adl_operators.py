@@ -10,10 +10,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from servicex_server.columnar.sequences import (
-    Binary,
     Constant,
     Lambda,
-    Logical,
     Node,
     Operator,
     Record,
@@ -151,8 +149,10 @@ class Operators(ABC):
         if kind.what == "event":
             raise self.refuse(form, f"{name} works on a list, and this is an event")
         if name == "Contains" and isinstance(source, Record) and source.is_tuple:
-            return self._among(form, source, kind, given, scope, depth), COLUMN
-        if name not in _ON_RECORDS and (kind.what == "record" or isinstance(source, Constant)):
+            # as in [1, 2].Contains(x)
+            if any(part != COLUMN for part in kind.fields.values()):
+                raise self.refuse(form, "Contains looks for single values")
+        elif name not in _ON_RECORDS and (kind.what == "record" or isinstance(source, Constant)):
             found = "a record" if kind.what == "record" else f"the constant {parts[0].value!r}"
             raise self.refuse(form, f"{name} needs a list, and this is {found}")
         wanted = self._wanted(form, name, given)
@@ -213,23 +213,6 @@ class Operators(ABC):
             raise self.refuse(form, f"{name} takes {many}, and here are {len(given)}")
         return wanted
 
-    def _among(
-        self,
-        form: Form,
-        listed: Record,
-        kind: Kind,
-        given: tuple[Form, ...],
-        scope: Scope,
-        depth: int,
-    ) -> Node:
-        """Read whether a value is one of some that are listed, as in ``[1, 2].Contains(x)``."""
-        self._wanted(form, "Contains", given)
-        if any(part != COLUMN for part in kind.fields.values()):
-            raise self.refuse(form, "Contains looks for single values")
-        value = self.single(given[0], scope, depth, "Contains")
-        equal = tuple(Binary("==", item, value, at=form.at) for item in listed.children())
-        return Logical("or", equal, at=form.at) if len(equal) > 1 else equal[0]
-
     def _check_number(self, form: Form, name: str) -> None:
         """Refuse a constant that is no position and no number of elements."""
         value = form.value
@@ -247,7 +230,7 @@ class Operators(ABC):
         listed, body = self.exactly(form, 2)
         if listed.head != "list" and not (listed.word == "list" and listed.parts is None):
             raise self.refuse(form, "a lambda begins with the list of its names")
-        names = [one.word for one in (listed.parts or ())[1:]]
+        names = [one.word if one.value is None else "" for one in (listed.parts or ())[1:]]
         if not all(names) or len(set(names)) < len(names):
             raise self.refuse(form, "the names of a lambda are different words")
         if len(names) != len(kinds):
