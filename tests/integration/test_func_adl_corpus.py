@@ -11,7 +11,7 @@ import uproot
 
 from servicex_server.columnar.plan import chunks
 from servicex_server.columnar.read import open_root
-from servicex_server.errors import FormatError, QueryTypeError, UnknownNameError
+from servicex_server.errors import FormatError, QueryError, QueryTypeError, UnknownNameError
 from servicex_server.languages.func_adl import FuncAdl
 from servicex_server.model import ResultFormat
 from tests.support import sample
@@ -345,6 +345,16 @@ def test_what_does_not_fit_together_is_shown_with_its_place(query: str, words: s
     else:
         with pytest.raises(QueryTypeError, match="several values for each event"):
             run(query)
+
+
+def test_many_stages_are_refused_and_no_failure_of_ours() -> None:
+    """Each works on what the one before gives, so that they nest however they are written."""
+    stage = "(lambda (list r) (dict (list 'a') (list (+ (attr r 'a') 1))))"
+    query = f"(Select {E} (lambda (list e) (dict (list 'a') (list (attr e 'NJet')))))"
+    for _ in range(140):
+        query = f"(Select {query} {stage})"
+    with pytest.raises(QueryError, match="nested too deeply"):
+        run(query)
 
 
 def test_a_tree_cannot_hold_what_is_missing() -> None:

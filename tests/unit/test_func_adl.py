@@ -1,5 +1,6 @@
 """Reading func_adl: what the text says, and where it says nothing."""
 
+import time
 from typing import Any
 
 import pytest
@@ -242,11 +243,27 @@ def test_deep_nesting_is_refused_at_once(deep: str) -> None:
 
 
 def test_what_is_named_once_is_read_once() -> None:
-    """Values that are looked for in lists, forty deep: no work that doubles with each."""
-    deep = "(attr e 'x')"
+    """Looked for in lists, or taken from tuples, forty deep: no work that doubles with each."""
+    searched = tuples = "(attr e 'x')"
     for _ in range(40):
-        deep = f"(call (attr (list 0 1) 'Contains') {deep})"
-    assert len(list(walk(node(of_event(deep))))) < 300
+        searched = f"(call (attr (list 0 1) 'Contains') {searched})"
+        tuples = f"(list {tuples})"
+    for _ in range(40):
+        tuples = f"(subscript {tuples} 0)"
+    began = time.monotonic()
+    for text in (searched, tuples):
+        assert len(list(walk(node(of_event(text))))) < 300
+    assert time.monotonic() - began < 30
+
+
+def test_names_cost_no_more_than_their_number() -> None:
+    """A dict of ten thousand keys, and names of ten thousand characters that are not there."""
+    keys = " ".join(f"'k{number}'" for number in range(10_000))
+    begun = of_event(f"(dict (list {keys} '{'ab' * 5_000}') (list {'1 ' * 10_001}))")
+    began = time.monotonic()
+    with pytest.raises(UnknownNameError):
+        compiled(f"(Select {begun} (lambda (list r) (attr r '{'ba' * 5_000}')))")
+    assert time.monotonic() - began < 30
 
 
 def test_a_long_chain_of_and_is_not_deep() -> None:

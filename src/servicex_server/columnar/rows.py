@@ -12,7 +12,13 @@ from servicex_server.columnar.frames import Entries, Frame, Parts, Value, array_
 from servicex_server.columnar.loops import Evaluation, Source
 from servicex_server.columnar.plan import Extraction, Plan
 from servicex_server.columnar.sequences import Events, Node, paths, place
-from servicex_server.errors import FormatError, QueryTypeError, UnknownNameError, did_you_mean
+from servicex_server.errors import (
+    FormatError,
+    QueryError,
+    QueryTypeError,
+    UnknownNameError,
+    did_you_mean,
+)
 
 if TYPE_CHECKING:
     from servicex_server.columnar.read import Tree
@@ -145,14 +151,15 @@ def _computed(node: Node, source: Source, text: str, *, typed: bool) -> tuple[in
     """
     import numpy as np
 
-    run = Evaluation(node, source, text)
-    loop = run.loop()
-    if not typed and loop.inner.length == 0:
-        return 0, {}
-    element = lift(loop.element, loop.inner)
     try:
+        loop = Evaluation(node, source, text).loop()
+        if not typed and loop.inner.length == 0:
+            return 0, {}
+        element = lift(loop.element, loop.inner)
         with np.errstate(all="ignore"):
             return loop.inner.length, _named(element, loop.inner)
+    except RecursionError:
+        raise QueryError("the query is nested too deeply") from None
     except TypeError as error:
         raise QueryTypeError(f"cannot compute this: {error}, {place(text, node.at)}") from error
 

@@ -14,6 +14,7 @@
 The three ways to write an operator mean the same.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -201,14 +202,11 @@ class _Reader(Operators):
             if module not in ("ak", "awkward") and word in functions.NUMBERS:
                 return Constant(functions.NUMBERS[word], at=form.at), COLUMN
             raise self.refuse(form, f"{module}.{word} is no value")
-        return self._part(form, value, word, scope, depth)
+        return self._part(form, *self.read(value, scope, depth), word)
 
-    def _part(
-        self, form: Form, value: Form, name: str, scope: Scope, depth: int
-    ) -> tuple[Node, Kind]:
+    def _part(self, form: Form, node: Node, kind: Kind, name: str) -> tuple[Node, Kind]:
         if not name:
             raise self.refuse(form, "a name is empty")
-        node, kind = self.read(value, scope, depth)
         if kind.what == "event":
             return Branch(node, (name,), at=form.at), COLUMN
         if kind.what == "events":
@@ -227,13 +225,13 @@ class _Reader(Operators):
 
     def _subscript(self, form: Form, scope: Scope, depth: int) -> tuple[Node, Kind]:
         value, index = self.exactly(form, 2)
-        if isinstance(index.value, str):
-            return self._part(form, value, index.value, scope, depth)
         node, kind = self.read(value, scope, depth)
+        if isinstance(index.value, str):
+            return self._part(form, node, kind, index.value)
         if kind.what in ("event", "events"):
             raise self.refuse(form, "an event is not numbered; its branches have names")
         if kind.what == "record" and arithmetic.is_whole(index.value):
-            return self._part(form, value, str(index.value), scope, depth)
+            return self._part(form, node, kind, str(index.value))
         return Item(node, self.value(index, scope, depth), at=form.at), COLUMN
 
     def _record(self, form: Form, scope: Scope, depth: int) -> tuple[Node, Kind]:
@@ -251,8 +249,8 @@ class _Reader(Operators):
             values = given.parts[1:]
             if len(names) != len(values):
                 raise self.refuse(form, f"dict has {len(names)} keys and {len(values)} values")
-            for name in names:
-                if not name or names.count(name) > 1:
+            for name, many in Counter(names).items():
+                if not name or many > 1:
                     raise self.refuse(
                         form, f"the key {name!r} is {'twice there' if name else 'empty'}"
                     )
