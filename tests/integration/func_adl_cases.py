@@ -1,8 +1,7 @@
 """func_adl queries as users write them, in Python, by what func-adl-uproot makes of them.
 
 A query begins with the events. What does not begin with an operator on them is an expression that
-is computed for each event, called ``e``. All are of ``events`` in ``uproot-HZZ.root``, unless their
-list says something else.
+is computed for each event, called ``e``. All are of ``events`` in ``uproot-HZZ.root``.
 """
 
 import ast
@@ -417,138 +416,6 @@ np.sum(e.Jet_Px)
 np.max(e.Jet_Px)
 """
 """What func-adl-uproot refuses, and what a loop over the events gives."""
-
-NANO = """
-{'pt': e.Jet_pt, 'eta': e.Jet_eta, 'n': e.nJet}
-{'pt': e.Jet_pt[e.Jet_pt > 30], 'run': e.run, 'met': e.MET_pt}
-Where(lambda e: e.nJet >= 2).Select(lambda e: {'pt': e.Jet_pt[e.Jet_pt > 30], 'met': e.MET_pt})
-Where(lambda e: e.HLT_IsoMu20 or e.HLT_IsoMu27).Select(lambda e: {'pt': e.Muon_pt})
-Where(lambda e: e.nMuon > 0).Select(lambda e: e.Muon_pt.OrderByDescending(lambda p: p).First())
-{'e': e.event, 'l': e.luminosityBlock, 't': e.event % 10}
-e.Muon_pt.Concat(e.Electron_pt).OrderByDescending(lambda p: p)
-e.Muon_pt * e.Muon_charge
-e.Muon_charge.Sum()
-e.Muon_pt[e.Muon_tightId]
-e.GenPart_pdgId.Where(lambda p: abs(p) == 13).Count()
-e.Jet_jetId & 2
-Zip({'pt': e.Muon_pt, 'eta': e.Muon_eta, 'phi': e.Muon_phi, 'mass': e.Muon_mass}).ToFourMomenta().pz
-"""
-"""Of ``Events`` in ``nano_dy.root``, which is there as an RNTuple, too."""
-
-
-def _momenta(objects: str) -> str:
-    names = ", ".join(f"'{name}': e.{objects}_{name}" for name in ("pt", "eta", "phi", "mass"))
-    return f"Zip({{{names}}}).ToFourMomenta()"
-
-
-def _leptons(objects: str) -> str:
-    return f"Zip({{'p4': {_momenta(objects)}, 'charge': e.{objects}_charge}})"
-
-
-OPPOSITE = "lambda c: c.ElementAt(0).charge * c.ElementAt(1).charge < 0"
-
-WHOLE_EVENTS = {
-    "uproot-Zmumu.root": "events",
-    "uproot-foriter2.root": "foriter2",
-    "uproot-stl_containers.root": "tree",
-    "uproot-vectorVectorDouble.root": "t",
-    "uproot-small-flat-tree.root": "tree",
-    "uproot-small-evnt-tree-fullsplit.root": "tree",
-    "uproot-sample-6.20.04-zlib.root": "sample",
-    "uproot-HZZ-objects.root": "events",
-    "uproot-nesteddirs.root": "one/two/tree",
-    "uproot-issue431.root": "KM3NET_TIMESLICE_L1",
-    "scouting_nano.root": "Events",
-    "treemaker.root": "PreSelection",
-    "edm4hep.root": "events",
-}
-"""Files of published packages and a tree of each: flat branches, texts, arrays of fixed length,
-vectors, vectors of vectors, sets and maps, split objects, and branches that cannot be read."""
-
-PHYSLITE = """
-{
-    'pt': e['AnalysisElectronsAuxDyn.pt'] / 1000,
-    'eta': e['AnalysisJetsAuxDyn.eta'],
-    'n': e['AnalysisJetsAuxDyn.pt'].Where(lambda p: p > 30000).Count(),
-    'q': e['AnalysisElectronsAuxDyn.charge'].Sum(),
-}
-"""
-"""Of ``CollectionTree`` in ``PHYSLITE_example.root``: names with dots."""
-
-BENCHMARKS = {
-    "1: a column": "e.MET_pt",
-    "2: a column of objects": "SelectMany(lambda e: e.Jet_pt)",
-    "3: a cut on objects": """
-        SelectMany(
-            lambda e: Zip({'pt': e.Jet_pt, 'eta': e.Jet_eta})
-            .Where(lambda j: abs(j.eta) < 1).Select(lambda j: j.pt)
-        )""",
-    "4: a cut on their number": """
-        Where(
-            lambda e: Zip({'pt': e.Jet_pt, 'eta': e.Jet_eta})
-            .Where(lambda j: j.pt > 40 and abs(j.eta) < 2.4).Count() >= 2
-        ).Select(lambda e: e.MET_pt)""",
-    "5: pairs near the Z": f"""
-        Where(
-            lambda e: {_leptons("Muon")}.Choose(2).Where({OPPOSITE})
-            .Where(lambda c: 60 < (c.ElementAt(0).p4 + c.ElementAt(1).p4).mass < 120).Count() > 0
-        ).Select(lambda e: e.MET_pt)""",
-    "6: the best of three jets": f"""
-        Where(lambda e: e.Jet_pt.Count() >= 3).Select(
-            lambda e: Zip({{'p4': {_momenta("Jet")}, 'btag': e.Jet_btagDeepFlavB}})
-            .Choose(3)
-            .Select(lambda t: {{
-                'p4': t.ElementAt(0).p4 + t.ElementAt(1).p4 + t.ElementAt(2).p4,
-                'btags': t.Select(lambda j: j.btag),
-            }})
-            .OrderBy(lambda t: abs(t.p4.m - 172.5))
-            .First()
-        ).Select(lambda best: {{'pt': best.p4.pt, 'btag': best.btags.Max()}})""",
-    "7: jets that are no leptons": f"""
-        Select(lambda e: {{
-            'jets': {_momenta("Jet")},
-            'leptons': {_momenta("Electron")}.Concat({_momenta("Muon")}),
-        }})
-        .Select(lambda e: {{
-            'jets': e.jets.Where(lambda j: j.pt > 30),
-            'leptons': e.leptons.Where(lambda l: l.pt > 10),
-        }})
-        .Select(
-            lambda e: e.jets.Where(lambda j: not e.leptons.Any(lambda l: j.deltaR(l) < 0.4))
-            .Select(lambda j: j.pt).Sum()
-        )""",
-    "8: the lepton beside the Z": f"""
-        Select(lambda e: {{
-            'electrons': {_leptons("Electron")},
-            'muons': {_leptons("Muon")},
-            'met': {{'pt': e.MET_pt, 'phi': e.MET_phi, 'eta': e.MET_phi, 'mass': e.MET_pt}}
-            .ToFourMomentum(),
-        }})
-        .Select(lambda e: {{
-            'leptons': e.electrons.Concat(e.muons),
-            'pairs': e.electrons.Choose(2).Where({OPPOSITE})
-            .Concat(e.muons.Choose(2).Where({OPPOSITE})),
-            'met': e.met,
-        }})
-        .Where(lambda e: e.leptons.Count() >= 3 and e.pairs.Count() > 0)
-        .Select(lambda e: {{
-            'leptons': e.leptons,
-            'best': e.pairs
-            .OrderBy(lambda c: abs((c.ElementAt(0).p4 + c.ElementAt(1).p4).mass - 91.2)).First(),
-            'met': e.met,
-        }})
-        .Select(lambda e: {{
-            'other': e.leptons.Where(
-                lambda l: l.p4.pt != e.best.ElementAt(0).p4.pt
-                and l.p4.pt != e.best.ElementAt(1).p4.pt
-            ).OrderBy(lambda l: l.p4.pt).Last().p4,
-            'met': e.met,
-        }})
-        .Select(
-            lambda e: (2 * e.other.pt * e.met.pt * (1 - np.cos(e.other.deltaphi(e.met)))) ** 0.5
-        )""",
-}
-"""The benchmarks of analysis description languages, of ``Events`` in ``nano_tt_v12.root``."""
 
 
 def query(text: str, tree: str = "events") -> str:

@@ -12,18 +12,16 @@ import awkward as ak
 import pytest
 import uproot
 
-from tests.integration.func_adl_cases import (
-    BENCHMARKS,
-    DIFFERENT,
-    NANO,
-    ONLY_HERE,
-    PHYSLITE,
-    SAME,
-    WHOLE_EVENTS,
-    lines,
-    query,
-)
+from tests.integration.func_adl_cases import DIFFERENT, ONLY_HERE, SAME, lines, query
 from tests.integration.func_adl_made_up import made_up
+from tests.integration.func_adl_more_cases import (
+    BENCHMARKS,
+    NANO,
+    PHYSLITE,
+    SHAPES,
+    SHAPES_ONLY_HERE,
+    WHOLE_EVENTS,
+)
 from tests.integration.func_adl_peer import Peer, RaisedError, difference, ours
 from tests.property import event_loop
 from tests.samples import coffea_samples
@@ -48,15 +46,15 @@ def peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
 @pytest.fixture(scope="module")
 def looped() -> "Loop":
     """Give what a loop over the events of HZZ makes of queries."""
-    return Loop(HZZ)
+    return Loop(HZZ, "events")
 
 
 class Loop:
-    """A loop over the events of a file."""
+    """A loop over the events of a tree."""
 
-    def __init__(self, path: Path) -> None:
-        with uproot.open({path: "events"}) as tree:
-            self._events = tree.arrays().to_list()
+    def __init__(self, path: Path, tree: str) -> None:
+        with uproot.open({path: tree}) as opened:
+            self._events = opened.arrays().to_list()
 
     def columns(self, text: str) -> dict[str, Any]:
         """Return the columns of a query; their types are those that their values have."""
@@ -89,6 +87,21 @@ def test_what_it_refuses_is_as_in_a_loop_over_events(peer: Peer, looped: Loop, t
     with pytest.raises(RaisedError):
         peer.columns(written, HZZ)
     assert not difference(looped.columns(written), ours(written, HZZ), exact=False)
+
+
+@pytest.mark.parametrize(("name", "tree"), SHAPES)
+def test_other_shapes_are_as_with_func_adl_uproot(peer: Peer, name: str, tree: str) -> None:
+    """And as in a loop over the events, which alone tells of what the other refuses."""
+    path = sample(name)
+    loop = Loop(path, tree)
+    for text in lines(SHAPES[name, tree]):
+        written = query(text, tree)
+        assert not difference(peer.columns(written, path), ours(written, path)), text
+    for text in lines(SHAPES_ONLY_HERE[name, tree]):
+        written = query(text, tree)
+        with pytest.raises(RaisedError):
+            peer.columns(written, path)
+        assert not difference(loop.columns(written), ours(written, path), exact=False), text
 
 
 @pytest.mark.parametrize("text", lines(NANO))
