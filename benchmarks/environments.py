@@ -1,14 +1,13 @@
 """The Python environments of peers that cannot, or should not, share the project's own."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 from benchmarks.samples import folder
+from tools.environments import FUNC_ADL_UPROOT, interpreter, is_made
 
 PACKAGES = {
-    # dask-awkward does not go with the dask that the service has
-    "peers": ("func-adl-uproot==2.2.0", "pyarrow", "deflate", "cramjam"),
+    "peers": (*FUNC_ADL_UPROOT, "pyarrow", "deflate", "cramjam"),
     "root": ("--pre", "root", "numpy"),
 }
 
@@ -27,32 +26,21 @@ def python_of(contender: str) -> Path:
     name = _FOR.get(contender, "peers")
     if not name:
         return Path(sys.executable)
-    python = folder() / f"venv-{name}" / "bin" / "python"
-    if name == "peers" and not _ready(name).exists():
-        install(name)
-    if not _ready(name).exists():
+    if name != "peers" and not is_made(_folder(name)):
         raise LookupError(f'not installed: make bench ARGS="--install-{name}"')
-    return python
+    return install(name)
 
 
-def install(name: str) -> None:
-    """Make an environment in the cache folder.
+def install(name: str) -> Path:
+    """Return the interpreter of an environment in the cache folder, made if need be.
 
     Raises
     ------
     LookupError
         The packages could not be had.
     """
-    path = folder() / f"venv-{name}"
-    subprocess.run([sys.executable, "-m", "venv", "--clear", str(path)], check=True)
-    pip = [str(path / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install"]
-    ran = subprocess.run(
-        [*pip, "--quiet", *PACKAGES[name]], capture_output=True, text=True, check=False
-    )
-    if ran.returncode:
-        raise LookupError(f"could not be installed: {ran.stderr.strip()[-200:]}")
-    _ready(name).touch()
+    return interpreter(_folder(name), PACKAGES[name])
 
 
-def _ready(name: str) -> Path:
-    return folder() / f"venv-{name}" / ".ready"
+def _folder(name: str) -> Path:
+    return folder() / f"venv-{name}"

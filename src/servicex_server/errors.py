@@ -281,6 +281,9 @@ def _with_subclasses(kind: type[QueryError]) -> Iterator[type[QueryError]]:
 _SHOWN = 8
 """Names that are listed where none is near."""
 
+_LONGEST = 300
+"""Characters of names that are compared, which takes the square of their number."""
+
 
 def nearest(name: str, known: Iterable[str], *, most: int = 3) -> list[str]:
     """Return the known names most like ``name``, best first.
@@ -291,8 +294,9 @@ def nearest(name: str, known: Iterable[str], *, most: int = 3) -> list[str]:
     ['Muon_pt', 'Muon_eta']
     """
     folded: dict[str, str] = {}
-    for one in known:
-        folded.setdefault(one.lower(), one)
+    for one in known if len(name) <= _LONGEST else ():
+        if len(one) <= _LONGEST:
+            folded.setdefault(one.lower(), one)
     return [folded[hit] for hit in difflib.get_close_matches(name.lower(), folded, n=most)]
 
 

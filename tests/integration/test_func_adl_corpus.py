@@ -11,7 +11,7 @@ import uproot
 
 from servicex_server.columnar.plan import chunks
 from servicex_server.columnar.read import open_root
-from servicex_server.errors import FormatError, QueryTypeError, UnknownNameError
+from servicex_server.errors import FormatError, QueryError, QueryTypeError, UnknownNameError
 from servicex_server.languages.func_adl import FuncAdl
 from servicex_server.model import ResultFormat
 from tests.support import sample
@@ -48,8 +48,23 @@ def run(
     return {name: ak.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
+def chosen(array: Any) -> Any:
+    """Return all pairs of what is in lists, as lists."""
+    pairs = ak.unzip(ak.combinations(array, 2))
+    lists = ak.concatenate([one[..., np.newaxis] for one in pairs], axis=-1)
+    return ak.from_regular(lists, axis=None)
+
+
+def differences(array: Any) -> Any:
+    """Return for each element of a list its difference from all of them."""
+    one, other = ak.unzip(ak.cartesian([array, array], nested=True))
+    return one - other
+
+
 MANY = "(lambda (list e) (> (attr e 'NJet') 2))"
 NUMBER = "(lambda (list e) (dict (list 'n') (list (attr e 'NJet'))))"
+KEPT = f"(call Select {E} (lambda (list e) {PT}))"
+PAIRS = "(call Select r (lambda (list p) (call Select r (lambda (list q) (- p q)))))"
 SELECTED = select("px=(attr e 'Jet_Px')")
 
 CASES: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
@@ -148,9 +163,44 @@ CASES: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
             )
         },
     ),
+    "pairs of what an earlier stage has left": (
+        f"(call Select {KEPT} (lambda (list r) {PAIRS}))",
+        lambda e: {"branch": differences(e.Jet_Px[e.Jet_Px > 20])},
+    ),
     "flatten": (
         f"(call SelectMany {E} (lambda (list e) (attr e 'Jet_Px')))",
         lambda e: {"branch": ak.flatten(e.Jet_Px)},
+    ),
+    "flatten records": (
+        select("p=(attr e 'Jet_Px')", "n=(attr e 'NJet')").replace("Select", "SelectMany", 1),
+        lambda e: {
+            "p": ak.flatten(e.Jet_Px),
+            "n": ak.flatten(ak.broadcast_arrays(e.Jet_Px, e.NJet)[1]),
+        },
+    ),
+    "choose": (
+        select("c=(call (attr (attr e 'Jet_Px') 'Choose') 2)"),
+        lambda e: {"c": chosen(e.Jet_Px)},
+    ),
+    "elements of what is chosen": (
+        select(
+            "m=(call (attr (call (attr (attr e 'Jet_Px') 'Choose') 2) 'Select') "
+            "(lambda (list c) (call (attr c 'Max'))))",
+            "t=(call (attr (call (attr (attr e 'Jet_Px') 'Choose') 2) 'Select') "
+            "(lambda (list c) (subscript c 1)))",
+        ),
+        lambda e: {
+            "m": ak.max(chosen(e.Jet_Px), axis=-1),
+            "t": ak.firsts(chosen(e.Jet_Px)[:, :, 1:], axis=2),
+        },
+    ),
+    "more than there are": (
+        select("n=(call (attr (call (attr (attr e 'Jet_Px') 'Choose') 1000000000) 'Count'))"),
+        lambda e: {"n": e.NJet.to_numpy().astype("i8") * 0},
+    ),
+    "one of some": (
+        select("x=(call (attr (list 0 (attr e 'NMuon')) 'Contains') (attr e 'NJet'))"),
+        lambda e: {"x": (e.NJet == 0) | (e.NJet == e.NMuon)},
     ),
     "order": (
         select(
@@ -179,6 +229,26 @@ CASES: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
             "c": np.arctan2(e.MET_py, e.MET_px),
             "d": ak.num(e.Jet_Px),
             "f": ak.num(e.Jet_Px),
+        },
+    ),
+    "functions of numpy that have a symbol": (
+        select(
+            "a=(call (attr np 'add') (attr e 'MET_px') 1)",
+            "b=(call (attr np 'square') (attr e 'Jet_Px'))",
+            "c=(call (attr np 'maximum') (attr e 'MET_px') (attr e 'MET_py'))",
+            "d=(call (attr np 'fmod') (attr e 'MET_px') 2)",
+            "f=(call (attr np 'where') (> (attr e 'NJet') 1) (attr e 'MET_px') 0)",
+            "g=(call (attr math 'degrees') (attr e 'MET_px'))",
+            "h=(call pow (attr e 'MET_px') 2)",
+        ),
+        lambda e: {
+            "a": e.MET_px + 1,
+            "b": e.Jet_Px**2,
+            "c": np.maximum(e.MET_px, e.MET_py),
+            "d": np.fmod(e.MET_px, 2),
+            "f": ak.where(e.NJet > 1, e.MET_px, np.float32(0)),
+            "g": np.degrees(e.MET_px),
+            "h": e.MET_px**2,
         },
     ),
     "condition and constant": (
@@ -261,6 +331,8 @@ def test_a_branch_that_is_not_there_is_shown_with_its_place() -> None:
             "texts can only be compared",
         ),
         (select("x=(call (attr (attr e 'MET_px') 'Count'))"), "Count needs a list"),
+        (select("x=(call Zip (attr e 'Jet_Px'))"), "Zip needs a record of lists"),
+        (select("x=(call (attr ak 'num') (attr e 'Jet_Px') 0)"), "one number for all events"),
         (select("x=(+ (attr e 'Jet_Px') (attr e 'Muon_Px'))"), "cannot compute this"),
         (select("x=(call (attr (attr e 'Jet_Px') 'Sum'))", source=where("(attr e 'Jet_Px')")), ""),
     ],
@@ -273,6 +345,16 @@ def test_what_does_not_fit_together_is_shown_with_its_place(query: str, words: s
     else:
         with pytest.raises(QueryTypeError, match="several values for each event"):
             run(query)
+
+
+def test_many_stages_are_refused_and_no_failure_of_ours() -> None:
+    """Each works on what the one before gives, so that they nest however they are written."""
+    stage = "(lambda (list r) (dict (list 'a') (list (+ (attr r 'a') 1))))"
+    query = f"(Select {E} (lambda (list e) (dict (list 'a') (list (attr e 'NJet')))))"
+    for _ in range(140):
+        query = f"(Select {query} {stage})"
+    with pytest.raises(QueryError, match="nested too deeply"):
+        run(query)
 
 
 def test_a_tree_cannot_hold_what_is_missing() -> None:

@@ -331,11 +331,22 @@ def added(source: Any) -> Any:
     return known(sum)([one for one in elements(source) if one is not None])
 
 
-def zipped(source: Any) -> list[Any]:
-    """Return the records, or tuples, that several lists make."""
-    if isinstance(source, dict):
-        return [dict(zip(source, one, strict=True)) for one in zip(*source.values(), strict=True)]
-    return list(zip(*source, strict=True))
+def zipped(source: Any) -> Any:
+    """Return the records, or tuples, that several lists make; what is no list is repeated."""
+    parts = list(source.values() if isinstance(source, dict) else source)
+    if not any(isinstance(one, list) for one in parts):
+        return source
+    (length,) = {len(one) for one in parts if isinstance(one, list)}
+    columns = [one if isinstance(one, list) else [one] * length for one in parts]
+    rows = list(zip(*columns, strict=True))
+    return (
+        [dict(zip(source, one, strict=True)) for one in rows] if isinstance(source, dict) else rows
+    )
+
+
+def joined(source: Any) -> list[Any]:
+    """Return the elements of a list, or the records that lists in a record make."""
+    return zipped(source) if isinstance(source, dict | tuple) else elements(source)
 
 
 def folded(source: Any, seed: Any, step: Callable[[Any, Any], Any]) -> Any:
@@ -351,7 +362,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Where": where,
     "Select": lambda source, function: [function(one) for one in elements(source)],
     "SelectMany": lambda source, function: [
-        below for one in elements(source) for below in elements(function(one))
+        below for one in elements(source) for below in joined(function(one))
     ],
     "First": lambda source: item(source, 0),
     "Last": lambda source: item(source, -1),
@@ -369,7 +380,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Zip": zipped,
     "OrderBy": ordered,
     "OrderByDescending": lambda source, key: ordered(source, key, reverse=True),
-    "Choose": lambda source, many: list(combinations(elements(source), many)),
+    "Choose": lambda source, many: [list(one) for one in combinations(elements(source), many)],
     "Aggregate": folded,
 }
 

@@ -16,6 +16,7 @@ from servicex_server.columnar.read import open_root
 from servicex_server.languages.func_adl import FuncAdl
 from servicex_server.model import ResultFormat
 from tests.property import event_loop
+from tests.property.examples import made_up
 from tests.property.typed_trees import Kind, Many, Number, Row, Text, Tree, trees
 from tests.property.written_queries import Query, queries
 
@@ -128,6 +129,7 @@ def check(tree: Tree, query: Query, path: Path, edges: list[int], budget: int) -
     assert all(set(columns) == set(wanted) for columns in there)
 
 
+@made_up
 @given(data=st.data())
 def test_columns_are_those_of_a_loop_over_events(data: st.DataObject) -> None:
     """Rows, names, structure, kinds of numbers and values, however the events are cut."""

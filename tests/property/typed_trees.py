@@ -5,7 +5,7 @@ bits, too: whether two of them are equal does not depend on the order of operati
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,15 +157,29 @@ def number_of(dtype: str) -> Number:
 
 
 @st.composite
-def trees(draw: st.DrawFn) -> Tree:
-    """Return trees of one layout, in which types, lengths and values are made up."""
-    ntuple = draw(st.booleans())
+def trees(
+    draw: st.DrawFn, *, whole_types: Sequence[str] = WHOLE, least: int = 0, kinds_of_tree: int = 2
+) -> Tree:
+    """Return trees of one layout, in which types, lengths and values are made up.
+
+    Parameters
+    ----------
+    draw
+        Given by hypothesis.
+    whole_types
+        Of the whole numbers.
+    least
+        Elements that a list has.
+    kinds_of_tree
+        2 for TTrees and RNTuples, 1 for TTrees alone.
+    """
+    ntuple = draw(st.integers(1, kinds_of_tree)) > 1
     steps = tuple(draw(st.lists(st.integers(0, 4), min_size=1, max_size=3)))
     count = sum(steps)
     kinds: dict[str, Kind] = {}
     types: dict[str, str] = {}
     columns: dict[str, list[Any]] = {}
-    of_whole, of_floats = st.sampled_from(WHOLE), st.sampled_from(("float32", "float64"))
+    of_whole, of_floats = st.sampled_from(whole_types), st.sampled_from(("float32", "float64"))
     always: Callable[[str], st.SearchStrategy[str]] = st.just
     values: dict[str, Callable[[], st.SearchStrategy[Any]]] = {
         "bool": st.booleans,
@@ -184,14 +198,14 @@ def trees(draw: st.DrawFn) -> Tree:
             columns[name] = [draw(st.lists(one, min_size=n, max_size=n)) for n in lengths]
 
     def lengths() -> list[int]:
-        return draw(st.lists(st.integers(0, MOST), min_size=count, max_size=count))
+        return draw(st.lists(st.integers(least, MOST), min_size=count, max_size=count))
 
     add("i", of_whole)
     add("j", of_whole)
     add("f", of_floats)
     add("g", of_floats)
     add("b", always("bool"))
-    add("is", of_whole, lengths())
+    add("ws", of_whole, lengths())
     add("fs", of_floats, lengths())
     objects = lengths()
     add("o_p", of_floats, objects)

@@ -6,6 +6,7 @@ decide, nothing is compared, ordered or rounded, so that an expected value is kn
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from random import Random
 from typing import TypeVar
 
 from hypothesis import strategies as st
@@ -34,7 +35,7 @@ class Query:
 @st.composite
 def queries(draw: st.DrawFn, tree: Tree) -> Query:
     """Return queries of the columns of a tree."""
-    return Writer(draw, tree).query()
+    return Writer(draw(st.randoms(use_true_random=False)), tree).query()
 
 
 def combined(symbol: str, one: Number, other: Number) -> Number | None:
@@ -92,10 +93,18 @@ def comparable(one: Number, other: Number) -> bool:
 
 
 class Writer:
-    """Writes expressions of a wanted type; ``depth`` bounds how deep they are."""
+    """Writes expressions of a wanted type; ``depth`` bounds how deep they are.
 
-    def __init__(self, draw: st.DrawFn, tree: Tree) -> None:
-        self._draw = draw
+    Parameters
+    ----------
+    random
+        Makes all choices.
+    tree
+        Has the columns.
+    """
+
+    def __init__(self, random: Random, tree: Tree) -> None:
+        self._random = random
         counters = {f"n{kind.group}" for kind in tree.kinds.values() if isinstance(kind, Many)}
         kinds = dict(tree.kinds)
         if not tree.ntuple:
@@ -119,15 +128,15 @@ class Writer:
             return text, row
         lists = self._has_lists({"e": row})
         if lists and self._one_in(5):
-            text, kind = self._on_events("SelectMany", text, row, self.many)
+            text, kind = self._on_events("SelectMany", text, row, self._joinable)
             assert isinstance(kind, Many)
             return text, kind.element
         if lists and self._one_in(6):
             text, kind = self._on_events("Select", text, row, self._alike)
             assert isinstance(kind, Row)
-            name, many = self._pick(kind.fields)
+            access, many = self._pick(self._parts("x", kind))
             assert isinstance(many, Many)
-            mask = self._mask(f"(attr x '{name}')", many.element)
+            mask = self._mask(access, many.element)
             fields = tuple(
                 (name, replace(of, group="")) for name, of in kind.fields if isinstance(of, Many)
             )
@@ -157,7 +166,7 @@ class Writer:
     def anything(self, scope: Scope, depth: int) -> Written:
         """Write what a Select may give: a record, a tuple or a value."""
         if depth > 0 and self._one_in(2):
-            number = self._draw(st.integers(1, 3))
+            number = self._random.randint(1, 3)
             return self._record([self.anything(scope, depth - 1) for _ in range(number)])
         ways = [self.number, self.boolean, self.text]
         if self._has_lists(scope):
@@ -207,7 +216,7 @@ class Writer:
         return f"({symbol} {one} {other})"
 
     def _logic(self, scope: Scope, depth: int) -> str:
-        many = self._draw(st.integers(1, 3))
+        many = self._random.randint(1, 3)
         parts = [self.boolean(scope, depth)[0] for _ in range(many)]
         return f"({'not' if many == 1 else self._pick(('and', 'or'))} {' '.join(parts)})"
 
@@ -254,7 +263,7 @@ class Writer:
         one, first = self._plain(scope, depth)
         symbol = self._pick(("+", "-", "*", "/", "//", "%", "**", "<<", ">>", "&", "|", "^"))
         if symbol in ("<<", ">>"):
-            bits = self._draw(st.integers(0, 8))
+            bits = self._random.randint(0, 8)
             size = first.size + (bits if symbol == "<<" else 0)
             if first.kind == "f" or (first.unsigned and size > 62):
                 return one, first
@@ -345,7 +354,7 @@ class Writer:
         if size > (62 if element.unsigned else LARGEST):
             return text.join(("(call len ", ")")), Number("i", many.most)
         if element.kind == "f":
-            return written, rounded(replace(element, size=size))
+            return self._float(written), rounded(replace(element, size=size))
         return written, Number("i", min(size, 64), unsigned=element.unsigned)
 
     def _element(self, scope: Scope, depth: int) -> tuple[str, Number]:
@@ -364,7 +373,7 @@ class Writer:
         how = self._pick(("First", "Last", "ElementAt", "subscript"))
         if how in ("First", "Last"):
             return self.operator(how, text)
-        index = str(self._draw(st.integers(-3, 3)))
+        index = str(self._random.randint(-3, 3))
         if self._one_in(4):
             columns = [
                 name
@@ -391,11 +400,17 @@ class Writer:
             return "1", Number("i")
         head = f"call {symbol}" if symbol in ("min", "max") else symbol
         function = f"(lambda (list total {name}) ({head} total {body}))"
+        written = self.operator("Aggregate", text, str(seed), function)
         if kind.kind == "f":
-            found = rounded(replace(kind, size=size))
-        else:
-            found = Number("i", 64 if symbol == "*" else min(size, 64), 0, kind.unsigned)
-        return self.operator("Aggregate", text, str(seed), function), found
+            return self._float(written), rounded(replace(kind, size=size))
+        return written, Number("i", 64 if symbol == "*" else min(size, 64), 0, kind.unsigned)
+
+    def _float(self, text: str) -> str:
+        """Write a sum of floats so that it is one also where nothing is added up.
+
+        The loop over events does not know what the elements of an empty list would be.
+        """
+        return f"(+ {text} 0.0)"
 
     def many(self, scope: Scope, depth: int) -> Written:
         """Write a list."""
@@ -449,7 +464,7 @@ class Writer:
     def _select_many(self, scope: Scope, depth: int) -> Written:
         text, many = self.many(scope, depth)
         assert isinstance(many, Many)
-        function, below = self._lambda(scope, depth, many.element, self.many)
+        function, below = self._lambda(scope, depth, many.element, self._joinable)
         assert isinstance(below, Many)
         most = many.most + below.most
         if most > 6:
@@ -475,20 +490,37 @@ class Writer:
     def _choose(self, scope: Scope, depth: int) -> Written:
         text, many = self.many(scope, depth)
         assert isinstance(many, Many)
-        number = self._draw(st.integers(1, 3))
+        number = self._random.randint(1, 3)
         if many.most > 3:
             return text, many
-        element = Row(tuple((str(at), many.element) for at in range(number)), "tuple")
-        return self.operator("Choose", text, str(number)), Many(element, min(2 * many.most, 6))
+        groups = Many(Many(many.element), min(2 * many.most, 6))
+        return self.operator("Choose", text, str(number)), groups
+
+    def _joinable(self, scope: Scope, depth: int) -> Written:
+        """Write what SelectMany joins: a list, or a record of which the parts are."""
+        lists = self._equally_long(scope)
+        if not lists or self._one_in(2):
+            return self.many(scope, depth)
+        return self._of_records(lists, scope)
 
     def _zip(self, scope: Scope, depth: int) -> Written:
         lists = self._equally_long(scope)
         if not lists:
             return self.many(scope, depth)
-        text, row = self._record(lists)
+        text, kind = self._of_records(lists, scope)
+        return self.operator("Zip", text), kind
+
+    def _of_records(self, lists: Sequence[tuple[str, Many]], scope: Scope) -> Written:
+        """Write a record of lists, and maybe a number that is the same for all elements."""
+        parts: list[Written] = list(lists[:2])
+        if self._one_in(3):
+            parts.append(self.number(scope, 0))
+        text, row = self._record(parts)
         assert isinstance(row, Row)
-        fields = tuple((name, of.element) for name, of in row.fields if isinstance(of, Many))
-        return self.operator("Zip", text), Many(Row(fields, row.what), lists[0][1].most)
+        fields = tuple(
+            (name, of.element if isinstance(of, Many) else of) for name, of in row.fields
+        )
+        return text, Many(Row(fields, row.what), lists[0][1].most)
 
     def _equally_long(self, scope: Scope) -> list[tuple[str, Many]]:
         lists = [
@@ -545,10 +577,10 @@ class Writer:
         return found
 
     def _pick(self, values: Sequence[T]) -> T:
-        return self._draw(st.sampled_from(values))
+        return self._random.choice(values)
 
     def _has_lists(self, scope: Scope) -> bool:
         return any(isinstance(kind, Many) for _, kind in self._atoms(scope))
 
     def _one_in(self, many: int) -> bool:
-        return self._draw(st.integers(1, many)) == many
+        return self._random.randint(1, many) == many

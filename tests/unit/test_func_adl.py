@@ -1,11 +1,16 @@
 """Reading func_adl: what the text says, and where it says nothing."""
 
+import time
+from typing import Any
+
 import pytest
+import qastle
 
 from servicex_server.columnar.rows import Rows
 from servicex_server.columnar.sequences import Branch, Node, walk
 from servicex_server.errors import QueryError, RequestError, UnknownNameError
 from servicex_server.languages.func_adl import FuncAdl
+from servicex_server.languages.qastle import Form, read_forms
 from servicex_server.model import ResultFormat
 
 E = "(call EventDataset 'bogus.root' 'events')"
@@ -21,6 +26,31 @@ def compiled(selection: str) -> Rows:
 def node(selection: str) -> Node:
     """Return the nodes of a query."""
     return compiled(selection).node
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(call f 1 -2 +3 1.5 -1.5e-3 1E5 .5 2. 12345678901234567890123 -0.0)",
+        r"""(list 'it\'s "x" \\ \n' "a'b" '\u00e9é' '\x41' '' "")""",
+        "( attr  e\n\t'x' )",
+        "(  if (not True)  (** a -1) (subscript a_1 0) )",
+        f"(Select (Where {E}  (lambda (list e) e)) (lambda (list x) (attr None 'x')) )",
+        "\n(<= (- (+ y)) (% b (// c\t(<< d 1))))",
+    ],
+)
+def test_text_is_read_as_by_the_package_qastle(text: str) -> None:
+    """Numbers, texts with all their escapes, words and lists, however they are spaced."""
+    again = qastle.python_ast_to_text_ast(qastle.text_ast_to_python_ast(text))
+    assert again != text
+    assert plain(read_forms(text)) == plain(read_forms(again))
+
+
+def plain(form: Form) -> Any:
+    """Return a form without its place."""
+    if form.parts is None:
+        return form.word, repr(form.value)
+    return [plain(part) for part in form.parts]
 
 
 @pytest.mark.parametrize(
@@ -55,6 +85,30 @@ def test_the_three_spellings_of_an_operator_mean_the_same(name: str, argument: s
     )
     found = [node(f"(call Select {E} (lambda (list e) {form}))") for form in forms]
     assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize(
+    ("function", "symbol"),
+    [
+        ("(call (attr np 'add') (attr e 'x') 1)", "(+ (attr e 'x') 1)"),
+        ("(call (attr np 'true_divide') (attr e 'x') 2)", "(/ (attr e 'x') 2)"),
+        ("(call (attr np 'mod') (attr e 'x') 2)", "(% (attr e 'x') 2)"),
+        ("(call (attr math 'pow') (attr e 'x') 2)", "(** (attr e 'x') 2)"),
+        ("(call pow (attr e 'x') 2)", "(** (attr e 'x') 2)"),
+        ("(call (attr np 'negative') (attr e 'x'))", "(- (attr e 'x'))"),
+        ("(call (attr np 'invert') (attr e 'x'))", "(~ (attr e 'x'))"),
+        ("(call (attr np 'logical_not') (attr e 'x'))", "(not (attr e 'x'))"),
+        ("(call (attr np 'logical_or') (attr e 'x') 1)", "(or (attr e 'x') 1)"),
+        ("(call (attr np 'greater_equal') (attr e 'x') 1)", "(>= (attr e 'x') 1)"),
+        ("(call (attr np 'left_shift') (attr e 'x') 1)", "(<< (attr e 'x') 1)"),
+        ("(call (attr np 'maximum') (attr e 'x') 1)", "(call max (attr e 'x') 1)"),
+        ("(call (attr np 'where') (attr e 'x') 1 2)", "(if (attr e 'x') 1 2)"),
+        ("(call (attr ak 'where') (attr e 'x') 1 2)", "(if (attr e 'x') 1 2)"),
+    ],
+)
+def test_a_function_that_python_has_as_a_symbol_means_the_same(function: str, symbol: str) -> None:
+    """Whole numbers, truth values and what is missing do not depend on how it is written."""
+    assert node(of_event(function)) == node(of_event(symbol))
 
 
 @pytest.mark.parametrize(
@@ -109,6 +163,18 @@ WRONG = {
     of_event("(attr np 'random')"): "is no value",
     of_event("(call (attr (attr e 'x') 'Frist'))"): "there is no operator Frist",
     of_event("(call (attr (attr e 'x') 'Average'))"): "there is no operator Average",
+    of_event("(call sqrt (attr e 'x') 2)"): "sqrt takes 1, and here are 2, at character 73",
+    of_event("(call (attr math 'log') (attr e 'x') 10)"): "log takes 1, and here are 2",
+    of_event("(call (attr np 'arctan2') (attr e 'x'))"): "arctan2 takes 2, and here are 1",
+    of_event("(call (attr np 'add') (attr e 'x'))"): "add takes 2, and here are 1",
+    of_event("(call (attr np 'negative') 1 2)"): "negative takes 1, and here are 2",
+    of_event("(call (attr np 'where') (attr e 'x') 2)"): "where takes 3, and here are 2",
+    of_event("(call (attr np 'max') (attr e 'x') (attr e 'y'))"): "np.max works on one list",
+    of_event("(call sum 1 2)"): "sum takes 1, and here are 2",
+    of_event("(call sqrt)"): "sqrt takes 1, and here are 0",
+    of_event("(call max)"): "max needs an argument",
+    of_event("(call Contains (list 1 (list 2 3)) (attr e 'x'))"): "looks for single values",
+    of_event("(call Contains (list 1 2))"): "Contains takes 1 argument, and here are 0",
     of_event("(@ 1 2)"): "no qastle",
     of_event("(<> 1 2)"): "there is no operator <>",
     of_event("(dict (list 'a' 'a') (list 1 2))"): "the key 'a' is twice there",
@@ -117,6 +183,8 @@ WRONG = {
     of_event("(list)"): "an empty list is no column",
     of_event("(call (attr (attr e 'x') 'Select') (lambda (list a b) a))"): "has 2 names",
     of_event("(call (attr (attr e 'x') 'Select') (lambda (list) 1))"): "has 0 names",
+    of_event("(call (attr (attr e 'x') 'Select') (lambda (list True) 1))"): "different words",
+    of_event("(call (attr (attr e 'x') 'Select') (lambda (list (list a)) 1))"): "different words",
     of_event("(call (attr (attr e 'x') 'Select') 3)"): "Select needs a lambda",
     of_event("(call (attr (attr e 'x') 'First') 3)"): "First takes no argument, and here are 1",
     of_event("(call (attr (attr e 'x') 'Aggregate') 0 (lambda (list a v) (+ v v)))"): "Aggregate",
@@ -130,6 +198,9 @@ WRONG = {
     of_event("(call ElementAt (attr e 'x') 1.5)"): "ElementAt takes a whole number",
     of_event("(call ElementAt (attr e 'x') 'a')"): "ElementAt takes a whole number",
     of_event("(call Choose (attr e 'x') 'b')"): "Choose takes a whole number, such as 2",
+    of_event("(call Choose (attr e 'x') 0)"): "Choose takes a whole number, such as 2",
+    of_event("(call round (list 1 2))"): "round cannot work on a record",
+    of_event("(call (attr (attr e 'x') 'Where') (lambda (list p) e))"): "event itself is no value",
     of_event("(call e 3)"): "there is no function e",
     of_event("(call (lambda (list x) (call x x)) 3)"): "only operators and functions can be called",
     of_event("(lambda (list x) x)"): "a lambda stands only where",
@@ -137,6 +208,8 @@ WRONG = {
     f"(call First {E})": "all events of all files together",
     f"(call Select {E} (lambda (list e) {E}))": "only at the beginning",
     f"(call Where {E} (lambda (list e) e))": "a condition is a truth value",
+    f"(call SelectMany {E} (lambda (list e) e))": "SelectMany needs a list for each event",
+    f"(call SelectMany {E} (lambda (list e) (list e 1)))": "SelectMany needs a list for each",
 }
 
 
@@ -167,6 +240,30 @@ def test_deep_nesting_is_refused_at_once(deep: str) -> None:
     """Ten thousand parentheses cost neither the stack nor the patience of others."""
     with pytest.raises(QueryError, match=r"nothing between|is nested more than"):
         compiled(of_event(deep))
+
+
+def test_what_is_named_once_is_read_once() -> None:
+    """Looked for in lists, or taken from tuples, forty deep: no work that doubles with each."""
+    searched = tuples = "(attr e 'x')"
+    for _ in range(40):
+        searched = f"(call (attr (list 0 1) 'Contains') {searched})"
+        tuples = f"(list {tuples})"
+    for _ in range(40):
+        tuples = f"(subscript {tuples} 0)"
+    began = time.monotonic()
+    for text in (searched, tuples):
+        assert len(list(walk(node(of_event(text))))) < 300
+    assert time.monotonic() - began < 30
+
+
+def test_names_cost_no_more_than_their_number() -> None:
+    """A dict of ten thousand keys, and names of ten thousand characters that are not there."""
+    keys = " ".join(f"'k{number}'" for number in range(10_000))
+    begun = of_event(f"(dict (list {keys} '{'ab' * 5_000}') (list {'1 ' * 10_001}))")
+    began = time.monotonic()
+    with pytest.raises(UnknownNameError):
+        compiled(f"(Select {begun} (lambda (list r) (attr r '{'ba' * 5_000}')))")
+    assert time.monotonic() - began < 30
 
 
 def test_a_long_chain_of_and_is_not_deep() -> None:

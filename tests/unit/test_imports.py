@@ -80,6 +80,10 @@ EXTRA: Mapping[tuple[str, str], str] = {
     ("engines.batch", "engines.clusters"): "how much a job needs beside its worker",
     ("settings", "engines.options"): "what each kind of cluster can be told stands beside it",
     ("languages.func_adl", "languages.qastle"): "how the text of a query is read is a chapter",
+    ("languages.func_adl", "languages.func_adl_functions"): "functions are a chapter",
+    ("languages.func_adl", "languages.func_adl_operators"): "operators are a chapter",
+    ("languages.func_adl_operators", "languages.func_adl_functions"): "folds are in the former",
+    ("languages.func_adl_operators", "languages.qastle"): "what is read are forms",
     ("languages.run_child", "languages.family"): "watching what a program starts is a chapter",
     ("submission", "finders.file_list"): "a list comes in the request itself and is checked there",
 }

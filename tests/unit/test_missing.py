@@ -30,6 +30,9 @@ def in_stages(later: str) -> str:
     return select(later, source=select(record), name="r")
 
 
+ZIPPED = f"(call Zip (dict (list 'px' 'n') (list {X} (attr e 'y'))))"
+PADDED = f"(call fill_none (call pad_none {X} 2) 0)"
+
 REFUSED = {
     "First": select(FIRST),
     "First as a function": select(f"(call First {X})"),
@@ -54,6 +57,9 @@ REFUSED = {
     ),
     "of a sorted list": select(f"(call First (call OrderBy {X} (lambda (list p) p)))"),
     "of a list in other units": select(f"(call Max (/ {X} 1000))"),
+    "of records": select(f"(call First {ZIPPED})"),
+    "of four-vectors": select(f"(attr (call First (call (attr {ZIPPED} 'ToFourMomenta'))) 'pt')"),
+    "of pairs": select(f"(call First (call First (call Choose {X} 2)))"),
     "in a later stage": in_stages("(call First (attr r 'x'))"),
     "of an earlier stage": in_stages("(+ (attr r 'lead') (attr r 'n'))"),
     "a record that goes through": in_stages("r"),
@@ -107,8 +113,9 @@ ACCEPTED = {
     "or": select(f"(or (not {ANY}) (> {FIRST} 3))"),
     "bits": select(f"(& {ANY} (> {FIRST} 3))"),
     "filled": select(f"(call (attr ak 'fill_none') {FIRST} 0)"),
-    "of a list that was filled up": select(
-        f"(subscript (call fill_none (call pad_none {X} 2) 0) 0)"
+    "of a list that was filled up": select(f"(subscript {PADDED} 0)"),
+    "of records of one that was": select(
+        f"(attr (call First (call Zip (list {PADDED} (attr e 'n')))) '0')"
     ),
     "Count of such": select(f"(call Count (call Where {X} (lambda (list p) (> p {FIRST}))))"),
     "not in the result": in_stages("(attr r 'n')"),

@@ -41,26 +41,36 @@ def result_of(name: str, arguments: list[Any], frame: Frame) -> Value:
     import awkward as ak
     import numpy as np
 
-    if name in functions.ELEMENTWISE:
-        # of narrow whole numbers numpy computes floats of 16 bits, which no format holds
-        arguments = [arithmetic.widened(one) for one in arguments]
-    if name == "round" and len(arguments) == 1 and arithmetic.primitive(arguments[0]) in "iu":
+    if name == "round" and arithmetic.primitive(arguments[0]) in ("i", "u"):
         result = arguments[0]
-    elif name == "power":
-        result = arithmetic.binary("**", *arguments)
     else:
+        if name in functions.ELEMENTWISE:
+            arguments = _of_64_bits(arguments)
         result = functions.call(name, arguments, {}, standard_axis=False)
-    if isinstance(result, bool | int | float | np.generic):
+    if isinstance(result, bool | int | float | np.generic | np.ndarray):
         if any(isinstance(one, ak.Array | list) for one in arguments):
             raise TypeError(f"{name} gives one number for all events together")
-        return Scalar(result.item() if isinstance(result, np.generic) else result)
+        return Scalar(result if isinstance(result, bool | int | float) else result.item())
     if isinstance(result, tuple | list):
-        fields = {str(at): _ready(_sized(name, one, frame)) for at, one in enumerate(result)}
+        fields = {str(at): ready(_sized(name, one, frame)) for at, one in enumerate(result)}
         return Parts(frame, fields, is_tuple=True)
     return _sized(name, result, frame)
 
 
-def _ready(value: Value) -> Later:
+def _of_64_bits(arguments: list[Any]) -> list[Any]:
+    """Return what numpy's functions do not make floats of 16 bits of, which no format holds."""
+    import awkward as ak
+
+    columns = any(isinstance(one, ak.Array) for one in arguments)
+    # beside a column a constant has no width
+    return [
+        arithmetic.widened(one) if isinstance(one, ak.Array) or not columns else one
+        for one in arguments
+    ]
+
+
+def ready(value: Value) -> Later:
+    """Return a value that need not be computed as one that may."""
     return Later(lambda: value)
 
 

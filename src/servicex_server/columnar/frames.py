@@ -20,8 +20,9 @@ class Frame:
     length
         How many turns there are.
     parents
-        Outer frames, each with the index of the turn in which every turn here happens. Indices
-        into the frame that owns the sequence never decrease.
+        Outer frames, each with the index of the turn in which every turn here happens; None if
+        they are the same turns. Indices into the frame that owns the sequence never decrease. If
+        a frame is reached through several, the first of them tells.
     """
 
     def __init__(self, length: int, *parents: tuple["Frame", Any]) -> None:
@@ -36,7 +37,10 @@ class Frame:
             for frame, index in self._parents:
                 if frame.within(outer):
                     above = frame.index_to(outer)
-                    self._indices[outer] = index if above is None else above[index]
+                    both = index is not None and above is not None
+                    self._indices[outer] = (
+                        above[index] if both else index if above is None else above
+                    )
                     break
         return self._indices[outer]
 
@@ -116,7 +120,7 @@ def lift(value: Value, frame: Frame) -> Value:
             return value
         case Column(frame=outer, array=array):
             index = frame.index_to(outer)
-            return value if index is None else Column(frame, array[index])
+            return Column(frame, array if index is None else array[index])
         case Parts(frame=outer, fields=fields, is_tuple=is_tuple):
             if outer is frame:
                 return value
@@ -127,7 +131,7 @@ def lift(value: Value, frame: Frame) -> Value:
         case Entries(frame=outer, read=read, everything=everything):
             index = frame.index_to(outer)
             if index is None:
-                return value
+                return Entries(frame, read, everything)
             return Entries(
                 frame,
                 lambda path: read(path)[index],
@@ -140,17 +144,26 @@ def _later(part: Later, frame: Frame) -> Later:
 
 
 def _repeated(loop: Loop, frame: Frame) -> Loop:
-    """Return a sequence of an outer frame anew for every turn of one inside it."""
+    """Return a sequence of an outer frame anew for every turn of one inside it.
+
+    That may be a loop over the same sequence, as in ``x.Select(lambda p: x.Select(lambda q: ...))``
+    where ``x`` was computed before. Then a new turn has two elements: of what surrounds it and its
+    own, which is therefore told by a frame that knows nothing else.
+    """
     import numpy as np
 
     index = frame.index_to(loop.frame)
-    counts = loop.counts()
-    starts = np.cumsum(counts) - counts
-    taken = counts[index]
-    owner = np.repeat(np.arange(frame.length), taken)
-    within = np.arange(len(owner)) - np.repeat(np.cumsum(taken) - taken, taken)
-    inner = Frame(len(owner), (frame, owner), (loop.inner, starts[index][owner] + within))
-    return Loop(frame, inner, lift(loop.element, inner))
+    if index is None:
+        own, owner = loop.inner, loop.inner.index_to(loop.frame)
+    else:
+        counts = loop.counts()
+        starts = np.cumsum(counts) - counts
+        taken = counts[index]
+        owner = np.repeat(np.arange(frame.length), taken)
+        within = np.arange(len(owner)) - np.repeat(np.cumsum(taken) - taken, taken)
+        own = Frame(len(owner), (loop.inner, starts[index][owner] + within))
+    inner = Frame(len(owner), (frame, owner), (own, None))
+    return Loop(frame, inner, lift(lift(loop.element, own), inner))
 
 
 def array_of(value: Value, frame: Frame) -> Any:

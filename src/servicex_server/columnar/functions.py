@@ -3,6 +3,7 @@
 The first group is uproot's expression language (uproot.language.python, 5.7); the second are the
 awkward functions that upstream's ``uproot-raw`` adds. A query means events by rows, so where
 awkward's default would mix events (``axis=None`` or 0) the default here is within each event.
+func_adl has more of numpy.
 """
 
 import math
@@ -27,6 +28,10 @@ _NUMPY_ALIASES = {
     "conj": "conjugate",
     "neg": "negative",
 }
+_MORE_OF_NUMPY = (
+    "deg2rad degrees float_power fmod heaviside logaddexp logaddexp2 logical_xor rad2deg radians "
+    "reciprocal sign square"
+).split()
 _SPECIAL = ("erf", "erfc", "factorial", "gamma", "lgamma", "tgamma")
 _REDUCERS = (
     "count count_nonzero sum nansum prod nanprod any all min nanmin max nanmax argmin "
@@ -44,8 +49,17 @@ FUNCTIONS: frozenset[str] = frozenset(
 )
 """Every function an expression may call, besides ``get("branch name")``."""
 
-ELEMENTWISE: frozenset[str] = frozenset((*_NUMPY, *_NUMPY_ALIASES, *_SPECIAL))
-"""Those that work on one element after the other, and give nothing where one is missing."""
+ELEMENTWISE: frozenset[str] = frozenset((*_NUMPY, *_NUMPY_ALIASES, *_MORE_OF_NUMPY, *_SPECIAL))
+"""Those that give one value for each, and a missing one for a missing one; with those that only
+func_adl has, for in an expression their names may be those of branches."""
+
+OF_TWO: frozenset[str] = frozenset(
+    (
+        "arctan2 atan2 copysign float_power fmax fmin fmod heaviside hypot logaddexp logaddexp2 "
+        "logical_and logical_or logical_xor nextafter"
+    ).split()
+)
+"""Those of `ELEMENTWISE` that take two values."""
 
 KEYWORDS: frozenset[str] = frozenset(
     (
@@ -66,7 +80,7 @@ def number(value: Any) -> Any:
 def call(
     name: str, arguments: Sequence[Any], keywords: Mapping[str, Any], *, standard_axis: bool
 ) -> Any:
-    """Call one of `FUNCTIONS` on arrays.
+    """Call one of `FUNCTIONS` or `ELEMENTWISE` on arrays.
 
     Parameters
     ----------
@@ -82,7 +96,7 @@ def call(
 
     if name in _SPECIAL:
         return _special(name, arguments[0])
-    if name in _NUMPY or name in _NUMPY_ALIASES:
+    if name in ELEMENTWISE:
         return getattr(np, _NUMPY_ALIASES.get(name, name))(*arguments, **keywords)
     keywords = dict(keywords)
     if name in _WITHIN_EVENT and not standard_axis:

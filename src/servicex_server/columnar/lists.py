@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from servicex_server.columnar import arithmetic, vectors
-from servicex_server.columnar.elementwise import plain
+from servicex_server.columnar.elementwise import plain, ready
 from servicex_server.columnar.frames import (
     Column,
     Entries,
@@ -46,7 +46,18 @@ def is_tuple(value: Value) -> bool:
 
 
 def zipped(value: Value, frame: Frame) -> Value:
-    """Return the records that several lists make, element by element."""
+    """Return the records that several lists make, element by element; one of single values."""
+    import awkward as ak
+
+    if not isinstance(value, Parts):
+        array = array_of(value, frame)
+        if not array.fields:
+            raise TypeError(f"Zip needs a record of lists, and this is {described(value)}")
+        if is_list(array):
+            return Column(frame, array)
+        parts = dict(zip(array.fields, ak.unzip(array), strict=True))
+        columns = {name: ready(Column(frame, part)) for name, part in parts.items()}
+        value = Parts(frame, columns, ak.is_tuple(array))
     return Column(frame, broadcast(value, frame, depth=2))
 
 
@@ -57,8 +68,6 @@ def broadcast(value: Value, frame: Frame, *, depth: int | None = None) -> Any:
     if not isinstance(value, Parts):
         return array_of(value, frame)
     arrays = {name: plain(array_of(part.value, frame)) for name, part in value.fields.items()}
-    if depth is not None and not any(map(is_list, arrays.values())):
-        raise TypeError("Zip needs lists, and there are only single values")
     try:
         if value.is_tuple:
             return ak.zip(tuple(arrays.values()), depth_limit=depth)
@@ -136,6 +145,26 @@ def taken(loop: Loop, index: Any) -> Value:
     chosen = ak.index.Index64(np.where(there, starts + position, -1))
     layout = ak.contents.IndexedOptionArray.simplified(chosen, content.layout)
     return Column(loop.frame, ak.Array(layout, behavior=content.behavior))
+
+
+def chosen(loop: Loop, many: int) -> Value:
+    """Return for every sequence a sequence of lists, one for each way to take ``many`` elements.
+
+    Both keep the order of the elements.
+    """
+    import awkward as ak
+    import numpy as np
+
+    counts = loop.counts()
+    lists = ak.unflatten(np.arange(loop.inner.length), counts)
+    # more than there are cannot be taken, and to try would cost time
+    ways = ak.combinations(lists, min(many, int(counts.max(initial=0)) + 1), axis=1)
+    owner = np.repeat(np.arange(loop.frame.length), np.asarray(ak.num(ways)))
+    groups = Frame(len(owner), (loop.frame, owner))
+    index = np.stack([np.asarray(one) for one in ak.unzip(ak.flatten(ways))], axis=1).ravel()
+    group = np.repeat(np.arange(len(owner)), len(index) // max(len(owner), 1))
+    inner = Frame(len(index), (groups, group), (loop.inner, index))
+    return Loop(loop.frame, groups, Loop(groups, inner, lift(loop.element, inner)))
 
 
 def reduced(loop: Loop, name: str, what: str) -> Value:

@@ -7,6 +7,7 @@ every element of another is computed once.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from servicex_server.columnar import arithmetic, vectors
@@ -36,6 +37,7 @@ from servicex_server.columnar.frames import (
 )
 from servicex_server.columnar.lists import (
     broadcast,
+    chosen,
     is_tuple,
     masked,
     part_of,
@@ -180,7 +182,7 @@ class Evaluation:
             case Variable(number=number):
                 return scope[number].value
             case Branch(event=event, path=path):
-                return self._branch(scope[event], path)
+                return self._branch(self.value(event, scope), path)
             case Record(items=items, is_tuple=is_tuple):
                 fields = {name: self._promised(item, scope) for name, item in items}
                 return Parts(self._frame(node, scope), fields, is_tuple)
@@ -230,9 +232,9 @@ class Evaluation:
         inner = Frame(count, (self._range, np.zeros(count, np.int64)))
         return Loop(self._range, inner, Entries(inner, self._source.read, self._source.everything))
 
-    def _branch(self, bound: _Bound, path: tuple[str, ...]) -> Value:
-        assert isinstance(bound.value, Entries)  # noqa: S101  # a reader makes it of events only
-        return Column(bound.frame, bound.value.read(path))
+    def _branch(self, event: Value, path: tuple[str, ...]) -> Value:
+        assert isinstance(event, Entries)  # noqa: S101  # a reader makes it of events only
+        return Column(event.frame, event.read(path))
 
     def _body(self, function: Node, scope: _Scope, *values: tuple[Frame, Value]) -> Value:
         """Compute a lambda for the elements of sequences."""
@@ -256,6 +258,8 @@ class Evaluation:
                 source,
                 self.value(node.arguments[0], scope),
             )
+        if node.name == "Contains" and isinstance(source, Parts):
+            return self._among(node, source, scope)
         loop = opened(source, self._frame(node, scope), node.name)
         return self._operators[node.name](node, loop, scope)
 
@@ -279,6 +283,8 @@ class Evaluation:
 
     def _select_many(self, node: Operator, loop: Loop, scope: _Scope) -> Value:
         body = self._body(node.arguments[0], scope, (loop.inner, loop.element))
+        if isinstance(body, Parts):
+            body = zipped(body, loop.inner)
         below = opened(body, loop.inner, "SelectMany")
         return Loop(loop.frame, below.inner, below.element)
 
@@ -303,6 +309,15 @@ class Evaluation:
             lambda one, other: arithmetic.binary("==", one, other), loop.element, wanted
         )
         return reduced(Loop(loop.frame, loop.inner, equal), "any", node.name)
+
+    def _among(self, node: Operator, source: Parts, scope: _Scope) -> Value:
+        """Compute whether a value is one of some that are listed."""
+        wanted = self.value(node.arguments[0], scope)
+        found: Value = Scalar(value=False)
+        for part in source.fields.values():
+            equal = on_arrays(partial(arithmetic.binary, "=="), part.value, wanted)
+            found = on_arrays(partial(arithmetic.logical, "or"), found, equal)
+        return found
 
     def _concat(self, node: Operator, loop: Loop, scope: _Scope) -> Value:
         import awkward as ak
@@ -335,14 +350,11 @@ class Evaluation:
         return Loop(loop.frame, inner, lift(loop.element, inner))
 
     def _choose(self, node: Operator, loop: Loop, scope: _Scope) -> Value:
-        import awkward as ak
-
         many = self.value(node.arguments[0], scope)
         number: Any = many.value if isinstance(many, Scalar) else None
         if not arithmetic.is_whole(number) or number < 1:
             raise TypeError("Choose needs a whole number, such as 2")
-        lists = array_of(loop, loop.frame)
-        return Column(loop.frame, ak.combinations(lists, number, axis=1))
+        return chosen(loop, number)
 
     def _aggregate(self, node: Operator, loop: Loop, scope: _Scope) -> Value:
         """Compute what a reader found to be a sum, product, least or greatest with a seed."""
@@ -364,9 +376,9 @@ class Evaluation:
             return part_of(value, str(index.value))
         if isinstance(index, Column | Loop):
             frame = deepest((value, index))
-            chosen = array_of(index, frame)
-            if is_list(chosen):
-                return Column(frame, picked(array_of(value, frame), chosen))
+            which = array_of(index, frame)
+            if is_list(which):
+                return Column(frame, picked(array_of(value, frame), which))
         frame = deepest((value, index))
         return taken(opened(value, frame, "[ ]"), positions(index, frame))
 
@@ -390,54 +402,3 @@ class Evaluation:
             return result_of(name, arrays + [argument(one, frame) for one in values[1:]], frame)
         frame = deepest(values)
         return result_of(name, [argument(one, frame) for one in values], frame)
-
-
-def rows(
-    node: Node, source: Source, text: str, *, typed: bool = True
-) -> tuple[int, dict[str, Any]]:
-    """Compute a query on a range of entries.
-
-    Parameters
-    ----------
-    node
-        A sequence over the events.
-    source
-        The range.
-    text
-        The query as the user wrote it, for errors.
-    typed
-        Whether empty columns are wanted where there is no row, for their types.
-
-    Returns
-    -------
-    How many rows there are, and the columns by name: the names of a record, 0, 1, … of a tuple,
-    and ``branch`` for a value without names.
-    """
-    import numpy as np
-
-    run = Evaluation(node, source, text)
-    loop = run.loop()
-    if not typed and loop.inner.length == 0:
-        return 0, {}
-    element = lift(loop.element, loop.inner)
-    try:
-        with np.errstate(all="ignore"):
-            return loop.inner.length, _named(element, loop.inner)
-    except TypeError as error:
-        raise QueryTypeError(f"cannot compute this: {error}, {place(text, node.at)}") from error
-
-
-def _named(element: Value, frame: Frame) -> dict[str, Any]:
-    if isinstance(element, Parts):
-        return {
-            name: vectors.unnamed(array_of(part.value, frame))
-            for name, part in element.fields.items()
-        }
-    if isinstance(element, Entries):
-        return dict(element.everything())
-    array = vectors.unnamed(array_of(element, frame))
-    return {name: array[name] for name in array.fields} or {COLUMN: array}
-
-
-COLUMN = "branch"
-"""Name of the column of a value that has no names, as upstream's python codegen has it."""

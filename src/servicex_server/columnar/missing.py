@@ -29,7 +29,9 @@ from servicex_server.columnar.vectors import METHODS
 
 _ELEMENTS = frozenset(("First", "Last", "ElementAt", "Max", "Min"))
 _EXTREMES = frozenset(("max", "min"))
-_KEEP_A_LIST = frozenset(("Where", "Select", "OrderBy", "OrderByDescending", "Choose"))
+_KEEP_A_LIST = frozenset(
+    ("Where Select OrderBy OrderByDescending Choose Zip ToFourMomenta ToFourMomentum").split()
+)
 _GUARDS = frozenset("&|")
 
 
@@ -101,11 +103,11 @@ class _Search:
         parts: tuple[Node, ...] = ()
         match node:
             case Operator(name=name, source=source) if name in _ELEMENTS:
-                return node if self._is_list(source) else None
+                return self._element(node, source)
             case Call(function=name, arguments=(one,)) if name in _EXTREMES:
-                return node if self._is_list(one) else None
+                return self._element(node, one)
             case Item(value=value, index=Constant(value=int())):
-                return node if self._is_list(value) else None
+                return self._element(node, value)
             case Operator(name=name, source=source, arguments=arguments) if name in METHODS:
                 parts = (source, *arguments)
             case Binary(symbol=symbol) if symbol not in _GUARDS:
@@ -115,6 +117,11 @@ class _Search:
             case Unary() | Record() | Field():
                 parts = node.children()
         return next(filter(None, map(self._find, parts)), None)
+
+    def _element(self, node: Node, source: Node) -> Node | None:
+        """Return what may be missing in an element or an extreme of a value."""
+        # of a list that is missing there is none either
+        return node if self._is_list(source) else self._find(source)
 
     def _is_list(self, node: Node) -> bool:
         """Whether a value, if an element of it can be asked for, is a list made of branches."""
@@ -133,7 +140,7 @@ class _Search:
                 return self._is_list(source) and self._is_list(other)
             case Call(function=name) if name not in ELEMENTWISE:
                 return False
-            case Unary() | Binary() | Call():
+            case Unary() | Binary() | Call() | Record():
                 values = [one for one in node.children() if not isinstance(one, Constant)]
                 return bool(values) and all(map(self._is_list, values))
         return False

@@ -217,7 +217,6 @@ class TTreeTree(Tree):
         """Return the readable branches that fit; of a split object its members."""
         import uproot
 
-        unknown = uproot.interpretation.identify.UnknownInterpretation
         grouped = uproot.interpretation.grouped.AsGrouped
         fits, fits_type = matcher(tuple(by_name)), matcher(tuple(by_type))
         chosen = []
@@ -231,7 +230,7 @@ class TTreeTree(Tree):
                 continue
             exact = leaf in by_name or path in by_name
             interpretation = branch.interpretation
-            if isinstance(interpretation, unknown) and not exact:
+            if not exact and not _can_be_read(interpretation):
                 continue
             if isinstance(interpretation, grouped) and (not exact or len(by_name) > 1):
                 # its members come by themselves, or were not asked for
@@ -268,6 +267,18 @@ class TTreeTree(Tree):
     @cached_property
     def _baskets(self) -> Baskets:
         return Baskets(self.url)
+
+
+def _can_be_read(interpretation: Any) -> bool:
+    """Whether uproot knows how to read a branch, and an awkward array can hold what it reads."""
+    import uproot
+
+    if isinstance(interpretation, uproot.interpretation.objects.AsObjects):
+        try:
+            interpretation.awkward_form(None)
+        except uproot.interpretation.objects.CannotBeAwkward:
+            return False
+    return not isinstance(interpretation, uproot.interpretation.identify.UnknownInterpretation)
 
 
 class RNTupleTree(Tree):

@@ -7,13 +7,24 @@ branch ``a``: which, only the tree tells.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from servicex_server.columnar import loops, vectors
+from servicex_server.columnar import vectors
+from servicex_server.columnar.frames import Entries, Frame, Parts, Value, array_of, lift
+from servicex_server.columnar.loops import Evaluation, Source
 from servicex_server.columnar.plan import Extraction, Plan
 from servicex_server.columnar.sequences import Events, Node, paths, place
-from servicex_server.errors import FormatError, UnknownNameError, did_you_mean
+from servicex_server.errors import (
+    FormatError,
+    QueryError,
+    QueryTypeError,
+    UnknownNameError,
+    did_you_mean,
+)
 
 if TYPE_CHECKING:
     from servicex_server.columnar.read import Tree
+
+COLUMN = "branch"
+"""Name of the column of a value that has no names, as upstream's python codegen has it."""
 
 Path = tuple[str, ...]
 
@@ -94,8 +105,8 @@ class RowsPlan(Plan):
             values.update(tree.read([n for n in self.everything if n not in values], start, stop))
             return {name: values[name] for name in self.everything}
 
-        source = loops.Source(stop - start, read, everything)
-        count, columns = loops.rows(self.rows.node, source, self.rows.text, typed=typed)
+        source = Source(stop - start, read, everything)
+        count, columns = _computed(self.rows.node, source, self.rows.text, typed=typed)
         if self.rows.dense:
             columns = {name: _dense(name, array) for name, array in columns.items()}
         return count, columns
@@ -117,3 +128,49 @@ def _dense(name: str, array: Any) -> Any:
         return ak.transform(without, layout.project(), highlevel=False)
 
     return ak.transform(without, array)
+
+
+def _computed(node: Node, source: Source, text: str, *, typed: bool) -> tuple[int, dict[str, Any]]:
+    """Compute a query on a range of entries.
+
+    Parameters
+    ----------
+    node
+        A sequence over the events.
+    source
+        The range.
+    text
+        The query as the user wrote it, for errors.
+    typed
+        Whether empty columns are wanted where there is no row, for their types.
+
+    Returns
+    -------
+    How many rows there are, and the columns by name: the names of a record, 0, 1, … of a tuple,
+    and ``branch`` for a value without names.
+    """
+    import numpy as np
+
+    try:
+        loop = Evaluation(node, source, text).loop()
+        if not typed and loop.inner.length == 0:
+            return 0, {}
+        element = lift(loop.element, loop.inner)
+        with np.errstate(all="ignore"):
+            return loop.inner.length, _named(element, loop.inner)
+    except RecursionError:
+        raise QueryError("the query is nested too deeply") from None
+    except TypeError as error:
+        raise QueryTypeError(f"cannot compute this: {error}, {place(text, node.at)}") from error
+
+
+def _named(element: Value, frame: Frame) -> dict[str, Any]:
+    if isinstance(element, Parts):
+        return {
+            name: vectors.unnamed(array_of(part.value, frame))
+            for name, part in element.fields.items()
+        }
+    if isinstance(element, Entries):
+        return dict(element.everything())
+    array = vectors.unnamed(array_of(element, frame))
+    return {name: array[name] for name in array.fields} or {COLUMN: array}

@@ -46,8 +46,12 @@ class Variable(Node):
 class Branch(Node):
     """A branch of an event. Of ``e.a.b`` both words are kept: ``a.b`` may be one name."""
 
-    event: int
+    event: Node
     path: tuple[str, ...]
+
+    def children(self) -> tuple[Node, ...]:
+        """Return the event."""
+        return (self.event,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +190,7 @@ def free_variables(node: Node, known: dict[int, frozenset[int]]) -> frozenset[in
     if found is None:
         found = frozenset().union(*(free_variables(child, known) for child in node.children()))
         match node:
-            case Variable(number=number) | Branch(event=number):
+            case Variable(number=number):
                 found |= {number}
             case Lambda(variables=variables):
                 found -= set(variables)

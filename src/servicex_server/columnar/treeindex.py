@@ -1,38 +1,21 @@
 """Trees of thousands of branches, of which a few are parsed.
 
 uproot makes a Python object of every branch when it reads a tree, a millisecond for each two. On
-disk each branch is preceded by its byte count, so those that nobody asks for can be stepped over.
-Here only the array of branches is ours: it notes where each begins, and uproot's own models read
-those that are wanted, when they are. Places are as in ROOT's TBufferFile::ReadObjectAny and
-TBranch version 11 to 13; whatever looks different is parsed by uproot as ever.
+disk each branch is preceded by its byte count, so those that nobody asks for can be stepped over
+(`servicex_server.columnar.branchbytes`). Here only the array of branches is ours: it notes where
+each begins, and uproot's own models read those that are wanted, when they are. Whatever looks
+different is parsed by uproot as ever.
 """
 
 import bisect
-import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-_COUNTED = 0x40000000  # kByteCountMask
-_NEW_CLASS = 0xFFFFFFFF  # kNewClassTag
-_CLASS = 0x80000000  # kClassMask
+from servicex_server.columnar import branchbytes
+from servicex_server.columnar.branchbytes import Glance, OddError, Places
+
 _MAP_OFFSET = 2  # kMapOffset
-_COUNTED_OBJECT = 0x4000  # kByteCountVMask
-_REFERENCED = 1 << 4  # kIsReferenced
-_U32 = struct.Struct(">I")
-_I32 = struct.Struct(">i")
-_U16 = struct.Struct(">H")
-_BEGIN = struct.Struct(">IHIHHII")
-"""How a TBranch begins: count and version of its own, those of its TNamed, and the TObject."""
-
-_BEFORE_BRANCHES = {11: ((68,), ()), 12: ((68,), ()), 13: ((24,), (44,))}
-"""Bytes of numbers in a TBranch between TAttFill and fBranches, by version; 13 has fIOFeatures
-between the two groups."""
-
-
-class _OddError(Exception):
-    """The bytes are not laid out as expected here."""
 
 
 def classes() -> dict[str, Any]:
@@ -87,19 +70,6 @@ def _branch_array() -> Any:
     return Model_TObjArray
 
 
-@dataclass(frozen=True, slots=True)
-class _Places:
-    """Where the elements of an array begin, and where the last one ends; indices into ``data``.
-
-    Besides branches those of the leaves of a tree, which are but references to what was read.
-    """
-
-    data: bytes
-    begins: list[int]
-    end: int
-    are_branches: bool
-
-
 class _Stub:
     """The name of a branch that is not parsed."""
 
@@ -115,13 +85,13 @@ class _Stub:
 class _Elements(Sequence[Any]):
     """The elements of an array of branches, each parsed when it is first asked for."""
 
-    def __init__(self, places: _Places, reading: tuple[Any, ...], refs: "_Refs") -> None:
+    def __init__(self, places: Places, reading: tuple[Any, ...], refs: "_Refs") -> None:
         self.places = places
         self.settled = False
         self._reading = reading
         self._refs = refs
         self._made: dict[int, Any] = {}
-        self._seen: dict[int, _Glance] = {}
+        self._seen: dict[int, Glance] = {}
         self._under_way: set[int] = set()
 
     def __len__(self) -> int:
@@ -173,13 +143,11 @@ class _Elements(Sequence[Any]):
         for at in range(len(self)):
             yield _Stub(self.glance(at).name)
 
-    def glance(self, at: int) -> "_Glance":
+    def glance(self, at: int) -> Glance:
         """Return what is known of an element; by a look at its bytes if they are as expected."""
         if (seen := self._seen.get(at)) is None:
-            try:
-                seen = _glance(self.places.data, self.places.begins[at], self._refs)
-            except (_OddError, struct.error, IndexError, ValueError):
-                seen = _parsed(self[at])
+            begin, class_name = self.places.begins[at], self._refs.class_name
+            seen = branchbytes.glance(self.places.data, begin, class_name) or _parsed(self[at])
             self._seen[at] = seen
         return seen
 
@@ -211,17 +179,14 @@ class _Refs(dict[int, Any]):
     def class_name(self, key: int) -> str:
         """Return the name of the class that was introduced at a place."""
         if (name := self._class_names.get(key)) is None:
-            at = key + self.shift
-            if not 0 <= at < len(self.data) - 4 or _U32.unpack_from(self.data, at)[0] != _NEW_CLASS:
-                raise _OddError
-            name = self.data[at + 4 : self.data.index(b"\0", at + 4)].decode()
+            name = branchbytes.introduced(self.data, key + self.shift)
             self._class_names[key] = name
         return name
 
     def _found(self, key: int) -> bool:
         try:
             self[key] = self._file.class_named(self.class_name(key))
-        except _OddError:
+        except OddError:
             at = key + self.shift
             return any(self._parsed_for(key, at, array) for array in list(self.arrays))
         return True
@@ -272,124 +237,24 @@ def _refs(chunk: Any, cursor: Any, file: Any) -> _Refs:
     return found
 
 
-def _places(array: Any, chunk: Any, cursor: Any, file: Any) -> _Places | None:
+def _places(array: Any, chunk: Any, cursor: Any, file: Any) -> Places | None:
     """Return where the elements begin, if they are branches, or the leaves of a tree."""
     of_tree = array._parent is not None and array._parent.is_instance("TTree")  # noqa: SLF001
     of_branch = array._parent is not None and array._parent.is_instance("TBranch")  # noqa: SLF001
     if not (of_tree or of_branch):
         return None
     refs = _refs(chunk, cursor, file)
-    data = refs.data
-    try:
-        at, count = _array_head(data, cursor.index - chunk.start)
-        if count == 0:
-            return None
-        reference = not _U32.unpack_from(data, at)[0] & _COUNTED
-        are_branches = not reference and _class_at(data, at, refs).startswith("TBranch")
-        if not (of_tree or are_branches):
-            return None
-        return _Places(data, *_step(data, at, count), are_branches)
-    except (_OddError, struct.error, IndexError, ValueError):
-        return None
+    at = cursor.index - chunk.start
+    return branchbytes.places(refs.data, at, refs.class_name, of_tree=of_tree)
 
 
-def _array_head(data: bytes, at: int) -> tuple[int, int]:
-    """Return where the first element of a TObjArray is, and how many there are.
-
-    ``at`` is the place of its TObject.
-    """
-    at = _after_text(data, _after_object(data, at))
-    return at + 8, _I32.unpack_from(data, at)[0]
-
-
-def _step(data: bytes, at: int, count: int) -> tuple[list[int], int]:
-    begins = []
-    read = _U32.unpack_from
-    for _ in range(count):
-        begins.append(at)
-        head = read(data, at)[0]
-        if head & _CLASS:
-            raise _OddError  # an object without its byte count
-        at += 4 + (head & ~_COUNTED if head & _COUNTED else 0)
-    if at > len(data):
-        raise _OddError
-    return begins, at
-
-
-def _class_at(data: bytes, at: int, refs: _Refs) -> str:
-    """Return the class of an object that is written at a place."""
-    if not _U32.unpack_from(data, at)[0] & _COUNTED:
-        raise _OddError
-    tag = _U32.unpack_from(data, at + 4)[0]
-    if tag == _NEW_CLASS:
-        return data[at + 8 : data.index(b"\0", at + 8)].decode()
-    if not tag & _CLASS:
-        raise _OddError
-    return refs.class_name(tag & ~_CLASS)
-
-
-@dataclass(frozen=True, slots=True)
-class _Glance:
-    """What a look tells of a branch: its name, and those of the branches in it."""
-
-    name: str
-    inside: tuple["_Glance", ...] = ()
-
-
-def _parsed(branch: Any) -> _Glance:
+def _parsed(branch: Any) -> Glance:
     inside = branch.member("fBranches")._data  # noqa: SLF001  # it has no other way in
     if isinstance(inside, _Elements):
         children = tuple(inside.glance(at) for at in range(len(inside)))
     else:
         children = tuple(_parsed(child) for child in inside)
-    return _Glance(str(branch.member("fName")), children)
-
-
-def _glance(data: bytes, at: int, refs: _Refs) -> _Glance:
-    """Look at a branch that begins at a place with its byte count."""
-    kind = _class_at(data, at, refs)
-    at += 8 + (len(kind) + 1 if _U32.unpack_from(data, at + 4)[0] == _NEW_CLASS else 0)
-    if kind == "TBranchElement":
-        at += 6  # its own count and version; the TBranch comes first in it
-    elif kind != "TBranch":
-        raise _OddError
-    _, version, named, _, object_version, _, bits = _BEGIN.unpack_from(data, at)
-    if version not in _BEFORE_BRANCHES or not named & _COUNTED or object_version & _COUNTED_OBJECT:
-        raise _OddError
-    name = _text(data, at + _BEGIN.size + (2 if bits & _REFERENCED else 0))
-    before, after = _BEFORE_BRANCHES[version]
-    at = _after_counted(data, at + 10 + (named & ~_COUNTED)) + before[0]
-    if after:
-        at = _after_counted(data, at) + after[0]
-    first, count = _array_head(data, at + 6)
-    if not count:
-        return _Glance(name)
-    begins, _ = _step(data, first, count)
-    return _Glance(name, tuple(_glance(data, begin, refs) for begin in begins))
-
-
-def _after_counted(data: bytes, at: int) -> int:
-    count = _U32.unpack_from(data, at)[0]
-    if not count & _COUNTED:
-        raise _OddError
-    return int(at + 4 + (count & ~_COUNTED))
-
-
-def _after_object(data: bytes, at: int) -> int:
-    """Return where a TObject ends: version, unique id and bits, and a process id if referenced."""
-    if _U16.unpack_from(data, at)[0] & _COUNTED_OBJECT:
-        raise _OddError
-    bits = _U32.unpack_from(data, at + 6)[0]
-    return at + (12 if bits & _REFERENCED else 10)
-
-
-def _after_text(data: bytes, at: int) -> int:
-    return at + 5 + _U32.unpack_from(data, at + 1)[0] if data[at] == 0xFF else at + 1 + data[at]  # noqa: PLR2004
-
-
-def _text(data: bytes, at: int) -> str:
-    begin = at + (5 if data[at] == 0xFF else 1)  # noqa: PLR2004
-    return data[begin : _after_text(data, at)].decode(errors="surrogateescape")
+    return Glance(str(branch.member("fName")), children)
 
 
 def _parsed_whole(tree: Any) -> Any:
@@ -424,7 +289,7 @@ class BranchIndex(Mapping[str, Any]):
             glances = [_parsed(branch) for branch in array]
         self._add(glances, "", ())
 
-    def _add(self, glances: Sequence[_Glance], above: str, chain: tuple[int, ...]) -> None:
+    def _add(self, glances: Sequence[Glance], above: str, chain: tuple[int, ...]) -> None:
         for at, glance in enumerate(glances):
             path, place = f"{above}{glance.name}", (*chain, at)
             self.paths.append((path, glance.name))
