@@ -79,9 +79,10 @@ def new_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cal
 
 @pytest.fixture
 def database_url(new_database: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> str:
-    """Give the URL of a database, which is the one that settings name, too."""
+    """Give the URL of a database; if it is PostgreSQL, settings name it too."""
     url = new_database()
-    monkeypatch.setenv("SERVICEX_SERVER_DATABASE_URL", url)
+    if url.startswith("postgresql"):
+        monkeypatch.setenv("SERVICEX_SERVER_DATABASE_URL", url)
     return url
 
 

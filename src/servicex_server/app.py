@@ -100,6 +100,12 @@ class App:
     async def _start(self, opening: AsyncExitStack) -> None:
         folder = self.settings.data_dir
         database = opening.enter_context(closing(Database(self.settings.database)))
+        if self.settings.database_url is not None and not database.shared:
+            # another folder's lock would not keep anybody off it
+            raise StartupError(
+                "setting database_url: only a PostgreSQL database is given so",
+                hint="without it, SQLite keeps its file in the data folder",
+            )
         if self.duty is not Duty.ALL and not database.shared:
             raise StartupError(
                 f"`servicex-server {self.duty}` is one of several processes, and those need "

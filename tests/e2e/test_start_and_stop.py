@@ -95,6 +95,7 @@ def test_a_wrong_setting_is_one_line(tmp_path: Path, content: str, words: str) -
         ("database_url: [hunter2]\n", "setting database_url"),
         ("database_url: 'hunter2\n", "is no YAML: line 2"),
         ("database_url: oracle://me:hunter2@host/d\n", "oracle is not supported"),
+        ("database_url: sqlite:////hunter2.sqlite\n", "only a PostgreSQL database"),
         ("objects_url: ftp://me:hunter2@host/d\n", "results cannot be kept at ftp"),
         ("objects_url: 's3://?secret_access_key=hunter2'\n", "an s3 URL names its bucket"),
     ],

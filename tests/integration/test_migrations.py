@@ -103,10 +103,11 @@ def fill(connection: Connection) -> None:
         connection.exec_driver_sql(statement)
 
 
-async def test_a_database_of_the_first_release_opens_and_goes_on(
+@pytest.fixture
+def first_release(
     new_database: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What it had done stays done, what was open is done, and the numbers are right."""
+) -> Settings:
+    """Give the settings of a service whose database the first release has filled."""
     url = new_database(empty=True)
     engine = create_engine(url)
     with engine.begin() as connection:
@@ -116,13 +117,21 @@ async def test_a_database_of_the_first_release_opens_and_goes_on(
             for table, number in (("datasets", 2), ("files", 5), ("tasks", 6)):
                 connection.execute(text(f"alter sequence {table}_id_seq restart {number}"))
     engine.dispose()
-    monkeypatch.setenv("SERVICEX_SERVER_DATABASE_URL", url)
+    if engine.dialect.name == "postgresql":
+        monkeypatch.setenv("SERVICEX_SERVER_DATABASE_URL", url)
+    else:
+        Path(str(engine.url.database)).rename(tmp_path / "servicex.sqlite")
+    return Settings(data_dir=tmp_path)
+
+
+async def test_a_database_of_the_first_release_opens_and_goes_on(first_release: Settings) -> None:
+    """What it had done stays done, what was open is done, and the numbers are right."""
 
     def work(spec: TaskSpec) -> Outcome:
         return Outcome(spec.request_id, spec.file_id, spec.attempt, bytes_written=7)
 
     memory = MemoryEngine(work)
-    async with App(Settings(data_dir=tmp_path / "data"), engine=memory) as app:
+    async with App(first_release, engine=memory) as app:
         ended = await app.database.read(request_rows.get, LOCAL_USER, "ended")
         assert (ended.state, ended.files, ended.completed) == (RequestState.COMPLETE, 1, 1)
         while not (
