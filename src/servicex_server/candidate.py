@@ -102,7 +102,7 @@ class Candidate:
             await asyncio.wait({watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
             self.leader = None
             # the lock is still watched: what has ended is written down only while it is held
-            await leader.close()
+            await leader.close(lost=watching.done())
         finally:
             for task in (watching, stopping):
                 task.cancel()

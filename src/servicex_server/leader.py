@@ -103,8 +103,16 @@ class Leader:
             raise
         self._keep(self._watch())
 
-    async def close(self) -> None:
-        """Write down what has ended, if this process may still write, and end the workers."""
+    async def close(self, *, lost: bool = False) -> None:
+        """Write down what has ended, if this process may still write, and end the workers.
+
+        Parameters
+        ----------
+        lost
+            Whether another process may lead by now.
+        """
+        if lost:
+            self._engine.disown()
         beside = list(self._beside)
         for task in beside:
             task.cancel()

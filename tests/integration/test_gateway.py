@@ -136,6 +136,25 @@ def test_a_request_runs_on_a_cluster_of_the_gateway(
     assert not (server.data_dir / "gateway-cluster").exists()
 
 
+@pytest.mark.anyio
+async def test_who_has_lost_the_lead_leaves_the_cluster_of_the_next(
+    gateway: Gateway, tmp_path: Path
+) -> None:
+    """The next leader, on the same folder, has ended what was left, and keeps what it made."""
+    options = GatewayOptions.model_validate(gateway.options())
+    last, following = (GatewayWorkers(options, folder=tmp_path) for _ in range(2))
+    clients = [await last.open(), await following.open()]
+    (name,) = gateway.clusters()
+    last.disown()
+    await clients[0].close()
+    await last.close()
+    assert gateway.clusters() == [name]
+    await clients[1].close()
+    await following.close()
+    assert gateway.clusters() == []
+    assert listed(tmp_path) == []
+
+
 def listed(folder: Path) -> list[str]:
     """Return what is in a folder."""
     return [path.name for path in folder.iterdir()]

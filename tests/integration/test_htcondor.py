@@ -116,6 +116,31 @@ async def test_workers_come_of_the_description(pool: Path, queue: Callable[..., 
     assert [path.name for path in (pool.parent / "data" / "jobs").iterdir()] == ["logs"]
 
 
+@pytest.mark.anyio
+async def test_who_has_lost_the_lead_leaves_the_jobs_of_the_next(
+    pool: Path, queue: Callable[..., JobQueue]
+) -> None:
+    """The next leader, on the same folder, has removed what was left, and keeps what it made."""
+    last, following = queue(), queue()
+    clients: list[Any] = [await last.open()]
+    try:
+        await last.scale(1)
+        await workers_of(clients[0], 1)
+        clients.append(await following.open())
+        await following.scale(1)
+        (worker,) = await workers_of(clients[1], 1)
+        last.disown()
+        await clients[0].close()
+        await last.close()
+        await following.scale(2)
+        assert worker["name"] in [one["name"] for one in await workers_of(clients[1], 2)]
+    finally:
+        await clients[-1].close()
+        await following.close()
+    await _none_is_left()
+    assert [path.name for path in (pool.parent / "data" / "jobs").iterdir()] == ["logs"]
+
+
 async def _none_is_left() -> None:
     async with asyncio.timeout(30):
         while list(condor_stand_in.alive()):

@@ -252,6 +252,29 @@ async def test_workers_come_and_go_with_what_is_wanted(
 
 
 @pytest.mark.anyio
+@pytest.mark.filterwarnings("ignore:The URL was not found")  # kmock lists its resources elsewhere
+async def test_who_has_lost_the_lead_leaves_the_pods_of_the_next(
+    cluster: Kubernetes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next leader has replaced the object of the same name, and keeps what it made."""
+    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
+    made = [KubernetesPods(options(service_type="NodePort"), memory=1 << 30) for _ in range(2)]
+    last, following = made
+    clients: list[Any] = [await last.open(), await following.open()]
+    before = cluster.running("scheduler")
+    last.disown()
+    await clients[0].close()
+    await last.close()
+    assert cluster.running("scheduler") == before
+    assert len(list(cluster._objects("daskclusters"))) == 1
+    await clients[1].close()
+    await following.close()
+    async with asyncio.timeout(20):
+        while cluster.running(""):
+            await asyncio.sleep(0.1)
+
+
+@pytest.mark.anyio
 async def test_without_an_operator_it_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,12 +37,6 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    """Run asynchronous tests on asyncio."""
-    return "asyncio"
-
-
-@pytest.fixture
 def url(postgresql: Postgres) -> Iterator[str]:
     """Give a database on PostgreSQL."""
     postgresql.run("create database candidates template template")
@@ -292,11 +286,21 @@ async def test_who_serves_and_leads_checks_a_query(settings: Settings) -> None:
             await submit(app, 1)
 
 
+class Outside(MemoryEngine):
+    """An engine that counts how often it was told to leave what others may have taken over."""
+
+    disowned = 0
+
+    def disown(self) -> None:
+        """Count."""
+        self.disowned += 1
+
+
 async def test_the_next_one_leads_and_every_file_ends_once(
     settings: Settings, postgresql: Postgres
 ) -> None:
     """Leaders whose sessions end again and again lose no file and record none twice."""
-    engines = [MemoryEngine(delivered, slots=2) for _ in range(2)]
+    engines = [Outside(delivered, slots=2) for _ in range(2)]
     async with App(settings, engine=engines[0]) as one, App(settings, engine=engines[1]) as other:
         apps = (one, other)
         assert [app.leader is not None for app in apps] == [True, False]
@@ -313,6 +317,7 @@ async def test_the_next_one_leads_and_every_file_ends_once(
         reports = await one.database.read(task_rows.reports, request_id, [TaskState.DONE])
     assert len({report.file_id for report in reports}) == len(reports) == 400
     assert all(engine.seen for engine in engines)
+    assert sum(engine.disowned for engine in engines) == 3  # and not when they stopped in order
 
 
 async def done(app: App, request_id: str) -> int:

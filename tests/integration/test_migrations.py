@@ -30,12 +30,6 @@ from tests.postgres import Postgres
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    """Run asynchronous tests on asyncio."""
-    return "asyncio"
-
-
 def described(engine: Engine) -> dict[str, Any]:
     """Return all that a database tells about its tables."""
     found: dict[str, Any] = {}

@@ -8,9 +8,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
-from sqlalchemy import create_engine, select, update
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import Engine, create_engine, select, update
 from sqlalchemy.pool import StaticPool
 
 from servicex_server.database import datasets as dataset_rows
@@ -33,6 +41,8 @@ from servicex_server.model import (
     TaskState,
     now,
 )
+from tests.postgres import Postgres
+from tests.property.examples import EXAMPLES, made_up
 
 ATTEMPTS, FATAL_AFTER = 2, 2
 ERRORS = {
@@ -99,15 +109,20 @@ class Requests(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.engine = create_engine("sqlite://", poolclass=StaticPool)
-        with self.engine.connect() as connection:
-            inside: Any = connection.connection.driver_connection
-            _migrated().backup(inside)
-            inside.execute("PRAGMA foreign_keys=ON")
+        self.engine = self.open()
         self.names = 0
         self.models: dict[str, Model] = {}
         self.running: list[task_rows.Work] = []
         self.told: list[outcome_rows.Recorded] = []
+
+    def open(self) -> Engine:
+        """Return an empty database."""
+        engine = create_engine("sqlite://", poolclass=StaticPool)
+        with engine.connect() as connection:
+            inside: Any = connection.connection.driver_connection
+            _migrated().backup(inside)
+            inside.execute("PRAGMA foreign_keys=ON")
+        return engine
 
     def teardown(self) -> None:
         """Remove the database."""
@@ -267,3 +282,22 @@ def _request(name: str, owner: str, dataset_id: int) -> Request:
 
 
 TestRequests: Any = Requests.TestCase
+
+
+def test_the_rows_of_postgresql_are_no_others(postgresql: Postgres) -> None:
+    """The same holds there, in fewer examples: each statement is a question over a socket."""
+    postgresql.run("create database modelled template template")
+    engine = create_engine(postgresql.url("modelled"), poolclass=StaticPool)
+
+    class OnPostgresql(Requests):
+        def open(self) -> Engine:
+            return engine
+
+        def teardown(self) -> None:
+            with engine.begin() as connection:
+                connection.exec_driver_sql("truncate requests, tasks, datasets, files")
+
+    fewer = settings(made_up, max_examples=EXAMPLES or 40)
+    run_state_machine_as_test(OnPostgresql, settings=fewer)
+    engine.dispose()
+    postgresql.run("drop database modelled")

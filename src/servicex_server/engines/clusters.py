@@ -76,6 +76,12 @@ class Cluster(ABC):
     async def close(self) -> None:
         """End what was started; nothing is left running."""
 
+    disowned = False
+
+    def disown(self) -> None:
+        """Have `close` leave what another process may have taken over, as `Engine.disown` says."""
+        self.disowned = True
+
     @property
     def address(self) -> str:
         """Where the scheduler is, for people."""

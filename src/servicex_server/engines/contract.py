@@ -44,6 +44,13 @@ class Engine(ABC):
     async def close(self) -> None:
         """End all workers; nothing is left running."""
 
+    def disown(self) -> None:  # noqa: B027  # most have nothing outside of their process
+        """Leave alone from now on what another process of this service may have taken over.
+
+        Only `close` comes after it. What is outside of this process, jobs and pods, is known by
+        its name; it is ended by who leads next, which may have begun to.
+        """
+
     @property
     @abstractmethod
     def slots(self) -> int:

@@ -161,6 +161,10 @@ class DaskEngine(Engine):
             await self._client.close(timeout=1)
         await self._cluster.close()
 
+    def disown(self) -> None:
+        """Leave what is outside of this process."""
+        self._cluster.disown()
+
     # tasks
 
     @property

@@ -108,7 +108,8 @@ class GatewayWorkers(Managed):
                 if self._cluster is not None:
                     await self._cluster.close(shutdown=False)
                 if self._gateway is not None:
-                    await self._end_former()
+                    if not self.disowned:
+                        await self._end_former()
                     await self._gateway.close()
         except Exception as error:  # noqa: BLE001  # the next start tries again
             log.warning("the gateway's cluster is left: %s", first_cause(error))

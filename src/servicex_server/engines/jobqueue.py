@@ -330,15 +330,17 @@ class JobQueue(Cluster):
             await asyncio.gather(self._keeper, return_exceptions=True)
         if self._scheduler is None:
             return
-        try:
-            await self._remove_all()
-        except (OSError, RuntimeError) as error:
-            log.warning(
-                "jobs are left, and end when they find no scheduler: %s", first_cause(error)
-            )
+        if not self.disowned:
+            try:
+                await self._remove_all()
+            except (OSError, RuntimeError) as error:
+                log.warning(
+                    "jobs are left, and end when they find no scheduler: %s", first_cause(error)
+                )
         await self._scheduler.close()
-        for name in TLS_FILES:
-            (self._folder / name).unlink(missing_ok=True)
+        if not self.disowned:
+            for name in TLS_FILES:
+                (self._folder / name).unlink(missing_ok=True)
 
     @property
     def address(self) -> str:

@@ -116,7 +116,7 @@ class KubernetesPods(Managed):
             async with asyncio.timeout(CLOSE_SECONDS):
                 if self._cluster is not None:
                     await self._cluster.close()
-                if self._ours:
+                if self._ours and not self.disowned:
                     await self._delete(wait=False)
                 if self._api is not None and self._api._session is not None:  # noqa: SLF001
                     await self._api._session.aclose()  # noqa: SLF001  # it has no close of its own
