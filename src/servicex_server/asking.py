@@ -17,8 +17,11 @@ from servicex_server.settings import Settings
 ANSWER_SECONDS = 10.0
 """How long the service may take to answer."""
 
-_WIDTH = 200
-"""Characters of a line where the output is no terminal."""
+_WIDTH = 4000
+"""Characters of a line where the output is no terminal: a program reads one line for each row."""
+
+_HERE = ("127.0.0.1", "::1", "localhost")
+"""This machine, which is asked without the proxy that the environment may name."""
 
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # what is listened on, and called by
 
@@ -45,7 +48,8 @@ def ask(url: str, path: str) -> dict[str, Any]:
     """
     what = f"{url.rstrip('/')}{path}"
     try:
-        answer = httpx.get(what, timeout=ANSWER_SECONDS)
+        direct = httpx.URL(what).host in _HERE
+        answer = httpx.get(what, timeout=ANSWER_SECONDS, trust_env=not direct)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         why = " ".join(str(error).split()) or type(error).__name__
         raise StartupError(

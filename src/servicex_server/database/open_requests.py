@@ -84,6 +84,12 @@ def broken_off(
     }
 
 
+_SHOWN = [
+    requests.c[name] for name in "id owner title state submitted_at files completed failed".split()
+]
+"""Not the query, which may be long."""
+
+
 def queue(connection: Connection, principal: Principal) -> list[Queued]:
     """Return one's requests that have not ended, everybody's for those who see all, oldest first.
 
@@ -96,7 +102,7 @@ def queue(connection: Connection, principal: Principal) -> list[Queued]:
         .where(tasks.c.request_id == requests.c.id, tasks.c.finished_at >= since)
         .scalar_subquery()
     )
-    wanted = select(requests, lately.label("lately")).where(requests.c.state.in_(OPEN))
+    wanted = select(*_SHOWN, lately.label("lately")).where(requests.c.state.in_(OPEN))
     if not principal.sees_all:
         wanted = wanted.where(requests.c.owner == principal.user)
     found = connection.execute(wanted.order_by(requests.c.submitted_at, requests.c.id)).all()
@@ -107,16 +113,7 @@ def queue(connection: Connection, principal: Principal) -> list[Queued]:
 def totals(connection: Connection) -> Totals:
     """Return numbers of all requests that have not ended, and what is in them."""
     moment = now()
-    found = connection.execute(
-        select(
-            requests.c.id,
-            requests.c.state,
-            requests.c.submitted_at,
-            requests.c.files,
-            requests.c.completed,
-            requests.c.failed,
-        ).where(requests.c.state.in_(OPEN))
-    ).all()
+    found = connection.execute(select(*_SHOWN).where(requests.c.state.in_(OPEN))).all()
     at_work = _at_work(connection)
     running = sum(at_work.get(row.id, 0) for row in found)
     done, failed = sum(row.completed for row in found), sum(row.failed for row in found)
