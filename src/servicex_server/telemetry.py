@@ -5,8 +5,9 @@ import os
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
+from servicex_server.errors import Blame
 from servicex_server.model import Outcome, RequestState
 
 _EXTRAS = ("request_id", "file_id", "dataset_id", "worker", "error_id")
@@ -66,8 +67,9 @@ class Counts:
     def __init__(self) -> None:
         self._classes = {ending: [0] * (len(SECONDS) + 1) for ending in ("done", "failed")}
         self._seconds = dict.fromkeys(self._classes, 0.0)
-        self._attempts: Counter[str] = Counter()
-        self._requests: Counter[str] = Counter()
+        # from 0 on: the first of a kind is seen only by who knows that there was none before
+        self._attempts = Counter(dict.fromkeys((NO_BLAME, *get_args(Blame)), 0))
+        self._requests = Counter({state.value: 0 for state in RequestState if state.terminal})
         self._sums = dict.fromkeys(("bytes_read", "bytes_written", "events", "reused"), 0)
 
     def task(self, outcome: Outcome) -> None:

@@ -124,7 +124,9 @@ async def test_nothing_that_has_ended_is_looked_at(database: Database) -> None:
         TaskState.DONE: ENDED_FILES + LATELY,
         TaskState.FAILED: 0,
     }
-    assert totals.requests == {RequestState.RUNNING: 1}
+    assert {state: number for state, number in totals.requests.items() if number} == {
+        RequestState.RUNNING: 1
+    }
     assert await database.read(costs, open_requests.totals) == []
 
 

@@ -335,10 +335,12 @@ async def test_requests_that_others_end_are_counted(folder: Path) -> None:
         await running.app.database.write(request_rows.cancel, ANN, request_id)
         await running.app.stopped(request_id)
         async with asyncio.timeout(20):
-            while ("servicex_requests_ended_total", "Canceled") not in await running.metrics():
+            while not (await running.metrics())["servicex_requests_ended_total", "Canceled"]:
                 await asyncio.sleep(0.05)
         numbers = await running.metrics()
         assert numbers["servicex_requests_ended_total", "Canceled"] == 1
+        assert numbers["servicex_requests_ended_total", "Complete"] == 0
+        assert numbers["servicex_requests", "Running"] == 0
 
 
 async def test_a_service_without_work_writes_nothing(folder: Path) -> None:

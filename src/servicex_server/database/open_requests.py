@@ -123,7 +123,7 @@ def totals(connection: Connection) -> Totals:
         if not (row.completed or row.failed or row.id in at_work)
     ]
     return Totals(
-        requests=Counter(RequestState(row.state) for row in found),
+        requests=dict.fromkeys(OPEN, 0) | Counter(RequestState(row.state) for row in found),
         files={
             TaskState.WAITING: sum(row.files for row in found) - done - failed - running,
             TaskState.RUNNING: running,
