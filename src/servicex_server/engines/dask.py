@@ -422,8 +422,8 @@ class DaskEngine(Engine):
         ]
 
     @property
-    def dashboard(self) -> str:
-        """Where the scheduler is."""
+    def address(self) -> str:
+        """Where the scheduler is, for people."""
         return self._cluster.address
 
     # checks
