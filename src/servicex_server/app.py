@@ -138,6 +138,10 @@ class App:
         """Hold a query against a file on a worker; a process without workers finds nothing."""
         return await self.leader.dispatcher.check(spec) if self.leader is not None else None
 
+    async def is_led(self) -> bool:
+        """Whether a process leads, this one or another."""
+        return self.leader is not None or await self.database.read(leadership.taken)
+
     async def wake(self, request_id: str) -> None:
         """Have the leader begin a request that has become a row."""
         if self.leader is not None:

@@ -115,3 +115,30 @@ def doctor(
 
     if not examine(load(config, data_dir=data_dir)):
         raise typer.Exit(1)
+
+
+_Url = Annotated[
+    str | None, typer.Option("--url", help="Where the service is; as its settings say if not.")
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print the answer as it came.")]
+_Config = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
+
+
+@cli.command()
+def workers(*, url: _Url = None, config: _Config = None, as_json: _Json = False) -> None:
+    """Show the workers of a running service, and what they are on."""
+    _show("workers", url, config, as_json=as_json)
+
+
+@cli.command()
+def queue(*, url: _Url = None, config: _Config = None, as_json: _Json = False) -> None:
+    """Show the requests of a running service that have not ended."""
+    _show("queue", url, config, as_json=as_json)
+
+
+def _show(what: str, url: str | None, config: Path | None, *, as_json: bool) -> None:
+    from servicex_server.asking import address, ask, show
+    from servicex_server.settings import load
+
+    found = ask(url or address(load(config)), f"/servicex/{what}")
+    show(found, as_json=as_json, table=what)

@@ -33,6 +33,7 @@ from servicex_server.model import (
 )
 from servicex_server.objects.contract import UNFINISHED, ObjectStore
 from servicex_server.scaling import Decision, Scaling
+from servicex_server.telemetry import Counts
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class Dispatcher:
         self._objects = objects
         self._rules = rules
         self._scaling = scaling
+        self.counts = Counts()
         self._bell = asyncio.Event()
         self._inside: dict[str, rows.Work] = {}
         self._running: Counter[str] = Counter()
@@ -162,9 +164,9 @@ class Dispatcher:
         """How many workers there should be, and why."""
         return self._scaling.last
 
-    def workers(self) -> list[WorkerInfo]:
-        """Return the workers, idle or busy."""
-        return self._engine.workers()
+    def workers(self) -> list[tuple[WorkerInfo, rows.Work | None]]:
+        """Return the workers, each with what it is on, if anything."""
+        return [(worker, self._inside.get(worker.task)) for worker in self._engine.workers()]
 
     async def check(self, spec: CheckSpec) -> ErrorRecord | None:
         """Hold a query against a file, beside the tasks; return the error found, if any."""
@@ -252,6 +254,8 @@ class Dispatcher:
         for result in results:
             if result.outcome.key in self._inside:
                 self._forget(result.outcome.key)
+                if not result.outcome.parts:
+                    self.counts.task(result.outcome)
             _tell(result.outcome)
         self._resting -= wanted
         await self._objects.delete(orphans)
@@ -259,6 +263,7 @@ class Dispatcher:
             states = await self._database.write(
                 outcome_rows.finish, wanted, fatal_after=self._rules.fatal_after
             )
+            self.counts.requests(states.values())
             for request_id, state in states.items():
                 log.info("request ended: %s", state.value, extra={"request_id": request_id})
                 self._looked.pop(request_id, None)
@@ -314,6 +319,7 @@ class Dispatcher:
             if number % _AT_ONCE == _AT_ONCE - 1:
                 await asyncio.sleep(0)
         if reused:
+            self.counts.reused(len(reused))
             log.info("%d files were there already", len(reused), extra={"request_id": request_id})
             self._looked[request_id] = min(MOST_REUSED, max(64, 4 * len(reused)))
             self._checks.add(request_id)

@@ -19,8 +19,9 @@ from servicex_server.dispatch import Dispatcher, Rules
 from servicex_server.engines.contract import Engine
 from servicex_server.fairness import Caps
 from servicex_server.lookup import Lookups
-from servicex_server.model import Limits
+from servicex_server.model import Limits, RequestState
 from servicex_server.objects.contract import ObjectStore
+from servicex_server.reporter import Reporter
 from servicex_server.scaling import Scaling
 from servicex_server.settings import Settings
 
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
 """How often the rows are read when nobody says that there is something new."""
+
+_BESIDE = (RequestState.CANCELED, RequestState.BAD_DATASET)
+"""How requests end without the dispatcher, which counts all others."""
 
 WAKE = "wake"
 """Word of another process: there is something new in the rows."""
@@ -84,6 +88,7 @@ class Leader:
             ),
         )
         self.lookups = Lookups(database, self.dispatcher)
+        self._reporter = Reporter(database, self.dispatcher, self._engine)
         self._bell = asyncio.Event()
         self._known: set[str] = set()
         self._beside: set[asyncio.Task[None]] = set()
@@ -97,11 +102,14 @@ class Leader:
             The workers cannot be started.
         """
         try:
+            # what the last leader wrote down is not so any more
+            await self._reporter.write()
             await self.dispatcher.start()
         except BaseException:
             await self._engine.close()
             raise
         self._keep(self._watch())
+        self._keep(self._reporter.run())
 
     async def close(self, *, lost: bool = False) -> None:
         """Write down what has ended, if this process may still write, and end the workers.
@@ -170,6 +178,7 @@ class Leader:
             self.dispatcher.wake(*new)
         ended = await self._database.read(open_requests.broken_off, self._known - found)
         self._known = found
+        self.dispatcher.counts.requests(state for state in ended.values() if state in _BESIDE)
         for request_id in ended:
             self._keep(self.stop(request_id))
 

@@ -27,6 +27,8 @@ from tests.property import event_loop
 from tests.samples import coffea_samples
 from tests.support import sample
 
+pytestmark = pytest.mark.timeout(300)  # the first test waits until the package is installed
+
 HZZ = sample("uproot-HZZ.root")
 SEEDS = range(6)
 TREES, QUERIES = 5, 12

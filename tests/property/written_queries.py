@@ -85,6 +85,12 @@ def merged(numbers: Sequence[Number]) -> Number:
     )
 
 
+def one_type(one: Number, other: Number) -> bool:
+    """Whether one column can hold both as they are, also where whole numbers have overflowed."""
+    wide = any(side.kind == "i" and side.size > 62 for side in (one, other))
+    return one.kind == other.kind or not wide
+
+
 def comparable(one: Number, other: Number) -> bool:
     """Whether two numbers are equal or not, and not nearly so."""
     if "f" not in (one.kind, other.kind):
@@ -312,6 +318,8 @@ class Writer:
             return f"(call round {one})", replace(first, places=0, size=first.size + 1)
         if name in ("min", "max"):
             other, second = self._plain(scope, depth)
+            if not one_type(first, second):
+                return one, first
             return f"(call {name} {one} {other})", merged((first, second))
         if not first.exact or first.size > 64:
             return one, first
@@ -327,6 +335,8 @@ class Writer:
         test, _ = self.boolean(scope, depth)
         one, first = self._plain(scope, depth)
         other, second = self._plain(scope, depth)
+        if not one_type(first, second):
+            return one, first
         return f"(if {test} {one} {other})", merged((first, second))
 
     def _plain(self, scope: Scope, depth: int) -> tuple[str, Number]:
@@ -475,7 +485,7 @@ class Writer:
         one, first = self.many_numbers(scope, depth)
         other, second = self.many_numbers(scope, depth)
         numbers = [of.element for of in (first, second) if isinstance(of.element, Number)]
-        if len({of.kind == "b" for of in numbers}) > 1:
+        if len({of.kind == "b" for of in numbers}) > 1 or not one_type(*numbers):
             return one, first
         most = max(first.most, second.most) + 1
         return self.operator("Concat", one, other), Many(merged(numbers), most)

@@ -42,8 +42,8 @@ LAYERS: tuple[frozenset[str], ...] = (
             "accounts",
         }
     ),
-    frozenset({"app", "candidate", "leader"}),
-    frozenset({"web", "cli", "doctor", "processes"}),
+    frozenset({"app", "candidate", "leader", "reporter"}),
+    frozenset({"web", "cli", "doctor", "processes", "asking"}),
 )
 """From the bottom up: a room imports from its own layer and from those below it."""
 

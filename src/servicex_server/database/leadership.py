@@ -214,3 +214,15 @@ def tell(connection: Connection, message: str) -> None:
 def ping(connection: Connection) -> None:
     """Do nothing but reach the database."""
     connection.execute(text("select 1"))
+
+
+def taken(connection: Connection) -> bool:
+    """Whether a process leads, this one or another; of SQLite only that process can ask."""
+    if connection.dialect.name != "postgresql":
+        return False
+    held = text(
+        "select exists (select from pg_locks where locktype = 'advisory' and granted"
+        " and database = (select oid from pg_database where datname = current_database())"
+        " and classid = :space and objid = :lock)"
+    )
+    return bool(connection.scalar(held, {"space": SPACE, "lock": int(Lock.LEAD)}))

@@ -149,3 +149,12 @@ tasks = Table(
     Index("ix_tasks_running", "state", **_where("state = 'running'")),
     Index("ix_tasks_not_before", "not_before", **_where("not_before IS NOT NULL")),
 )
+
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("at", UtcTime, nullable=False),
+    Column("value", JSON, nullable=False),
+)
+"""What only the process knows that leads, written down for the others to show."""

@@ -21,6 +21,14 @@ takes are a second and a half. What takes longer is better found out by the task
 class Engine(ABC):
     """Runs tasks."""
 
+    restarts = 0
+    """How often its scheduler was lost and reached again."""
+
+    @property
+    def address(self) -> str:
+        """Where its scheduler is, for people; empty if it has none."""
+        return ""
+
     @abstractmethod
     async def start(
         self, ended: Callable[[Outcome], None], ready: Callable[[], None] = lambda: None

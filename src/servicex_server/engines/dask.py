@@ -24,8 +24,10 @@ from servicex_server import __version__
 from servicex_server.engines.clusters import Cluster
 from servicex_server.engines.contract import CHECK_SECONDS, Engine
 from servicex_server.engines.on_worker import (
+    COLLECTED,
     EXITS,
     METRIC,
+    Prompt,
     Watch,
     checked,
     end_process,
@@ -133,8 +135,11 @@ class DaskEngine(Engine):
 
     async def _reach(self) -> None:
         self._client = await self._cluster.open()
+        # by itself it collects what it sends for ten milliseconds, while a worker waits
+        self._client.scheduler_comm.interval = COLLECTED
         self._client.subscribe_topic("all", self._on_event)
         self._client.subscribe_topic(EXITS, self._on_exit)
+        await self._client.register_plugin(Prompt())
         await self._client.register_plugin(Watch())
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -417,8 +422,8 @@ class DaskEngine(Engine):
         ]
 
     @property
-    def dashboard(self) -> str:
-        """Where the scheduler is."""
+    def address(self) -> str:
+        """Where the scheduler is, for people."""
         return self._cluster.address
 
     # checks

@@ -1,4 +1,4 @@
-"""What runs on workers, and on the nannies that watch them, on behalf of the Dask engine."""
+"""What runs on workers, their nannies and the scheduler, on behalf of the Dask engine."""
 
 import asyncio
 import signal
@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import psutil
-from distributed import NannyPlugin, Status
+from distributed import NannyPlugin, Scheduler, SchedulerPlugin, Status
 from tornado.ioloop import PeriodicCallback
 
 from servicex_server import __version__
@@ -25,6 +25,9 @@ METRIC = "servicex"
 
 EXITS = "servicex-exits"
 """The topic under which nannies tell how workers ended."""
+
+COLLECTED = 0.0005
+"""Seconds for which messages are collected: while they are, a worker waits for its next task."""
 
 _steps: dict[str, int] = {}
 """The task this process is on, with the steps it has made; a worker has one thread for tasks."""
@@ -84,6 +87,16 @@ async def end_process(dask_worker: Any) -> None:
     process = dask_worker.process.process
     if process is not None and process.is_alive():
         await process.kill()
+
+
+class Prompt(SchedulerPlugin):
+    """Lets a scheduler send to workers at once what it collects for five milliseconds otherwise."""
+
+    name = "servicex-prompt"
+
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+        """Have the messages to a worker collected for a moment only."""
+        scheduler.stream_comms[worker].interval = COLLECTED
 
 
 class Watch(NannyPlugin):

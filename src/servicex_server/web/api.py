@@ -7,21 +7,22 @@ from typing import Annotated, Any
 from urllib.parse import quote, urlsplit
 
 from fastapi import APIRouter, Depends, Query, Request
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import PlainTextResponse, Response
 
 from servicex_server import __version__, plugins
 from servicex_server.accounts.tokens import access_token
 from servicex_server.app import App
 from servicex_server.database import datasets as dataset_rows
+from servicex_server.database import open_requests, snapshots
 from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
 from servicex_server.database.leadership import ping
 from servicex_server.errors import InternalError, NotFoundError, RequestError
-from servicex_server.model import Principal, TaskState
+from servicex_server.model import Principal, TaskState, now
 from servicex_server.model import Request as TransformRequest
 from servicex_server.objects.bucket import bucket_keys
 from servicex_server.submission import MAX_TITLE
-from servicex_server.web import wire
+from servicex_server.web import metrics, wire
 from servicex_server.web.report import failure_report
 from servicex_server.web.signatures import presigned_query
 
@@ -250,6 +251,39 @@ def _dataset_id(text: str) -> int:
     if not text.isdecimal() or len(text) > 18:  # noqa: PLR2004  # what a 64-bit id can have
         raise NotFoundError(f"Dataset {text} not found")
     return int(text)
+
+
+@router.get("/servicex/queue", summary="Requests that have not ended")
+async def queue(app: TheApp, principal: Asker) -> dict[str, Any]:
+    """Return one's requests that have not ended, with how fast they go on; or everybody's."""
+    found = await app.database.read(open_requests.queue, principal)
+    return {"requests": [wire.queued_json(one) for one in found]}
+
+
+@router.get("/servicex/workers", summary="Workers, and what they are on")
+async def workers(app: TheApp, principal: Asker, request: Request) -> dict[str, Any]:
+    """Return the workers to those who see all: what they are on is other people's files."""
+    if not principal.sees_all:
+        raise NotFoundError(f"there is nothing at {request.url.path}")
+    seen, age = await _seen(app, snapshots.WORKERS)
+    return wire.workers_json(seen, age)
+
+
+async def _seen(app: App, name: str) -> tuple[snapshots.Snapshot | None, float | None]:
+    """Return what a leader wrote down, and its age if it may not be so any more."""
+    led = await app.is_led()
+    seen = await app.database.read(snapshots.get, name)
+    return seen, wire.age_of(seen, now(), led=led) if seen else None
+
+
+@router.get("/metrics", summary="Numbers for Prometheus", response_class=PlainTextResponse)
+async def numbers(app: TheApp) -> Response:
+    """Return numbers of the whole service, the same from every process of it."""
+    led = await app.is_led()
+    totals = await app.database.read(open_requests.totals)
+    counts, age = await _seen(app, snapshots.COUNTS)
+    text = metrics.text(totals, counts.value if counts else None, led=led, current=age is None)
+    return Response(text, media_type=metrics.CONTENT_TYPE)
 
 
 @router.get("/healthz", summary="Is the process alive?")

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from servicex_server.database.open_requests import Queued
+from servicex_server.database.snapshots import Snapshot
 from servicex_server.model import Dataset, InputFile, Request, ResultFormat, TaskReport, TaskState
 from servicex_server.submission import Order
 
@@ -213,4 +215,74 @@ def file_json(file_id: int, file: InputFile) -> dict[str, Any]:
         "file_size": file.size,
         "file_events": file.events,
         "paths": ",".join(replica.url for replica in file.replicas),
+    }
+
+
+OLD_SECONDS = 15.0
+"""Age from which on what a leader wrote down is called old, if none leads now."""
+
+
+def age_of(snapshot: Snapshot, moment: datetime, *, led: bool) -> float | None:
+    """Return how old a snapshot is that may not be so any more; None of one that is so.
+
+    While a process leads, it writes within seconds what has changed.
+    """
+    seconds = (moment - snapshot.at).total_seconds()
+    return None if led or seconds < OLD_SECONDS else seconds
+
+
+def workers_json(snapshot: Snapshot | None, age: float | None) -> dict[str, Any]:
+    """Return the workers, how many are wanted, and why."""
+    if snapshot is None:
+        return {
+            "workers": [],
+            "workers-wanted": 0,
+            "reason": "no process has led yet",
+            "scheduler": None,
+            "time": None,
+            "age": None,
+        }
+    value = snapshot.value
+    return {
+        "workers": [_worker_json(worker) for worker in value["workers"]],
+        "workers-wanted": value["wanted"],
+        "reason": value["reason"],
+        "scheduler": value["scheduler"] or None,
+        "time": wire_time(snapshot.at),
+        "age": age,
+    }
+
+
+def _worker_json(worker: dict[str, Any]) -> dict[str, Any]:
+    since = worker["since"]
+    return {
+        "name": worker["name"],
+        "address": worker["address"],
+        "state": worker["state"],
+        "problem": worker["problem"] or None,
+        "request_id": worker["request"],
+        "file": worker["file"],
+        "since": wire_time(datetime.fromisoformat(since)) if since else None,
+        "memory": worker["memory"],
+        "memory-limit": worker["limit"],
+        "files-done": worker["done"],
+        "last-error": worker["error"] or None,
+    }
+
+
+def queued_json(queued: Queued) -> dict[str, Any]:
+    """Return a request that has not ended."""
+    return {
+        "request_id": queued.request_id,
+        "title": queued.title,
+        "user": queued.owner,
+        "status": queued.state.value,
+        "submit-time": wire_time(queued.submitted_at),
+        "files": queued.files,
+        "waiting": queued.waiting,
+        "running": queued.running,
+        "done": queued.done,
+        "failed": queued.failed,
+        "files-per-minute": round(60 * queued.rate, 2),
+        "seconds-left": None if queued.seconds_left is None else round(queued.seconds_left, 1),
     }

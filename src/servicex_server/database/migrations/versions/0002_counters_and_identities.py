@@ -1,4 +1,4 @@
-"""Counters of requests, and identities of work."""
+"""Counters of requests, identities of work, and what the leader tells the other processes."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -36,3 +36,10 @@ def upgrade() -> None:
         index = "ix_tasks_running" if of == "state" else "ix_tasks_not_before"
         where = sa.text(some)
         op.create_index(index, "tasks", [of], sqlite_where=where, postgresql_where=where)
+    op.create_table(
+        "snapshots",
+        sa.Column("name", sa.String(length=64), nullable=False),
+        sa.Column("at", UtcTime(), nullable=False),
+        sa.Column("value", sa.JSON(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_snapshots")),
+    )

@@ -1,0 +1,164 @@
+"""Asking a running service how it does, and printing what it says as tables for people."""
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from servicex_server.errors import StartupError
+from servicex_server.model import now
+from servicex_server.settings import Settings
+
+ANSWER_SECONDS = 10.0
+"""How long the service may take to answer."""
+
+_WIDTH = 4000
+"""Characters of a line where the output is no terminal: a program reads one line for each row."""
+
+_HERE = ("127.0.0.1", "::1", "localhost")
+"""This machine, which is asked without the proxy that the environment may name."""
+
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # what is listened on, and called by
+
+
+def address(settings: Settings) -> str:
+    """Return the URL by which a service with these settings is reached on its own machine.
+
+    Examples
+    --------
+    >>> address(Settings(host="::", port=5001))
+    'http://[::1]:5001'
+    """
+    host = _ANY.get(settings.host, settings.host)
+    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+
+
+def ask(url: str, path: str) -> dict[str, Any]:
+    """Return what a service answers.
+
+    Raises
+    ------
+    StartupError
+        Nobody answers, or not as this service does.
+    """
+    what = f"{url.rstrip('/')}{path}"
+    try:
+        direct = httpx.URL(what).host in _HERE
+        answer = httpx.get(what, timeout=ANSWER_SECONDS, trust_env=not direct)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise StartupError(
+            f"no service answers at {url}: {why}",
+            hint="is it running? another address is given with --url",
+        ) from error
+    try:
+        found = answer.json()
+    except ValueError:
+        found = None
+    if answer.is_success and isinstance(found, dict):
+        return found
+    said = found.get("message") if isinstance(found, dict) else None
+    raise StartupError(f"{what} answers {answer.status_code}: {said or 'it is no servicex-server'}")
+
+
+def show(found: dict[str, Any], *, as_json: bool, table: str) -> None:
+    """Print an answer: as it came, or as the table of that name."""
+    out = Console(highlight=False, markup=False)
+    if not out.is_terminal:
+        out = Console(highlight=False, markup=False, width=_WIDTH)
+    if as_json:
+        out.out(json.dumps(found, indent=2))
+    elif table == "workers":
+        _print_workers(out, found)
+    else:
+        _print_queue(out, found["requests"])
+
+
+def _print_workers(out: Console, found: Mapping[str, Any]) -> None:
+    if found["age"] is not None:
+        out.print(f"No process leads; this is how it was {_span(found['age'])} ago.")
+    workers = found["workers"]
+    if workers:
+        columns = "worker", "state", "for", "request", "file", "memory", "done", "last error"
+        out.print(_table(columns, map(_worker, workers)))
+    else:
+        out.print("There are no workers.")
+    out.print(f"{found['workers-wanted']} wanted: {found['reason']}")
+    if found["scheduler"]:
+        out.print(f"scheduler: {found['scheduler']}")
+
+
+def _worker(worker: Mapping[str, Any]) -> list[str]:
+    memory = f"{worker['memory'] / 1e9:.2f}"
+    if worker["memory-limit"]:
+        memory += f" of {worker['memory-limit'] / 1e9:.2f}"
+    problem = f": {worker['problem']}" if worker["problem"] else ""
+    return [
+        worker["name"] if worker["name"].strip("/") else worker["address"],
+        worker["state"] + problem,
+        _span((now() - datetime.fromisoformat(worker["since"])).total_seconds())
+        if worker["since"]
+        else "",
+        worker["request_id"] or "",
+        worker["file"] or "",
+        f"{memory} GB",
+        str(worker["files-done"]),
+        worker["last-error"] or "",
+    ]
+
+
+def _print_queue(out: Console, requests: Iterable[Mapping[str, Any]]) -> None:
+    rows = [_request(one) for one in requests]
+    if not rows:
+        out.print("The queue is empty: no request waits or runs.")
+        return
+    columns = "user", "request", "title", "state", "waiting", "running", "done", "failed"
+    out.print(_table((*columns, "files/min", "left"), rows))
+
+
+def _request(one: Mapping[str, Any]) -> list[str]:
+    left = one["seconds-left"]
+    numbers = [str(one[name]) for name in ("waiting", "running", "done", "failed")]
+    return [
+        one["user"],
+        one["request_id"],
+        one["title"] or "",
+        one["status"],
+        *numbers,
+        f"{one['files-per-minute']:g}",
+        "unknown" if left is None else _span(left),
+    ]
+
+
+def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_plain(cell)) for cell in row))
+    return table
+
+
+def _plain(text: str) -> str:
+    """Return a text without what would move the cursor or change colours: it is from others."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _span(seconds: float) -> str:
+    """Return a time as people say it.
+
+    Examples
+    --------
+    >>> _span(7.2), _span(200), _span(9000)
+    ('7 s', '3 min 20 s', '2 h 30 min')
+    """
+    whole = max(0, round(seconds))
+    minutes, rest = divmod(whole, 60)
+    if minutes >= 60:  # noqa: PLR2004  # minutes of an hour
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,141 @@
+"""What it costs to look at the queue: what is open, and never what has ended."""
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, event, insert, text
+
+from servicex_server.database import open_requests
+from servicex_server.database.connection import Database
+from servicex_server.database.tables import datasets, files, requests, tasks
+from servicex_server.model import LOCAL_USER, RequestState, TaskState, now
+
+pytestmark = pytest.mark.anyio
+
+ENDED_REQUESTS, ENDED_FILES = 3000, 20_000
+RUNNING, LATELY, WAITING = 3, 4, 5
+
+
+def fill(connection: Connection) -> None:
+    """Make many requests that have ended, and one that goes on, most of whose files have ended."""
+    moment = now()
+    old, fresh = moment - timedelta(hours=5), moment - timedelta(seconds=20)
+    about = {"id": 1, "name": "d", "finder": "file-list", "reference": {}, "state": "complete"}
+    connection.execute(insert(datasets).values(**about, last_used=old, last_updated=old))
+    connection.execute(
+        insert(files),
+        [{"id": n, "dataset_id": 1, "position": n, "replicas": []} for n in all_ids()],
+    )
+    same = {
+        "owner": "local",
+        "dataset_id": 1,
+        "did": "d",
+        "language": "uproot-raw",
+        "selection": "q" * 100,
+        "format": "parquet",
+        "app_version": "0",
+        "submitted_at": old,
+    }
+    ended = [{"id": f"e{n}", "state": RequestState.COMPLETE} for n in range(ENDED_REQUESTS)]
+    counters = {"files": len(all_ids()), "completed": ENDED_FILES + LATELY, "failed": 0}
+    going_on = {"id": "open", "state": RequestState.RUNNING}
+    none = dict.fromkeys(counters, 0)
+    rows = [one | same | none for one in ended] + [going_on | same | counters]
+    connection.execute(insert(requests), rows)
+    states = (
+        [(TaskState.DONE, old)] * ENDED_FILES
+        + [(TaskState.DONE, fresh)] * LATELY
+        + [(TaskState.RUNNING, None)] * RUNNING
+        + [(TaskState.WAITING, None)] * WAITING
+    )
+    connection.execute(
+        insert(tasks),
+        [
+            {"request_id": "open", "file_id": n, "state": state, "finished_at": finished}
+            for n, (state, finished) in zip(all_ids(), states, strict=True)
+        ],
+    )
+
+
+def know(connection: Connection) -> None:
+    """Let PostgreSQL know what is in its tables, as it does by itself; SQLite never does."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("analyze"))
+
+
+def all_ids() -> range:
+    """Return the ids of all files."""
+    return range(1, ENDED_FILES + LATELY + RUNNING + WAITING + 1)
+
+
+def read_rows(plan: dict[str, Any]) -> Iterator[float]:
+    """Yield for each scan of a plan of PostgreSQL how many rows it looked at."""
+    below = plan.get("Plans", [])
+    if "Scan" in plan["Node Type"]:
+        seen = plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0)
+        yield plan["Actual Loops"] * (seen + plan.get("Rows Removed by Index Recheck", 0))
+    for one in below:
+        yield from read_rows(one)
+
+
+def costs(connection: Connection, function: Callable[..., object], *arguments: Any) -> list[str]:
+    """Return what a function reads that it need not, by the plans of its statements."""
+    asked: list[tuple[str, Any]] = []
+
+    def note(conn: Any, cursor: Any, statement: str, parameters: Any, *rest: Any) -> None:
+        asked.append((statement, parameters))
+
+    event.listen(connection, "before_cursor_execute", note)
+    function(connection, *arguments)
+    event.remove(connection, "before_cursor_execute", note)
+    assert asked
+    found = []
+    for statement, parameters in asked:
+        if connection.dialect.name == "sqlite":
+            plan = connection.exec_driver_sql(f"explain query plan {statement}", parameters)
+            steps = [str(row[-1]) for row in plan]
+            # of the running tasks all are wanted, and their index has no others
+            found += [one for one in steps if "SCAN" in one and "ix_tasks_running" not in one]
+        else:
+            explain = f"explain (analyze, format json) {statement}"
+            (plan,) = connection.exec_driver_sql(explain, parameters).scalar_one()
+            seen = sum(read_rows(plan["Plan"]))
+            found += [json.dumps(plan)] if seen > 50 else []
+    return found
+
+
+async def test_nothing_that_has_ended_is_looked_at(database: Database) -> None:
+    """The numbers are right, and found by what is open alone."""
+    await database.write(fill)
+    await database.write(know)
+    (found,) = await database.read(open_requests.queue, LOCAL_USER)
+    assert (found.waiting, found.running) == (WAITING, RUNNING)
+    assert found.done == ENDED_FILES + LATELY
+    assert 60 * found.rate == pytest.approx(LATELY)
+    assert found.seconds_left == pytest.approx(60 * (WAITING + RUNNING) / LATELY)
+    assert await database.read(costs, open_requests.queue, LOCAL_USER) == []
+    totals = await database.read(open_requests.totals)
+    assert totals.files == {
+        TaskState.WAITING: WAITING,
+        TaskState.RUNNING: RUNNING,
+        TaskState.DONE: ENDED_FILES + LATELY,
+        TaskState.FAILED: 0,
+    }
+    assert {state: number for state, number in totals.requests.items() if number} == {
+        RequestState.RUNNING: 1
+    }
+    assert await database.read(costs, open_requests.totals) == []
+
+
+async def test_a_look_at_all_is_seen(database: Database) -> None:
+    """Counting all files is what the test above is to find."""
+    await database.write(fill)
+    await database.write(know)
+
+    def count(connection: Connection) -> None:
+        connection.execute(text("select count(*) from tasks where finished_at is not null"))
+
+    assert len(await database.read(costs, count)) == 1
