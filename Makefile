@@ -23,8 +23,9 @@ install: $(ALL)  ## Make .venv with everything: service, tests, checks, document
 demo: $(DEMO)  ## Start the service, ask it for real columns, draw the Z peak, stop it
 	@$(BIN)/python demo/run.py
 
+# Files of tests are shared out: most of the time servers are waited for.
 test: $(ALL)  ## Run all tests; choose some with ARGS="-k name"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: $(ALL)  ## Lint, format, types, import rules, project layout, spelling
 	$(BIN)/ruff check
