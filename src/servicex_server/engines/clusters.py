@@ -174,7 +174,8 @@ class LocalProcesses(Cluster):
         """End the processes."""
         if self._cluster is None:
             return
-        workers = [nanny.pid for nanny in self._cluster.workers.values() if nanny.pid]
+        nannies = list(self._cluster.workers.values())
+        workers = [nanny.pid for nanny in nannies if nanny.pid]
         try:
             await self._cluster.close(timeout=1)
         except TimeoutError:
@@ -185,6 +186,8 @@ class LocalProcesses(Cluster):
             self._cluster.status = Status.failed
             with suppress(TimeoutError):
                 await self._cluster.close(timeout=1)
+        # one that was being started again as its nanny closed
+        await _killed([nanny.pid for nanny in nannies if nanny.pid])
 
     @property
     def address(self) -> str:
