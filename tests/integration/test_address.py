@@ -1,5 +1,6 @@
 """The service on a scheduler and workers that somebody else started."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -15,9 +16,11 @@ import yaml
 from servicex_server.engines import address
 from servicex_server.engines.address import ExistingScheduler
 from servicex_server.engines.clusters import CONFIG, variables
+from servicex_server.engines.dask import DaskEngine
 from servicex_server.engines.options import AddressOptions
 from servicex_server.errors import StartupError
-from tests.integration.servers import certificate, free_port
+from servicex_server.model import Limits, Outcome, Replica, ResultFormat, TaskSpec
+from tests.integration.servers import certificate, free_port, http
 from tests.support import Server, copies, doctor, refused
 
 FILES = 4
@@ -69,6 +72,69 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Foreign]:
         commands = (scheduler, [*worker, *options], [*worker, *options])
         running = [started.enter_context(process(*command)) for command in commands]
         yield Foreign(where, found, running)
+
+
+@pytest.mark.anyio
+async def test_a_scheduler_that_is_lost_costs_no_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was with it is done when there is one again: once, and as the first try."""
+    port, (path,) = str(free_port()), copies(tmp_path / "in", 1)
+    where = f"tcp://127.0.0.1:{port}"
+    scheduler = ["scheduler", "--host", "127.0.0.1", "--port", port]
+    scheduler += ["--dashboard-address", "127.0.0.1:0"]
+    worker = ["worker", where, "--nthreads", "1", "--no-dashboard"]
+    engine = DaskEngine(
+        ExistingScheduler(AddressOptions(kind="address", scheduler=where)), workers=0
+    )
+    ended: asyncio.Queue[Outcome] = asyncio.Queue()
+    with ExitStack() as running, http("silent") as door:
+        first = [running.enter_context(process(*command)) for command in (scheduler, worker)]
+        await engine.start(ended.put_nowait)
+        monkeypatch.setattr(address, "CONNECT_SECONDS", 0.5)
+        try:
+            engine.submit(task(tmp_path, "hangs", door.url("x.root")))
+            engine.submit(task(tmp_path, "waits", path))
+            async with asyncio.timeout(60):
+                while not door.asked:
+                    await asyncio.sleep(0.05)
+            for one in first:
+                one.kill()
+                await asyncio.to_thread(one.wait)
+            async with asyncio.timeout(60):
+                while engine.restarts < 3:  # it is looked for in vain
+                    await asyncio.sleep(0.05)
+            engine.submit(task(tmp_path, "comes", path))
+            assert ended.empty()
+            assert engine.workers() == []
+            await engine.stop([task(tmp_path, "hangs", path).key])
+            for command in (scheduler, worker):
+                running.enter_context(process(*command))
+            async with asyncio.timeout(90):
+                outcomes = [await ended.get() for _ in range(2)]
+        finally:
+            await engine.close()
+    assert [(one.request_id, one.attempt, one.error) for one in outcomes] == [
+        ("waits", 1, None),
+        ("comes", 1, None),
+    ]
+    assert ended.empty()
+
+
+def task(folder: Path, name: str, url: str) -> TaskSpec:
+    """Return a task on a file."""
+    return TaskSpec(
+        request_id=name,
+        file_id=1,
+        attempt=1,
+        replicas=(Replica(url),),
+        language="uproot-raw",
+        selection='[{"treename": "events", "filter_name": "E1"}]',
+        format=ResultFormat.PARQUET,
+        object_name="x.parquet",
+        upload_url=(folder / name / "x.parquet").as_uri(),
+        limits=Limits(),
+    )
 
 
 def configured(folder: Path, **engine: str) -> list[str]:

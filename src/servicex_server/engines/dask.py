@@ -8,12 +8,10 @@ dropped without a word to anybody; and a scheduler that is lost loses nothing.
 import asyncio
 import itertools
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -21,78 +19,30 @@ from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker
 
 from servicex_server import __version__
+from servicex_server.engines.checking import ask
 from servicex_server.engines.clusters import Cluster
-from servicex_server.engines.contract import CHECK_SECONDS, Engine
+from servicex_server.engines.contract import Engine
 from servicex_server.engines.on_worker import (
     COLLECTED,
     EXITS,
     METRIC,
     Prompt,
     Watch,
-    checked,
     end_process,
     introduce,
     run,
 )
-from servicex_server.errors import ErrorRecord, OverdueError, StartupError, WorkerDiedError
-from servicex_server.model import Attempt, CheckSpec, Outcome, TaskSpec, WorkerInfo, now
+from servicex_server.engines.roster import Job, Worker
+from servicex_server.errors import ErrorRecord, OverdueError, WorkerDiedError
+from servicex_server.model import CheckSpec, Outcome, TaskSpec, WorkerInfo
 
 log = logging.getLogger(__name__)
-
-_SLOW = 0.5
-"""Seconds without an answer after which a check is given to another worker too.
-
-A worker that has just started answers nobody while it imports its libraries.
-"""
 
 _LOOK = 1.0
 """Seconds between two looks at the workers; with very many workers, more."""
 
 _EXIT_SECONDS = 1.0
 """How long it is waited for a nanny to tell how its worker ended."""
-
-_REACH_SECONDS = 30.0
-"""How long one attempt to reach a lost scheduler may take."""
-
-
-@dataclass(eq=False)
-class _Job:
-    """A task: it waits, or is on a worker, until it is over."""
-
-    spec: TaskSpec
-    avoid: str = ""
-    future: Any = None
-    began: float = 0.0
-    steps: int = 0
-    stepped: float | None = None
-    over: bool = False
-
-
-@dataclass(eq=False)
-class _Worker:
-    """A worker, as far as it is known. One with a problem gets no tasks."""
-
-    address: str
-    name: Any
-    admission: Any = None
-    host: str = ""
-    problem: str = "it has just joined"
-    job: _Job | None = None
-    since: datetime = field(default_factory=now)
-    done: int = 0
-    last_error: str = ""
-    memory: int = 0
-    limit: int = 0
-
-    @property
-    def label(self) -> str:
-        """Name for people; a worker that is started again keeps it."""
-        return f"{self.host}/{self.name}"
-
-    @property
-    def idle(self) -> bool:
-        """Whether it can have a task."""
-        return self.job is None and not self.problem
 
 
 class DaskEngine(Engine):
@@ -108,14 +58,15 @@ class DaskEngine(Engine):
 
     def __init__(self, cluster: Cluster, *, workers: int) -> None:
         self._cluster = cluster
-        self._first = workers
+        self._count = workers
         self._client: Any = None
-        self._ready: deque[_Job] = deque()
-        self._jobs: dict[str, _Job] = {}
-        self._workers: dict[str, _Worker] = {}
+        self._ready: deque[Job] = deque()
+        self._jobs: dict[str, Job] = {}
+        self._workers: dict[str, Worker] = {}
         self._exits: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._beside: set[asyncio.Task[Any]] = set()
-        self._scaling = asyncio.Lock()
+        self._joined = asyncio.Event()
+        self._changing = asyncio.Lock()
         self._turn = 0
         self._run, self._numbers = uuid4().hex[:8], itertools.count()
         self._ended: Callable[[Outcome], None] = _nobody
@@ -128,7 +79,6 @@ class DaskEngine(Engine):
         """Reach the scheduler, bring workers up, and begin to look after them."""
         self._ended, self._more = ended, ready
         await self._reach()
-        await self._cluster.scale(self._first)
         await self._look()
         await asyncio.gather(*(worker.admission for worker in self._workers.values()))
         self._keep(self._watch())
@@ -141,6 +91,7 @@ class DaskEngine(Engine):
         self._client.subscribe_topic(EXITS, self._on_exit)
         await self._client.register_plugin(Prompt())
         await self._client.register_plugin(Watch())
+        await self._cluster.scale(self._count)
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run something beside, and hold on to it until it is done."""
@@ -155,11 +106,20 @@ class DaskEngine(Engine):
         for task in beside:
             task.cancel()
         await asyncio.gather(*beside, return_exceptions=True)
-        if self._client is not None:
+        await self._leave()
+
+    async def _leave(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
             for topic in ("all", EXITS):
-                self._client.unsubscribe_topic(topic)
-            await self._client.close(timeout=1)
+                client.unsubscribe_topic(topic)
+            with suppress(OSError, TimeoutError):
+                await client.close(timeout=1)
         await self._cluster.close()
+
+    @property
+    def _connected(self) -> bool:
+        return self._client is not None and self._client.status == "running"
 
     def disown(self) -> None:
         """Leave what is outside of this process."""
@@ -174,14 +134,14 @@ class DaskEngine(Engine):
 
     def submit(self, spec: TaskSpec, *, avoid: str = "") -> None:
         """Queue a task, to be done by another worker than the one to avoid, if there is one."""
-        job = _Job(spec, avoid)
+        job = Job(spec, avoid)
         self._jobs[spec.key] = job
         self._ready.append(job)
         self._assign()
 
     def _assign(self) -> None:
-        """Give tasks to workers until either are used up."""
-        if not self._ready:
+        """Give tasks to workers until either are used up; none while the scheduler is lost."""
+        if not (self._ready and self._connected):
             return
         alone = self.slots == 1
         for worker in [worker for worker in self._workers.values() if worker.idle]:
@@ -190,11 +150,11 @@ class DaskEngine(Engine):
                 self._ready.remove(job)
                 self._give(worker, job)
 
-    def _give(self, worker: _Worker, job: _Job) -> None:
-        worker.job, worker.since = job, now()
-        job.began, job.stepped, job.steps = time.monotonic(), None, 0
+    def _give(self, worker: Worker, job: Job) -> None:
+        worker.take(job)
+        job.begin()
         # under a key of its own: what a scheduler has left of an earlier run is something else
-        future = self._client.submit(
+        job.future = self._client.submit(
             run,
             job.spec,
             key=f"{job.spec.key}/{self._run}/{next(self._numbers)}",
@@ -203,10 +163,9 @@ class DaskEngine(Engine):
             pure=False,
             retries=0,
         )
-        self._keep(self._wait(worker, job, future))
+        self._keep(self._wait(worker, job, job.future))
 
-    async def _wait(self, worker: _Worker, job: _Job, future: Any) -> None:
-        job.future = future
+    async def _wait(self, worker: Worker, job: Job, future: Any) -> None:
         try:
             outcome = await future
         except asyncio.CancelledError:
@@ -215,36 +174,35 @@ class DaskEngine(Engine):
             await self._lost(worker)
             return
         except FutureCancelledError:
-            if job.future is future:
-                self._again(worker, job)  # it was not the worker: nobody knows of the task any more
+            if job.future is future:  # it was not the worker: nobody knows of the task any more
+                self._again(worker, job)
             return
         except Exception as error:
             log.exception(
                 "a task ended in a way it should not", extra={"file_id": job.spec.file_id}
             )
-            outcome = _failed(job, WorkerDiedError(f"{type(error).__name__}: {error}"))
-        self._over(worker, job, outcome)
-
-    def _over(self, worker: _Worker, job: _Job, outcome: Outcome) -> None:
-        """End a task, once, and give its worker the next one."""
+            outcome = job.failed(WorkerDiedError(f"{type(error).__name__}: {error}"))
         if worker.job is job:
-            worker.job, worker.since = None, now()
+            worker.take(None)
             worker.done += 1
-        if not job.over:
-            job.over = True
-            self._report(worker, job, outcome)
+        self._over(worker, job, outcome)
         self._assign()
 
-    def _report(self, worker: _Worker, job: _Job, outcome: Outcome) -> None:
+    def _over(self, worker: Worker, job: Job, outcome: Outcome) -> None:
+        """End a task, once."""
+        if job.over:
+            return
+        job.over = True
         self._jobs.pop(job.spec.key, None)
         if outcome.error is not None:
             worker.last_error = outcome.error.message
         self._ended(replace(outcome, worker=worker.label))
 
-    def _again(self, worker: _Worker, job: _Job) -> None:
-        if worker.job is job:
-            worker.job = None
-        if not job.over and job not in self._ready:
+    def _again(self, worker: Worker, job: Job) -> None:
+        """Have a task done anew, before all others; it has not been tried."""
+        worker.take(None)
+        job.future = None
+        if not job.over:
             self._ready.appendleft(job)
             self._assign()
 
@@ -259,17 +217,26 @@ class DaskEngine(Engine):
         busy = [worker for worker in self._workers.values() if worker.job in wanted]
         await asyncio.gather(*(self._end(worker, "its task was stopped") for worker in busy))
 
-    async def _end(self, worker: _Worker, why: str) -> None:
+    async def _end(self, worker: Worker, why: str) -> None:
         """End the process of a worker and its task; a new one takes its place and its name."""
         log.info("worker %s is started again: %s", worker.label, why)
         self._workers.pop(worker.address, None)
+        if (client := self._client) is None:
+            return  # the scheduler is lost, and its workers with it
         try:
-            await self._client.run(end_process, workers=[worker.address], nanny=True)
+            await client.run(end_process, workers=[worker.address], nanny=True)
         except Exception as error:  # noqa: BLE001  # whatever it was, there is a slower way
             log.info("its nanny does not do it (%s); the scheduler is asked", error)
-            await self._client.restart_workers([worker.address], raise_for_error=False)
+            with suppress(OSError, TimeoutError):
+                await client.restart_workers([worker.address], raise_for_error=False)
         if worker.job is not None:
-            await self._client.cancel([worker.job.future], force=True)
+            await self._cancel(worker.job.future)
+
+    async def _cancel(self, future: Any) -> None:
+        """Have the scheduler forget a task: one that is not ours may wait for a worker for ever."""
+        if self._client is not None:
+            with suppress(OSError):  # it is lost, and what it knew with it
+                await self._client.cancel([future], force=True)
 
     # workers
 
@@ -277,7 +244,7 @@ class DaskEngine(Engine):
         # the client waits for what this returns before it hears of anything else
         message = event[1]
         if message.get("action") == "add-worker":
-            self._keep(self._look())
+            self._joined.set()
         elif message.get("action") == "remove-worker":
             worker = self._workers.get(message["worker"])
             if worker is not None:
@@ -290,7 +257,7 @@ class DaskEngine(Engine):
             if not told.done():
                 told.set_result(event[1])
 
-    async def _lost(self, worker: _Worker, *, expected: bool = False) -> None:
+    async def _lost(self, worker: Worker, *, expected: bool = False) -> None:
         """Forget a worker that has ended; its task, if any, has failed with it.
 
         One that was told to end as it got a task is not the task's fault: another one does it.
@@ -299,66 +266,69 @@ class DaskEngine(Engine):
             return
         del self._workers[worker.address]
         told = self._exits.setdefault(worker.address, asyncio.Future())
-        job, worker.job = worker.job, None
-        if job is not None and expected:
-            former, job.future = job.future, None
-            self._again(worker, job)
-            await self._client.cancel([former], force=True)
-        elif job is not None:
-            ended_before, job.over = job.over, True
-            # a scheduler that is not ours may wait for the worker to come back
-            await self._client.cancel([job.future], force=True)
-            if not ended_before:
+        if (job := worker.job) is not None:
+            future = job.future
+            if expected:
+                self._again(worker, job)
+            else:
+                job.future = None  # what becomes of it does not matter any more
+            await self._cancel(future)
+            if not (expected or job.over):
                 about: dict[str, Any] = {}
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_EXIT_SECONDS):
                         about = await asyncio.shield(told)
-                self._report(worker, job, _failed(job, _death(worker, about)))
+                self._over(worker, job, job.failed(worker.death(about)))
         self._exits.pop(worker.address, None)
 
     async def _watch(self) -> None:
         """Look at the workers again and again, and for a scheduler that is lost."""
         while True:
-            await asyncio.sleep(max(_LOOK, len(self._workers) / 200))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(_LOOK, len(self._workers) / 200)):
+                    await self._joined.wait()
+            self._joined.clear()
             try:
                 await self._look()
-                self._overdue()
-            except (OSError, TimeoutError) as error:
+                self._end_overdue()
+            except Exception as error:  # noqa: BLE001  # whatever it is, there is no other scheduler
                 log.warning("the scheduler is lost (%s); it is looked for", error)
                 await self._reach_again()
 
     async def _reach_again(self) -> None:
+        """Have a scheduler again; what was on workers waits for new ones, as if never begun."""
         self.restarts += 1
-        for worker in list(self._workers.values()):
-            if worker.job is not None:
-                self._again(worker, worker.job)
-        self._workers.clear()
-        with suppress(OSError, TimeoutError):
-            await self._client.close(timeout=1)
-        try:
-            async with asyncio.timeout(_REACH_SECONDS):
+        workers, self._workers = self._workers, {}
+        for worker in workers.values():
+            if (job := worker.job) is not None and job.future is not None:
+                self._again(worker, job)
+        async with self._changing:
+            try:
+                await self._leave()
                 await self._reach()
-        except (StartupError, OSError, TimeoutError) as error:
-            log.warning("no scheduler yet: %s", error)
+            except Exception as error:  # noqa: BLE001  # at the next look it is tried again
+                log.warning("no scheduler yet: %s", error)
 
     async def _look(self) -> None:
         """Note which workers there are and how they do."""
+        if not self._connected:
+            raise ConnectionError("the connection is broken")
         found = (await self._client.scheduler.identity(n_workers=-1))["workers"]
         for address, about in found.items():
             worker = self._workers.get(address)
             if worker is None:
-                worker = self._workers[address] = _Worker(address, about["name"])
+                worker = self._workers[address] = Worker(address, about["name"])
                 worker.admission = self._keep(self._admit(worker))
             metrics = about.get("metrics") or {}
             worker.memory = int(metrics.get("memory", 0))
-            job = worker.job
-            steps = (metrics.get(METRIC) or {}).get(job.spec.key) if job else None
-            if job and steps is not None and (job.stepped is None or steps != job.steps):
-                job.steps, job.stepped = steps, time.monotonic()
+            if job := worker.job:
+                steps = (metrics.get(METRIC) or {}).get(job.spec.key)
+                if steps is not None:
+                    job.heard(steps)
         for worker in [one for at, one in self._workers.items() if at not in found]:
             await self._lost(worker)
 
-    async def _admit(self, worker: _Worker) -> None:
+    async def _admit(self, worker: Worker) -> None:
         """Ask a worker what it is; only one that runs this version gets tasks."""
         try:
             answer = (await self._client.run(introduce, workers=[worker.address]))[worker.address]
@@ -380,132 +350,40 @@ class DaskEngine(Engine):
         self._assign()
         self._more()
 
-    def _overdue(self) -> None:
+    def _end_overdue(self) -> None:
         """End tasks that have taken too long, or do not go on."""
-        at = time.monotonic()
         for worker in list(self._workers.values()):
             job = worker.job
-            if job is None or job.over:
-                continue
-            limits = job.spec.limits
-            if at - job.began > limits.seconds:
-                why = f"it took longer than {limits.seconds:g} s"
-            elif job.stepped is not None and at - job.stepped > limits.stall:
-                why = f"it did not go on for {limits.stall:g} s"
-            else:
-                continue
-            job.over = True
-            error = OverdueError(f"the work on this file was ended: {why}")
-            self._report(worker, job, _failed(job, error))
-            self._keep(self._end(worker, why))
+            if job is not None and not job.over and (why := job.overdue()):
+                error = OverdueError(f"the work on this file was ended: {why}")
+                self._over(worker, job, job.failed(error))
+                self._keep(self._end(worker, why))
 
     async def scale(self, count: int) -> None:
         """Ask for so many workers; where fewer are wanted, idle ones end first."""
-        async with self._scaling:
+        self._count = count
+        async with self._changing:
             await self._cluster.scale(count)
 
     def workers(self) -> list[WorkerInfo]:
         """Return who is there and what they do."""
-        return [
-            WorkerInfo(
-                address=worker.address,
-                name=worker.label,
-                memory=worker.memory,
-                memory_limit=worker.limit,
-                task=worker.job.spec.key if worker.job else "",
-                since=worker.since,
-                done=worker.done,
-                last_error=worker.last_error,
-                problem=worker.problem,
-            )
-            for worker in self._workers.values()
-        ]
+        return [worker.info() for worker in self._workers.values()]
 
     @property
     def address(self) -> str:
         """Where the scheduler is, for people."""
         return self._cluster.address
 
-    # checks
-
     async def check(self, spec: CheckSpec) -> ErrorRecord | None:
-        """Ask the worker with the least to do, and another one if that is slow or ends.
-
-        It is no task of Dask's: such a one waits behind those that run, and if it hangs it holds
-        its slot until the worker is started again.
-        """
-        addresses = self._least_busy()
-        pending: set[asyncio.Task[tuple[ErrorRecord | None] | None]] = set()
-        try:
-            async with asyncio.timeout(CHECK_SECONDS):
-                while pending or addresses:
-                    if addresses:
-                        pending.add(asyncio.create_task(self._ask(addresses.pop(0), spec)))
-                    done, pending = await asyncio.wait(
-                        pending,
-                        timeout=_SLOW if addresses else None,
-                        return_when=asyncio.FIRST_COMPLETED,
-                    )
-                    for answer in filter(None, (task.result() for task in done)):
-                        return answer[0]
-        except TimeoutError:
-            log.info("a check knows nothing after %g s", CHECK_SECONDS)
-        finally:
-            for task in pending:
-                task.cancel()
-            await asyncio.gather(*pending, return_exceptions=True)
-        return None
-
-    def _least_busy(self) -> list[str]:
-        """Return addresses of two workers, in turn where they have as much to do."""
+        """Ask the worker with the least to do, in turn where they have as much to do."""
         self._turn += 1
         workers = [worker for worker in self._workers.values() if not worker.problem]
         turn = self._turn % max(1, len(workers))
         in_turn = workers[turn:] + workers[:turn]
         chosen = sorted(in_turn, key=lambda worker: worker.job is not None)[:2]
-        return [worker.address for worker in chosen]
-
-    async def _ask(self, address: str, spec: CheckSpec) -> tuple[ErrorRecord | None] | None:
-        """Return what a worker found; None if it did not find out."""
-        try:
-            answers = await self._client.run(checked, spec, workers=[address], on_error="return")
-        except OSError:
-            return None  # the scheduler ends
-        answer = answers.get(address)
-        return answer if isinstance(answer, tuple) else None
+        return await ask(self._client, [worker.address for worker in chosen], spec)
 
 
 def _nobody(outcome: Outcome) -> None:
     """Hear of an outcome before anybody wants to."""
     del outcome
-
-
-def _death(worker: _Worker, about: dict[str, Any]) -> WorkerDiedError:
-    """Return what is known of the end of a worker."""
-    peak, limit = about.get("peak", 0) or worker.memory, about.get("limit", 0) or worker.limit
-    known = [about.get("how", f"worker {worker.label} is gone")]
-    if peak:
-        known.append(f"it had {peak / 1e9:.2f} GB of memory")
-    if limit:
-        known.append(f"of {limit / 1e9:.2f} GB")
-    full = limit and peak > 0.8 * limit  # from where on Dask keeps a worker waiting
-    hint = "it ran out of memory" if full else "the file is tried again on another worker"
-    return WorkerDiedError(
-        f"the worker ended while it worked on this file: {', '.join(known)}", hint=hint
-    )
-
-
-def _failed(job: _Job, error: WorkerDiedError | OverdueError) -> Outcome:
-    spec, record = job.spec, error.record()
-    url = spec.replicas[0].url if spec.replicas else ""
-    seconds = time.monotonic() - job.began
-    return Outcome(
-        request_id=spec.request_id,
-        file_id=spec.file_id,
-        attempt=spec.attempt,
-        entries=spec.entries,
-        error=record,
-        attempts=(Attempt(url=url, seconds=seconds, error=record),),
-        url=url,
-        seconds=seconds,
-    )
