@@ -5,7 +5,7 @@ import logging
 import os
 import secrets
 import tempfile
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack, closing, suppress
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
@@ -219,9 +219,8 @@ def service_key(folder: Path) -> bytes:
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(secrets.token_bytes(32))
-            os.link(made, path)  # whole, and only if there is none
-        except FileExistsError:
-            pass
+            with suppress(FileExistsError):  # another process was first
+                os.link(made, path)  # whole, and only if there is none
         finally:
             Path(made).unlink()
     return path.read_bytes()

@@ -93,6 +93,7 @@ class Dispatcher:
         self._checks: set[str] = set()
         self._in_doubt = False
         self._loop: asyncio.Task[None] | None = None
+        self._asked = scaling.last.workers
         self._asking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -152,6 +153,7 @@ class Dispatcher:
         await self._record()
         if self._asking is not None:
             self._asking.cancel()
+            await asyncio.gather(self._asking, return_exceptions=True)
         await self._engine.close()
 
     @property
@@ -181,6 +183,7 @@ class Dispatcher:
         """Drop the files of a request that are inside the engine."""
         chosen = [key for key, work in self._inside.items() if work.request_id == request_id]
         left = [self._forget(key).object_key for key in chosen]
+        self._looked.pop(request_id, None)
         await self._engine.stop(chosen)
         # one that ended in the meantime may have left an object that no row will name; the answer
         # comes from the writer, behind what is being recorded at this moment
@@ -345,22 +348,21 @@ class Dispatcher:
         self._engine.submit(spec, avoid=work.last_worker)
 
     def _scale(self, files: int) -> None:
-        """Ask for as many workers as the files justify, if that has changed."""
-        before = self._scaling.last
+        """Ask for as many workers as the files justify, unless that is what was asked for."""
         wanted = self._scaling.decide(files, time.monotonic())
-        if wanted.workers == before.workers:
-            return
-        log.info(
-            "%d workers are wanted, %d before: %s", wanted.workers, before.workers, wanted.reason
-        )
-        self._asking = asyncio.create_task(self._ask_for(wanted.workers), name="scale")
+        asking = self._asking is not None and not self._asking.done()
+        if wanted.workers != self._asked and not asking:
+            self._asking = asyncio.create_task(self._ask_for(wanted), name="scale")
 
-    async def _ask_for(self, workers: int) -> None:
+    async def _ask_for(self, wanted: Decision) -> None:
+        log.info("%d workers are wanted, %d before: %s", wanted.workers, self._asked, wanted.reason)
         try:
-            await self._engine.scale(workers)
+            await self._engine.scale(wanted.workers)
         except Exception:
-            log.exception("the engine cannot be asked for %d workers", workers)
-        self._bell.set()
+            log.exception("the engine cannot be asked for workers; it is asked again")
+        else:
+            self._asked = wanted.workers
+            self._bell.set()
 
 
 def _identities(works: Sequence[rows.Work]) -> dict[int, str]:

@@ -396,7 +396,11 @@ async def test_workers_come_and_go(tmp_path: Path) -> None:
         assert (await next_outcome(ended)).error is None
         long = endless(tmp_path, "q")
         engine.submit(long)
-        await until_it_runs(engine, long)
+        scheduler = engine._client.cluster.scheduler
+        async with asyncio.timeout(30):
+            # who has nothing to do is seen by Dask, which hears of a task a moment later
+            while not any(worker.processing for worker in scheduler.workers.values()):
+                await asyncio.sleep(0.01)
         await engine.scale(1)
         async with asyncio.timeout(30):
             while len(engine.workers()) > 1:

@@ -1,7 +1,6 @@
 """From rows to the engine and back, with an engine whose tasks end as the test says."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,14 +14,12 @@ from servicex_server.app import App
 from servicex_server.database import outcomes as outcome_rows
 from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
-from servicex_server.database.connection import Database
 from servicex_server.engines.memory import MemoryEngine
 from servicex_server.errors import CorruptError, RequestError, UnknownNameError, WorkerDiedError
 from servicex_server.model import (
     LOCAL_USER,
     Outcome,
     Principal,
-    Request,
     RequestState,
     ResultFormat,
     Sharing,
@@ -32,10 +29,9 @@ from servicex_server.model import (
 from servicex_server.objects.contract import UNFINISHED
 from servicex_server.settings import Settings
 from servicex_server.submission import Order
+from tests.services import ended, lose_an_answer, submit
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("database_url")]
-
-SELECTION = json.dumps([{"treename": "events"}])
 
 
 @pytest.fixture
@@ -65,29 +61,12 @@ async def service(folder: Path, engine: MemoryEngine, **settings: Any) -> AsyncI
         yield app
 
 
-async def submit(app: App, count: int, *, who: Principal = LOCAL_USER, at: str = "/data") -> str:
-    """Ask for so many files below a folder."""
-    files = [f"{at}/{n}.root" for n in range(count)]
-    order = Order(SELECTION, "uproot-raw", ResultFormat.PARQUET, files=files)
-    return await app.submission.accept(who, order)
-
-
 def made(folder: Path, count: int) -> str:
     """Make so many files in a folder, and return its name."""
     folder.mkdir()
     for number in range(count):
         (folder / f"{number}.root").write_bytes(b"root" * (number + 1))
     return str(folder)
-
-
-async def ended(app: App, request_id: str) -> Request:
-    """Wait until a request has ended."""
-    async with asyncio.timeout(20):
-        while True:
-            found = await app.database.read(request_rows.get, LOCAL_USER, request_id)
-            if found.state.terminal:
-                return found
-            await asyncio.sleep(0.005)
 
 
 async def test_every_file_ends_once(tmp_path: Path) -> None:
@@ -216,24 +195,13 @@ async def test_an_outcome_that_comes_twice_keeps_its_object(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When nobody hears that outcomes were written, writing them again loses no object."""
-    write, unheard = Database.write, 0
-
-    async def lost_answer(self: Database, function: Any, *args: Any, **options: Any) -> Any:
-        # what a cancelled wait, or a connection that breaks after the commit, looks like
-        nonlocal unheard
-        answer = await write(self, function, *args, **options)
-        if function is outcome_rows.record and not unheard:
-            unheard += 1
-            raise ConnectionError("the answer is lost")
-        return answer
-
+    lost = lose_an_answer(monkeypatch, outcome_rows.record)
     engine = MemoryEngine(delivered)
-    monkeypatch.setattr(Database, "write", lost_answer)
     async with service(tmp_path, engine) as app:
         request_id = await submit(app, 5)
         found = await ended(app, request_id)
         objects = await app.objects.list(request_id)
-    assert unheard == 1
+    assert lost
     assert (found.state, found.completed) == (RequestState.COMPLETE, 5)
     assert len(objects) == 5
 
@@ -334,21 +302,11 @@ async def test_a_lost_answer_leaves_no_file_running_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When nobody hears that files were begun, they are begun again and end once."""
-    write, unheard = Database.write, 0
-
-    async def lost_answer(self: Database, function: Any, *args: Any, **options: Any) -> Any:
-        nonlocal unheard
-        answer = await write(self, function, *args, **options)
-        if function is task_rows.begin and not unheard:
-            unheard += 1
-            raise ConnectionError("the answer is lost")
-        return answer
-
-    monkeypatch.setattr(Database, "write", lost_answer)
+    lost = lose_an_answer(monkeypatch, task_rows.begin)
     engine = MemoryEngine(delivered)
     async with service(tmp_path, engine) as app:
         found = await ended(app, await submit(app, 5))
-    assert unheard == 1
+    assert lost
     assert (found.state, found.completed) == (RequestState.COMPLETE, 5)
     assert len({spec.file_id for spec in engine.seen}) == len(engine.seen) == 5
 

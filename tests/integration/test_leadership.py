@@ -23,15 +23,13 @@ from servicex_server.errors import StartupError, UnknownNameError
 from servicex_server.model import (
     LOCAL_USER,
     Outcome,
-    Request,
     RequestState,
-    ResultFormat,
     TaskSpec,
     TaskState,
 )
 from servicex_server.settings import Settings
-from servicex_server.submission import Order
 from tests.postgres import Postgres
+from tests.services import ended, submit
 
 pytestmark = pytest.mark.anyio
 
@@ -208,23 +206,6 @@ def delivered(spec: TaskSpec) -> Outcome:
 def settings(url: str, tmp_path: Path) -> Settings:
     """Give the settings that all processes share."""
     return Settings(data_dir=tmp_path / "data", database_url=SecretStr(url))
-
-
-async def submit(app: App, count: int) -> str:
-    """Ask for so many files."""
-    files = [f"/data/{n}.root" for n in range(count)]
-    order = Order('[{"treename": "t"}]', "uproot-raw", ResultFormat.PARQUET, files=files)
-    return await app.submission.accept(LOCAL_USER, order)
-
-
-async def ended(app: App, request_id: str) -> Request:
-    """Wait until a request has ended."""
-    async with asyncio.timeout(30):
-        while True:
-            found = await app.database.read(request_rows.get, LOCAL_USER, request_id)
-            if found.state.terminal:
-                return found
-            await asyncio.sleep(0.01)
 
 
 class Holding(MemoryEngine):

@@ -19,18 +19,14 @@ from servicex_server.errors import UnknownNameError as NoBranch
 from servicex_server.fairness import Caps, shares
 from servicex_server.model import (
     LOCAL_USER,
-    DatasetState,
-    InputFile,
     Outcome,
     Principal,
-    Replica,
-    Request,
     RequestState,
-    ResultFormat,
     Role,
     TaskState,
     now,
 )
+from tests.services import store
 
 ANN, BOB = Principal("ann"), Principal("bob")
 OPERATOR = Principal("olga", Role.OPERATOR)
@@ -45,45 +41,11 @@ def anyio_backend() -> str:
 pytestmark = pytest.mark.anyio
 
 
-def request(owner: str, name: str, dataset_id: int) -> Request:
-    """Return a running request."""
-    return Request(
-        id=f"{name:0>36}",
-        title=name,
-        owner=owner,
-        dataset_id=dataset_id,
-        did="x",
-        language="uproot-raw",
-        selection="[]",
-        format=ResultFormat.PARQUET,
-        state=RequestState.RUNNING,
-        submitted_at=now(),
-        finished_at=None,
-        failure="",
-        app_version="0",
-    )
-
-
 async def ask(
     database: Database, owner: str, name: str, files: int, *, complete: bool = True
 ) -> str:
     """Store a running request on a new dataset of so many files."""
-
-    def store(connection: Any) -> str:
-        dataset_id = dataset_rows.create(
-            connection, name=name, finder="file-list", owner=owner, reference={}
-        )
-        found = [InputFile((Replica(f"/{name}/{n}.root"),)) for n in range(files)]
-        if found:
-            dataset_rows.add_files(connection, dataset_id, 0, found)
-        if complete:
-            dataset_rows.set_state(connection, dataset_id, DatasetState.COMPLETE)
-        made = request(owner, name, dataset_id)
-        request_rows.create(connection, made)
-        task_rows.add_for_dataset(connection, [made.id], dataset_id)
-        return made.id
-
-    return await database.write(store)
+    return await database.write(store, owner, name, files, complete=complete)
 
 
 async def claim(database: Database, slots: int) -> list[task_rows.Work]:
@@ -285,7 +247,7 @@ async def test_one_query_error_in_all_first_files_is_fatal(
     assert ended == ({request_id: RequestState.FATAL} if fatal else {})
     if fatal:
         found = await database.read(request_rows.get, LOCAL_USER, request_id)
-        named = "/a/0.root, /a/1.root, /a/2.root"
+        named = ", ".join(f"root://far//a/{n}.root" for n in range(3))
         assert f"no branch x [the first 3 files: {named}]" in found.failure
         states = await database.read(_states)
         assert states == {TaskState.FAILED: 3, TaskState.WAITING: 47}

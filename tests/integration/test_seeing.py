@@ -21,11 +21,9 @@ from servicex_server.database.tables import requests, tasks
 from servicex_server.engines.memory import MemoryEngine
 from servicex_server.errors import CorruptError, FunctionError
 from servicex_server.model import (
-    LOCAL_USER,
     Attempt,
     Outcome,
     Principal,
-    Request,
     ResultFormat,
     Role,
     TaskSpec,
@@ -38,6 +36,7 @@ from servicex_server.settings import Settings
 from servicex_server.submission import Order
 from servicex_server.web.server import web_app
 from tests.postgres import Postgres
+from tests.services import ended
 
 pytestmark = pytest.mark.anyio
 
@@ -136,15 +135,6 @@ class Service:
         order = Order(selection, "uproot-raw", ResultFormat.PARQUET, files=files, title=title)
         return await self.app.submission.accept(who, order)
 
-    async def ended(self, request_id: str) -> Request:
-        """Wait until a request has ended."""
-        async with asyncio.timeout(20):
-            while True:
-                found = await self.app.database.read(request_rows.get, LOCAL_USER, request_id)
-                if found.state.terminal:
-                    return found
-                await asyncio.sleep(0.01)
-
     async def written(self, so: Callable[[Mapping[str, Any]], bool]) -> Mapping[str, Any]:
         """Wait until the leader has written down what it sees; return the answer on workers."""
         async with asyncio.timeout(20):
@@ -218,7 +208,7 @@ async def test_each_sees_their_own_queue(folder: Path) -> None:
             while engine.halted is None:
                 await asyncio.sleep(0.01)
         other = await running.submit(2, BEN)
-        await running.ended(other)
+        await ended(running.app, other)
         (mine,) = (await running.json("/servicex/queue", ANN))["requests"]
         assert (mine["request_id"], mine["title"], mine["user"]) == (first, "of ann", "ann")
         assert [mine[k] for k in ("waiting", "running", "done", "failed")] == [2, 1, 0, 0]
@@ -231,7 +221,7 @@ async def test_each_sees_their_own_queue(folder: Path) -> None:
         assert numbers["servicex_requests", "Running"] == 1
         assert numbers["servicex_oldest_waiting_request_seconds",] == 0
         engine.let_go()
-        await running.ended(first)
+        await ended(running.app, first)
         assert await running.json("/servicex/queue", OPERATOR) == {"requests": []}
 
 
@@ -302,8 +292,8 @@ async def test_what_has_ended_is_counted_once(folder: Path) -> None:
     engine = MemoryEngine(work)
     engine.restarts = 2
     async with service(folder, engine) as running:
-        await running.ended(await running.submit(4))
-        await running.ended(await running.submit(1, BEN))
+        await ended(running.app, await running.submit(4))
+        await ended(running.app, await running.submit(1, BEN))
         async with asyncio.timeout(20):
             while (numbers := await running.metrics()).get(
                 ("servicex_requests_ended_total", "Fatal")

@@ -21,7 +21,6 @@ from hypothesis.stateful import (
 from sqlalchemy import Engine, create_engine, select, update
 from sqlalchemy.pool import StaticPool
 
-from servicex_server.database import datasets as dataset_rows
 from servicex_server.database import outcomes as outcome_rows
 from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
@@ -31,18 +30,13 @@ from servicex_server.errors import CorruptError, UnknownNameError, UnreachableEr
 from servicex_server.fairness import Caps, shares
 from servicex_server.model import (
     LOCAL_USER,
-    DatasetState,
-    InputFile,
     Outcome,
-    Replica,
-    Request,
     RequestState,
-    ResultFormat,
     TaskState,
-    now,
 )
 from tests.postgres import Postgres
 from tests.property.examples import EXAMPLES, made_up
+from tests.services import store
 
 ATTEMPTS, FATAL_AFTER = 2, 2
 ERRORS = {
@@ -132,16 +126,8 @@ class Requests(RuleBasedStateMachine):
     def submit(self, files: int, owner: str) -> str:
         """Ask for some files."""
         self.names += 1
-        name = f"{self.names:0>36}"
         with self.engine.begin() as connection:
-            dataset_id = dataset_rows.create(
-                connection, name=name, finder="f", owner=owner, reference={}
-            )
-            found = [InputFile((Replica(f"/{n}.root"),)) for n in range(files)]
-            dataset_rows.add_files(connection, dataset_id, 0, found)
-            dataset_rows.set_state(connection, dataset_id, DatasetState.COMPLETE)
-            request_rows.create(connection, _request(name, owner, dataset_id))
-            task_rows.add_for_dataset(connection, [name], dataset_id)
+            name = store(connection, owner, str(self.names), files)
         self.models[name] = Model(files=dict.fromkeys(range(files), "waiting"))
         return name
 
@@ -261,24 +247,6 @@ class Requests(RuleBasedStateMachine):
             assert request.failed == states[TaskState.FAILED]
         keys = [row.object_key for row in rows if row.object_key]
         assert len(keys) == len(set(keys)) == sum(row.state == TaskState.DONE for row in rows)
-
-
-def _request(name: str, owner: str, dataset_id: int) -> Request:
-    return Request(
-        id=name,
-        title=None,
-        owner=owner,
-        dataset_id=dataset_id,
-        did="x",
-        language="uproot-raw",
-        selection="[]",
-        format=ResultFormat.PARQUET,
-        state=RequestState.RUNNING,
-        submitted_at=now(),
-        finished_at=None,
-        failure="",
-        app_version="0",
-    )
 
 
 TestRequests: Any = Requests.TestCase

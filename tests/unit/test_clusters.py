@@ -10,25 +10,37 @@ from servicex_server.engines import clusters
 from servicex_server.engines.clusters import Managed, first_cause
 
 
-class Deaf(Managed):
-    """Hears the second time, and slowly."""
+class Server:
+    """Hears what it is told when it has failed often enough, and slowly; or never."""
 
-    def __init__(self, failures: Sequence[Exception]) -> None:
-        super().__init__()
+    def __init__(self, failures: Sequence[Exception], *, answers: bool = True) -> None:
         self.failures = list(failures)
+        self.answers = answers
         self.heard: list[int] = []
+        self.scheduler_address = "tcp://far:8786"
 
-    async def open(self) -> Client:
-        raise NotImplementedError
-
-    async def tell(self, count: int) -> None:
-        await asyncio.sleep(0)
+    async def scale(self, count: int) -> None:
+        """Hear, or fail."""
+        await (asyncio.sleep(0) if self.answers else asyncio.Event().wait())
         if self.failures:
             raise self.failures.pop()
         self.heard.append(count)
 
-    async def close(self) -> None:
-        await self.silence()
+
+class OfServer(Managed):
+    """A cluster of such a server, which may fail to end it."""
+
+    def __init__(self, server: Server, *, ends: bool = True) -> None:
+        super().__init__()
+        self._cluster = server
+        self._ends = ends
+
+    async def open(self) -> Client:
+        raise NotImplementedError
+
+    async def _end(self) -> None:
+        if not self._ends:
+            raise OSError("no route")
 
 
 async def all_told(cluster: Managed) -> None:
@@ -42,10 +54,11 @@ async def test_what_fails_is_told_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(clusters, "AGAIN_SECONDS", 0.01)
-    cluster = Deaf([OSError("no route"), RuntimeError("busy")])
+    server = Server([OSError("no route"), RuntimeError("busy")])
+    cluster = OfServer(server)
     await cluster.scale(7)
     await all_told(cluster)
-    assert cluster.heard == [7]
+    assert server.heard == [7]
     assert [record.getMessage() for record in caplog.records] == [
         "7 workers are wanted, which cannot be told: busy",
         "7 workers are wanted, which cannot be told: no route",
@@ -54,15 +67,16 @@ async def test_what_fails_is_told_again(
 
 @pytest.mark.anyio
 async def test_only_what_is_wanted_last_counts() -> None:
-    cluster = Deaf([])
+    server = Server([])
+    cluster = OfServer(server)
     for count in (1, 2, 3):
         await cluster.scale(count)
     await all_told(cluster)
-    assert cluster.heard[-1] == 3
-    assert len(cluster.heard) <= 2
+    assert server.heard[-1] == 3
+    assert len(server.heard) <= 2
     await cluster.scale(0)
     await all_told(cluster)
-    assert cluster.heard[-1] == 0
+    assert server.heard[-1] == 0
 
 
 @pytest.mark.anyio
@@ -70,14 +84,15 @@ async def test_a_server_that_says_nothing_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(clusters, "TELL_SECONDS", 0.05)
-    cluster = Deaf([])
-    monkeypatch.setattr(cluster, "tell", lambda count: asyncio.Event().wait())
+    server = Server([], answers=False)
+    cluster = OfServer(server, ends=False)
     await cluster.scale(1)
     async with asyncio.timeout(10):
         while "no answer in 0.05 s" not in caplog.text:
             await asyncio.sleep(0.01)
         await cluster.close()
-    assert cluster.heard == []
+    assert server.heard == []
+    assert "a cluster is left at tcp://far:8786: no route" in caplog.text
 
 
 def test_the_first_cause_is_the_one_that_says_something() -> None:

@@ -214,7 +214,8 @@ def reuse(
         Whose objects count.
     """
     request_id, owner = works[0].request_id, works[0].owner
-    if not identities or lock(connection, [request_id])[request_id].state not in RUNNABLE:
+    asked = lock(connection, [request_id]).get(request_id)
+    if asked is None or asked.state not in RUNNABLE:
         return set()
     made = (
         select(tasks.c.identity, tasks.c.object_key, tasks.c.bytes, tasks.c.events)
@@ -274,27 +275,26 @@ def finish(
     """
     ended: dict[str, RequestState] = {}
     for request_id, row in lock(connection, request_ids).items():
-        if row.state not in OPEN:
-            continue
-        left = row.files - row.completed - row.failed
-        if left and (row.completed or row.failed < fatal_after):
-            continue
-        known = connection.scalar(select(datasets.c.state).where(datasets.c.id == row.dataset_id))
-        if not left and known == DatasetState.COMPLETE:
+        if row.state in OPEN and (end := _end_of(connection, row, fatal_after)):
+            state, failure = end
+            if change_state(connection, [request_id], state, failure=failure):
+                drop_tasks(connection, request_id)
+                ended[request_id] = state
+    return ended
+
+
+def _end_of(connection: Connection, row: Any, fatal_after: int) -> tuple[RequestState, str] | None:
+    """Return how a request ends now, and why; None if it goes on."""
+    if row.files == row.completed + row.failed:
+        query = select(datasets.c.state).where(datasets.c.id == row.dataset_id)
+        if connection.scalar(query) == DatasetState.COMPLETE:
             lost = row.failed and not row.completed
             state = RequestState.FATAL if lost else RequestState.COMPLETE
-            failure = _common(connection, request_id, row.failed) if row.failed else ""
-        elif not row.completed and row.failed >= fatal_after:
-            state = RequestState.FATAL
-            failure = _one_query_error(connection, request_id, fatal_after)
-            if not failure:
-                continue
-        else:
-            continue
-        if change_state(connection, [request_id], state, failure=failure):
-            drop_tasks(connection, request_id)
-            ended[request_id] = state
-    return ended
+            return state, _common(connection, row.id, row.failed) if row.failed else ""
+    if row.failed >= fatal_after and not row.completed:
+        failure = _one_query_error(connection, row.id, fatal_after)
+        return (RequestState.FATAL, failure) if failure else None
+    return None
 
 
 def _errors(connection: Connection, request_id: str) -> list[tuple[ErrorRecord, int, str]]:

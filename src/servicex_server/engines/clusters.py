@@ -51,6 +51,9 @@ NANNY_MEMORY = 512 << 20
 TELL_SECONDS, AGAIN_SECONDS = 30.0, 10.0
 """How long a server may take to hear how many workers are wanted, and the pause after a failure."""
 
+CLOSE_SECONDS = 3.0
+"""How long a server may take to hear that its cluster is not needed."""
+
 SECRETS = ("SERVICEX_SERVER_", "AWS_", "PGPASSWORD")
 """Environment variables that begin so are not handed to workers."""
 
@@ -92,12 +95,13 @@ class Managed(Cluster):
     """A cluster whose size somebody else's server keeps, which is told until it has heard."""
 
     def __init__(self) -> None:
+        self._cluster: Any = None
         self._wanted = 0
         self._telling: asyncio.Task[None] | None = None
 
     @abstractmethod
-    async def tell(self, count: int) -> None:
-        """Tell that server how many workers are wanted; whatever is raised, it is told again."""
+    async def _end(self) -> None:
+        """Have that server end what is ours; whatever is raised, the next start tries again."""
 
     async def scale(self, count: int) -> None:
         """Have that server told; which workers go when there are too many is its choice."""
@@ -111,18 +115,29 @@ class Managed(Cluster):
             count = self._wanted
             try:
                 async with asyncio.timeout(TELL_SECONDS):
-                    await self.tell(count)
+                    await self._cluster.scale(count)
                 told = count
             except Exception as error:  # noqa: BLE001  # it is another's server: anything can be
                 why = first_cause(error) or f"no answer in {TELL_SECONDS:g} s"
                 log.warning("%d workers are wanted, which cannot be told: %s", count, why)
                 await asyncio.sleep(AGAIN_SECONDS)
 
-    async def silence(self) -> None:
-        """Tell nothing any more."""
+    async def close(self) -> None:
+        """Tell nothing any more, and end what was started."""
         if self._telling is not None:
             self._telling.cancel()
             await asyncio.gather(self._telling, return_exceptions=True)
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._end()
+        except Exception as error:  # noqa: BLE001  # it is another's server: anything can be
+            why = first_cause(error) or f"no answer in {CLOSE_SECONDS:g} s"
+            log.warning("a cluster is left at %s: %s", self.address, why)
+
+    @property
+    def address(self) -> str:
+        """Where the scheduler is, for people."""
+        return str(self._cluster.scheduler_address) if self._cluster is not None else ""
 
 
 class LocalProcesses(Cluster):

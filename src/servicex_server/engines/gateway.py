@@ -1,7 +1,6 @@
 """A cluster of a Dask Gateway: the gateway starts scheduler and workers as its owners set it up."""
 
 import asyncio
-import logging
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,6 @@ from distributed import Client
 from servicex_server.engines.clusters import Managed, extra, first_cause
 from servicex_server.engines.options import GatewayOptions
 from servicex_server.errors import StartupError
-
-log = logging.getLogger(__name__)
-
-CLOSE_SECONDS = 3.0
-"""How long the gateway may take to hear that its cluster is not needed."""
 
 
 class GatewayWorkers(Managed):
@@ -43,7 +37,6 @@ class GatewayWorkers(Managed):
         self._library = extra("dask_gateway", "gateway")
         self._note = folder / "gateway-cluster"
         self._gateway: Any = None
-        self._cluster: Any = None
 
     async def open(self) -> Client:
         """Ask the gateway for a cluster, and wait until its scheduler runs."""
@@ -96,25 +89,10 @@ class GatewayWorkers(Managed):
                 await self._gateway.stop_cluster(self._note.read_text(encoding="utf-8"))
             self._note.unlink()
 
-    async def tell(self, count: int) -> None:
-        """Tell the gateway."""
-        await self._cluster.scale(count)
-
-    async def close(self) -> None:
-        """End the cluster."""
-        await self.silence()
-        try:
-            async with asyncio.timeout(CLOSE_SECONDS):
-                if self._cluster is not None:
-                    await self._cluster.close(shutdown=False)
-                if self._gateway is not None:
-                    if not self.disowned:
-                        await self._end_former()
-                    await self._gateway.close()
-        except Exception as error:  # noqa: BLE001  # the next start tries again
-            log.warning("the gateway's cluster is left: %s", first_cause(error))
-
-    @property
-    def address(self) -> str:
-        """Where the scheduler is, for people."""
-        return str(self._cluster.scheduler_address) if self._cluster is not None else ""
+    async def _end(self) -> None:
+        if self._cluster is not None:
+            await self._cluster.close(shutdown=False)
+        if self._gateway is not None:
+            if not self.disowned:
+                await self._end_former()
+            await self._gateway.close()

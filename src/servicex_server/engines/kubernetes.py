@@ -1,7 +1,6 @@
 """Pods of a Kubernetes cluster: a DaskCluster, which the Dask operator turns into pods."""
 
 import asyncio
-import logging
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
@@ -21,8 +20,6 @@ from servicex_server.engines.clusters import (
 from servicex_server.engines.options import KubernetesOptions
 from servicex_server.errors import StartupError
 
-log = logging.getLogger(__name__)
-
 POD_CONFIG = CONFIG | {
     # by which Kubernetes knows that the scheduler lives
     "distributed.scheduler.http.routes": ["distributed.http.health"],
@@ -30,9 +27,6 @@ POD_CONFIG = CONFIG | {
 """What scheduler and workers in pods are told."""
 
 _PARTS = ("scheduler", "worker")
-
-CLOSE_SECONDS = 3.0
-"""How long the API may take to hear that the cluster is not needed."""
 
 
 class KubernetesPods(Managed):
@@ -58,7 +52,6 @@ class KubernetesPods(Managed):
         self._library = extra("dask_kubernetes.operator", "kubernetes")
         self._objects = extra("dask_kubernetes.operator._objects", "kubernetes")
         self._api: Any = None
-        self._cluster: Any = None
         self._ours = False
 
     async def open(self) -> Client:
@@ -105,28 +98,13 @@ class KubernetesPods(Managed):
             while wait and await found.exists():  # noqa: ASYNC110  # nobody announces it
                 await asyncio.sleep(0.5)
 
-    async def tell(self, count: int) -> None:
-        """Tell the operator, which ends idle pods first."""
-        await self._cluster.scale(count)
-
-    async def close(self) -> None:
-        """Delete the DaskCluster; its pods go with it."""
-        await self.silence()
-        try:
-            async with asyncio.timeout(CLOSE_SECONDS):
-                if self._cluster is not None:
-                    await self._cluster.close()
-                if self._ours and not self.disowned:
-                    await self._delete(wait=False)
-                if self._api is not None and self._api._session is not None:  # noqa: SLF001
-                    await self._api._session.aclose()  # noqa: SLF001  # it has no close of its own
-        except Exception as error:  # noqa: BLE001  # the next start tries again
-            log.warning("the DaskCluster %s is left: %s", self._options.name, first_cause(error))
-
-    @property
-    def address(self) -> str:
-        """Where the scheduler is, for people."""
-        return str(self._cluster.scheduler_address) if self._cluster is not None else ""
+    async def _end(self) -> None:
+        if self._cluster is not None:
+            await self._cluster.close()
+        if self._ours and not self.disowned:
+            await self._delete(wait=False)  # its pods go with it
+        if self._api is not None and self._api._session is not None:  # noqa: SLF001
+            await self._api._session.aclose()  # noqa: SLF001  # it has no close of its own
 
 
 def cluster_spec(options: KubernetesOptions, *, memory: int) -> dict[str, Any]:
