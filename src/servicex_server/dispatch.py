@@ -86,7 +86,6 @@ class Dispatcher:
         self.counts = Counts()
         self._bell = asyncio.Event()
         self._inside: dict[str, rows.Work] = {}
-        self._running: Counter[str] = Counter()
         self._looked: dict[str, int] = {}
         self._resting: set[str] = set()
         self._ended: list[Outcome] = []
@@ -182,20 +181,13 @@ class Dispatcher:
     async def stop(self, request_id: str) -> None:
         """Drop the files of a request that are inside the engine."""
         chosen = [key for key, work in self._inside.items() if work.request_id == request_id]
-        left = [self._forget(key).object_key for key in chosen]
+        left = [self._inside.pop(key).object_key for key in chosen]
         self._looked.pop(request_id, None)
         await self._engine.stop(chosen)
         # one that ended in the meantime may have left an object that no row will name; the answer
         # comes from the writer, behind what is being recorded at this moment
         await self._objects.delete(await self._database.write(request_rows.unused, left))
         self._bell.set()
-
-    def _forget(self, key: str) -> rows.Work:
-        work = self._inside.pop(key)
-        self._running[work.request_id] -= 1
-        if not self._running[work.request_id]:
-            del self._running[work.request_id]
-        return work
 
     def _on_end(self, outcome: Outcome) -> None:
         self._ended.append(outcome)
@@ -255,10 +247,8 @@ class Dispatcher:
             )
             wanted |= touched
         for result in results:
-            if result.outcome.key in self._inside:
-                self._forget(result.outcome.key)
-                if not result.outcome.parts:
-                    self.counts.task(result.outcome)
+            if self._inside.pop(result.outcome.key, None) and not result.outcome.parts:
+                self.counts.task(result.outcome)
             _tell(result.outcome)
         self._resting -= wanted
         await self._objects.delete(orphans)
@@ -281,7 +271,8 @@ class Dispatcher:
         again = False
         if free > 0:
             awake = [one for one in demand if one.request_id not in self._resting]
-            for request_id, count in shares(awake, self._running, free, self._rules.caps).items():
+            at_work = Counter(work.request_id for work in self._inside.values())
+            for request_id, count in shares(awake, at_work, free, self._rules.caps).items():
                 again |= await self._start(request_id, count)
         if again:
             return 0.0
@@ -344,7 +335,6 @@ class Dispatcher:
             entries=work.entries,
         )
         self._inside[spec.key] = work
-        self._running[work.request_id] += 1
         self._engine.submit(spec, avoid=work.last_worker)
 
     def _scale(self, files: int) -> None:

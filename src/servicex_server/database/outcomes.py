@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
-from servicex_server.database.requests import OPEN, change_state, drop_tasks, lock, unused
+from servicex_server.database.requests import OPEN, change_state, drop_tasks, stored, unused
 from servicex_server.database.tables import datasets, requests, tasks
 from servicex_server.database.tasks import RUNNABLE, Work
 from servicex_server.errors import ErrorRecord
@@ -81,9 +81,9 @@ def record(
 
 def _running(connection: Connection, task_ids: Sequence[int]) -> dict[int, Any]:
     rows = connection.execute(
-        select(tasks.c.id, tasks.c.request_id, tasks.c.file_id, tasks.c.attempts, tasks.c.tried)
-        .where(tasks.c.id.in_(task_ids), tasks.c.state == TaskState.RUNNING)
-        .with_for_update()
+        select(
+            tasks.c.id, tasks.c.request_id, tasks.c.file_id, tasks.c.attempts, tasks.c.tried
+        ).where(tasks.c.id.in_(task_ids), tasks.c.state == TaskState.RUNNING)
     )
     return {row.id: row for row in rows}
 
@@ -110,7 +110,7 @@ class _Clock:
     """
 
     def __init__(self, connection: Connection, request_ids: Iterable[str]) -> None:
-        rows = lock(connection, request_ids)
+        rows = stored(connection, request_ids)
         self._latest: dict[str, datetime | None] = {k: row.last_ended for k, row in rows.items()}
         self._counts: dict[str, Counter[TaskState]] = defaultdict(Counter)
 
@@ -214,13 +214,11 @@ def reuse(
         Whose objects count.
     """
     request_id, owner = works[0].request_id, works[0].owner
-    asked = lock(connection, [request_id]).get(request_id)
+    asked = stored(connection, [request_id]).get(request_id)
     if asked is None or asked.state not in RUNNABLE:
         return set()
-    made = (
-        select(tasks.c.identity, tasks.c.object_key, tasks.c.bytes, tasks.c.events)
-        .where(tasks.c.identity.in_(set(identities.values())), tasks.c.state == TaskState.DONE)
-        .with_for_update(read=True, of=tasks)
+    made = select(tasks.c.identity, tasks.c.object_key, tasks.c.bytes, tasks.c.events).where(
+        tasks.c.identity.in_(set(identities.values())), tasks.c.state == TaskState.DONE
     )
     if of is Sharing.OWN:
         made = made.join_from(tasks, requests, tasks.c.request_id == requests.c.id).where(
@@ -274,7 +272,7 @@ def finish(
     so is one whose first files all fail with one and the same query error.
     """
     ended: dict[str, RequestState] = {}
-    for request_id, row in lock(connection, request_ids).items():
+    for request_id, row in stored(connection, request_ids).items():
         if row.state in OPEN and (end := _end_of(connection, row, fatal_after)):
             state, failure = end
             if change_state(connection, [request_id], state, failure=failure):

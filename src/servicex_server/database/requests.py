@@ -1,7 +1,7 @@
 """Rows of requests, with their counters.
 
 A counter is changed in the transaction that changes the task rows it counts, by as many as really
-changed; so it always is what counting them would give. Who changes both locks the request first.
+changed; and writes run one after another. So it always is what counting them would give.
 """
 
 from collections.abc import Iterable
@@ -96,7 +96,6 @@ def cancel(connection: Connection, principal: Principal, request_id: str) -> Non
         There is none; it has ended already.
     """
     request = get(connection, principal, request_id)
-    lock(connection, [request_id])
     if not change_state(connection, [request_id], RequestState.CANCELED):
         raise StateError(
             f"Transformation request {request_id} has ended already: {request.state.value}"
@@ -116,14 +115,9 @@ def drop_tasks(connection: Connection, request_id: str) -> None:
     )
 
 
-def lock(connection: Connection, request_ids: Iterable[str]) -> dict[str, Row[Any]]:
-    """Return rows of requests by id, and let nobody else change them or their tasks meanwhile."""
-    rows = connection.execute(
-        select(requests)
-        .where(requests.c.id.in_(sorted(request_ids)))
-        .order_by(requests.c.id)
-        .with_for_update()
-    )
+def stored(connection: Connection, request_ids: Iterable[str]) -> dict[str, Row[Any]]:
+    """Return the rows of those requests that there are, by id."""
+    rows = connection.execute(select(requests).where(requests.c.id.in_(sorted(request_ids))))
     return {row.id: row for row in rows}
 
 
@@ -136,7 +130,6 @@ def remove(connection: Connection, principal: Principal, request_id: str) -> lis
         There is none.
     """
     get(connection, principal, request_id)
-    lock(connection, [request_id])
     keys = connection.scalars(
         delete(tasks).where(tasks.c.request_id == request_id).returning(tasks.c.object_key)
     ).all()

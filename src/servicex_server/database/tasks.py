@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 
 from servicex_server.database.datasets import input_file
-from servicex_server.database.requests import lock
+from servicex_server.database.requests import stored
 from servicex_server.database.tables import files, requests, tasks
 from servicex_server.errors import ErrorRecord
 from servicex_server.model import (
@@ -77,7 +77,6 @@ def add_for_dataset(
 ) -> None:
     """Make a waiting task of every file of a dataset from position ``start`` on."""
     for request_id in request_ids:
-        lock(connection, [request_id])
         wanted = select(
             literal(request_id), files.c.id, literal(TaskState.WAITING.value), *_ZEROS.values()
         ).where(files.c.dataset_id == dataset_id, files.c.position >= start)
@@ -202,7 +201,7 @@ def begin(
     """
     open_requests = {
         request_id
-        for request_id, row in lock(connection, {work.request_id for work in works}).items()
+        for request_id, row in stored(connection, {work.request_id for work in works}).items()
         if row.state in RUNNABLE
     }
     begun = [work for work in works if work.request_id in open_requests]
