@@ -24,58 +24,6 @@ MOST = 400
 """Entries of each branch that are compared."""
 
 
-def plain_trees(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the TTrees that plain uproot opens."""
-    try:
-        file = uproot.open(path)
-    except (OSError, ValueError, KeyError, uproot.DeserializationError):
-        return
-    with file:
-        for name, kind in file.classnames(cycle=False).items():
-            if kind in ("TTree", "TNtuple", "TNtupleD"):
-                try:
-                    tree = file[name]
-                except (ValueError, NotImplementedError, uproot.DeserializationError):
-                    continue
-                yield name, tree
-
-
-def read_by_uproot(branch: Any) -> Any:
-    """Return the first entries of a branch as uproot has them, or None if it cannot."""
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            return branch.array(entry_stop=MOST, library="ak")
-    except Exception:  # noqa: BLE001  # uproot raises whatever it meets
-        return None
-
-
-@pytest.mark.timeout(300)
-def test_every_branch_of_the_samples_is_read_as_by_uproot() -> None:
-    """Values and types agree on every branch that uproot reads, in all sample files."""
-    compared = 0
-    for path in FILES:
-        for tree_name, plain in plain_trees(path):
-            with open_root(str(path)) as file:
-                tree = file.tree(tree_name)
-                stop = min(MOST, tree.entries)
-                first: dict[str, Any] = {}  # some files have two branches of one path
-                for key, branch in plain.iteritems(recursive=True, full_paths=True):
-                    first.setdefault(key, branch)
-                # not all: neighbours are alike
-                for key, branch in list(first.items())[::9]:
-                    expected = read_by_uproot(branch)
-                    if expected is None:
-                        continue
-                    try:
-                        got = tree.read([key], 0, stop)[key]
-                    except ServiceXError as error:
-                        pytest.fail(f"{path.name} {tree_name} {key}: {error}")
-                    assert str(got.type) == str(expected.type), (path.name, key)
-                    assert ak.array_equal(got, expected, equal_nan=True), (path.name, key)
-                    compared += 1
-    assert compared > 150
-
-
 @pytest.fixture(scope="module", params=["zlib", "zstd", "lz4", "lzma", "none"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a file of all kinds of branch, in many baskets, compressed in one way."""

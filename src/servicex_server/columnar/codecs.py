@@ -116,9 +116,9 @@ def _old_zlib(block: memoryview, size: int) -> bytearray:
 
 
 def _zstd(block: memoryview, size: int) -> Buffer:
-    import cramjam
+    import pyarrow as pa
 
-    return _into(cramjam.zstd.decompress_into, block, size)
+    return pa.decompress(block, decompressed_size=size, codec="zstd")
 
 
 def _lz4(block: memoryview, size: int) -> Buffer:

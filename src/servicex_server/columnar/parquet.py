@@ -27,7 +27,6 @@ from awkward.contents import EmptyArray
 
 from servicex_server.columnar.levels import Leaf, Node, Shredder, Texts, UnheldError, node_of
 from servicex_server.columnar.pages import body, is_split, pages, plain, varint
-from servicex_server.errors import FormatError
 
 MAGIC = b"PAR1"
 ZSTD = 6
@@ -106,12 +105,12 @@ class ParquetFile:
 
     Raises
     ------
-    FormatError
+    UnheldError
         Parquet has no place for the type of a column.
     """
 
     def __init__(self, path: Path, layouts: Mapping[str, Any]) -> None:
-        self.nodes = [_checked(name, layout) for name, layout in layouts.items()]
+        self.nodes = [held(name, layout) for name, layout in layouts.items()]
         self._codec = pa.Codec("zstd", compression_level=1)
         self._groups: list[dict[int, Any]] = []
         self._rows = 0
@@ -210,14 +209,16 @@ class ParquetFile:
         }
 
 
-def _checked(name: str, layout: Any) -> Node:
-    try:
-        node = node_of(name, layout)
-        _check_leaves(node)
-    except UnheldError as error:
-        raise FormatError(
-            f"Parquet cannot hold column {name} of type {layout.form.type}: {error}"
-        ) from error
+def held(name: str, layout: Any) -> Node:
+    """Return the type of an awkward layout as Parquet keeps it.
+
+    Raises
+    ------
+    UnheldError
+        Parquet has no place for it; says why.
+    """
+    node = node_of(name, layout)
+    _check_leaves(node)
     return node
 
 

@@ -86,7 +86,8 @@ class Plan(ABC):
 def matcher(patterns: tuple[str, ...]) -> Callable[[str], bool]:
     """Return whether a name fits any of the patterns, as a function of the name.
 
-    A pattern is a name, a glob, or a ``/regular expression/`` (with ``i`` to ignore case).
+    A pattern is a name, a glob, or a ``/regular expression/`` (with ``i`` to ignore case). A name
+    with brackets is both itself and a glob.
 
     Examples
     --------
@@ -94,14 +95,12 @@ def matcher(patterns: tuple[str, ...]) -> Callable[[str], bool]:
     >>> fits("met"), fits("lep_pt"), fits("jet_pt"), fits("met_et")
     (True, True, True, False)
     """
-    exact, searched = set(), []
+    exact, searched = set(patterns), []
     for pattern in patterns:
         if regex := re.fullmatch(r"/(.*)/(i?)", pattern, re.DOTALL):
             searched.append(re.compile(regex[1], re.IGNORECASE if regex[2] else 0).search)
         elif any(mark in pattern for mark in "*?["):
             searched.append(re.compile(fnmatch.translate(pattern)).match)
-        else:
-            exact.add(pattern)
     return lambda name: name in exact or any(found(name) for found in searched)
 
 

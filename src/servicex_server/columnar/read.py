@@ -230,7 +230,9 @@ class TTreeTree(Tree):
                 continue
             exact = leaf in by_name or path in by_name
             interpretation = branch.interpretation
-            if not exact and not _can_be_read(interpretation):
+            if not exact and not (
+                _can_be_read(interpretation) and int(branch.num_entries) == self.entries
+            ):
                 continue
             if isinstance(interpretation, grouped) and (not exact or len(by_name) > 1):
                 # its members come by themselves, or were not asked for
@@ -262,6 +264,12 @@ class TTreeTree(Tree):
                     hint="leave it out of the query",
                 )
         models = {name: self.names[name] for name in branches}
+        for name, branch in models.items():
+            if (there := int(branch.num_entries)) != self.entries:
+                raise UnreadableError(
+                    f"branch {name} has {there} entries where its tree has {self.entries}",
+                    hint="leave it out of the query",
+                )
         return self._baskets.read(models, start, stop, self.following)
 
     @cached_property

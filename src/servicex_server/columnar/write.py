@@ -7,7 +7,7 @@ with the result. What a format cannot hold is said by the name of the column.
 import errno
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from servicex_server.errors import (
     DiskFullError,
@@ -29,6 +29,9 @@ and 0.1 ms for each basket it reads. With larger ones the ranges of a whole sele
 32 MB as they come, would be copied to be put together: a fifth more time, and twice the memory.
 """
 
+MANY = 20
+"""Names of columns that an error lists after the first."""
+
 TREE_COLUMN = "treename"
 """Name of the column that tells from which tree a Parquet row came, if there are several."""
 
@@ -39,6 +42,12 @@ class Writer:
     It gathers small ranges, so that row groups and clusters are worth reading however little a cut
     leaves of each range. `ParquetWriter`, `TTreeWriter` and `RNTupleWriter` fill it in.
     """
+
+    kind: ClassVar[str]
+    """What is written, as errors call it."""
+
+    way_out: ClassVar[str] = ""
+    """What to ask for instead, where a column cannot be held."""
 
     def __init__(self) -> None:
         self._tree = ""
@@ -83,6 +92,16 @@ class Writer:
         except Exception as error:
             raise classified(error) from error
 
+    def unheld(self, layouts: Mapping[str, Any]) -> dict[str, str]:
+        """Return the columns that the format cannot hold, each with the reason.
+
+        Parameters
+        ----------
+        layouts
+            Layouts of awkward by the names of columns.
+        """
+        raise NotImplementedError
+
     def copy(self, path: str, found: Any) -> None:
         """Write a ROOT object as it was read.
 
@@ -103,12 +122,26 @@ class Writer:
         types = {name: layout.form.type for name, layout in layouts.items()}
         if tree != self._tree or types != self._types:
             self._flush()
+            self._refuse(layouts)
             self._begin(tree, layouts, types)
             self._tree, self._types = tree, types
         self._pending.append(layouts)
         self._pending_bytes += sum(layout.nbytes for layout in layouts.values())
         if self._pending_bytes >= CLUSTER:
             self._flush()
+
+    def _refuse(self, layouts: dict[str, Any]) -> None:
+        """Raise if there are columns that the format cannot hold, and name them all."""
+        reasons = self.unheld(layouts)
+        if not reasons:
+            return
+        (name, why), *others = reasons.items()
+        said = f"{self.kind} cannot hold column {name} of type {layouts[name].form.type}: {why}"
+        if others:
+            named = ", ".join(other for other, _ in others[:MANY])
+            more = f" and {len(others) - MANY} more" if len(others) > MANY else ""
+            said += f"; nor {named}{more}"
+        raise FormatError(said, hint=self.way_out)
 
     def _flush(self) -> None:
         from servicex_server.columnar.gather import joined
@@ -121,7 +154,7 @@ class Writer:
             self._append(self._tree, whole)
 
     def _begin(self, tree: str, layouts: dict[str, Any], types: dict[str, Any]) -> None:
-        """Make ready for columns of these types; raise if there can be no such."""
+        """Make ready for columns of these types; raise if they do not go with those before."""
         raise NotImplementedError
 
     def _append(self, tree: str, layouts: dict[str, Any]) -> None:
@@ -163,11 +196,26 @@ def classified(error: Exception) -> ServiceXError:
 class ParquetWriter(Writer):
     """One table. With several trees, one column tells the tree."""
 
+    kind = "Parquet"
+
     def __init__(self, path: Path, *, tree_column: bool) -> None:
         super().__init__()
         self._path = path
         self._tree_column = tree_column
         self._file: ParquetFile | None = None
+
+    def unheld(self, layouts: Mapping[str, Any]) -> dict[str, str]:
+        """Return the columns that Parquet cannot hold, each with the reason."""
+        from servicex_server.columnar.levels import UnheldError
+        from servicex_server.columnar.parquet import held
+
+        reasons = {}
+        for name, layout in layouts.items():
+            try:
+                held(name, layout)
+            except UnheldError as error:
+                reasons[name] = str(error)
+        return reasons
 
     def _begin(self, tree: str, layouts: dict[str, Any], types: dict[str, Any]) -> None:
         from servicex_server.columnar.parquet import ParquetFile

@@ -13,6 +13,7 @@ from distributed import NannyPlugin, Scheduler, SchedulerPlugin, Status
 from tornado.ioloop import PeriodicCallback
 
 from servicex_server import __version__
+from servicex_server.columnar.allocator import keep_freed_memory
 from servicex_server.engines.beside import beside
 from servicex_server.engines.contract import CHECK_SECONDS
 from servicex_server.errors import ErrorRecord
@@ -46,7 +47,8 @@ def run(spec: TaskSpec) -> Outcome:
 
 
 async def introduce(dask_worker: Any) -> dict[str, Any]:
-    """Say what this worker is, and begin to import what its first task will need."""
+    """Say what this worker is, and make it ready for its first task."""
+    keep_freed_memory()
     dask_worker.metrics[METRIC] = _progress
     dask_worker._ongoing_background_tasks.call_soon(_warm)  # noqa: SLF001  # as plugins of Dask's do
     return {

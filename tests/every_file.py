@@ -1,0 +1,222 @@
+"""Whether every column of every sample file comes out as uproot reads it, in every format.
+
+``make files`` writes what is found to ``docs/reference/files.md``; a test holds each file against
+its row there.
+"""
+
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import awkward as ak
+import uproot
+
+from servicex_server.columnar.columns import Columns
+from servicex_server.columnar.plan import chunks
+from servicex_server.columnar.read import Tree, open_root
+from servicex_server.columnar.write import Format, open_writer
+from servicex_server.errors import ServiceXError
+from tests.samples import coffea_samples
+from tests.support import sample
+
+PAGE = Path(__file__).parent.parent / "docs/reference/files.md"
+FORMATS: tuple[Format, ...] = ("parquet", "root-file", "root-rntuple")
+PACKAGES = {"scikit-hep-testdata 0.3.12": lambda: sample(""), "coffea 2026.9.0": coffea_samples}
+"""Where the files come from, and how to have them."""
+
+
+@dataclass
+class Found:
+    """What became of the columns of a file."""
+
+    trees: int = 0
+    branches: int = 0
+    by_uproot: int = 0
+    """Branches that uproot has an array of."""
+    columns: int = 0
+    """Of these, what ``filter_name="*"`` gives: a split object is its members."""
+    held: Counter[str] = field(default_factory=Counter)
+    """Columns by the format that holds them."""
+    limits: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """How often a format, or reading, refused a column, by what it said of it."""
+    wrong: list[str] = field(default_factory=list)
+    """Columns that are not what uproot reads; there must be none."""
+
+    def row(self, name: str) -> str:
+        """Return a row of the table."""
+        counts = [self.trees, self.branches, self.by_uproot, self.columns]
+        cells = [name, *map(str, counts), *(str(self.held[kind]) for kind in FORMATS)]
+        return f"| {' | '.join(cells)} |"
+
+
+def files(package: str) -> list[Path]:
+    """Return the ROOT files of a package."""
+    return sorted(PACKAGES[package]().glob("*.root"))
+
+
+def examine(path: Path) -> Found:
+    """Hold every column of a file against uproot, as it is read and in every format."""
+    found = Found()
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, plain in _trees(path):
+            found.trees += 1
+            with open_root(str(path)) as opened:
+                tree = opened.tree(name)
+                columns = _read(found, name, plain, tree)
+            if columns:
+                _write(found, Path(scratch), columns)
+    return found
+
+
+def _trees(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the TTrees and RNTuples that uproot can open."""
+    try:
+        file = uproot.open(path)
+        kinds = file.classnames(cycle=False)
+    except (OSError, ValueError, KeyError, uproot.DeserializationError):
+        return
+    with file:
+        for name, kind in kinds.items():
+            if kind in ("TTree", "TNtuple", "TNtupleD", "ROOT::RNTuple"):
+                try:
+                    tree = file[name]
+                    tree.keys()
+                except (ValueError, NotImplementedError, KeyError, uproot.DeserializationError):
+                    continue
+                yield name, tree
+
+
+def _branches(plain: Any) -> dict[str, Any]:
+    """Return uproot's branches or fields by their paths."""
+    if hasattr(plain, "all_fields"):
+        return {one.path: one for one in plain.all_fields if one.path}
+    branches: dict[str, Any] = {}
+    for path, branch in plain.iteritems(recursive=True, full_paths=True):
+        branches.setdefault(path, branch)  # some files have two of one path
+    return branches
+
+
+def _read(found: Found, name: str, plain: Any, tree: Tree) -> dict[str, Any]:
+    """Compare all branches; return what ``*`` chooses of them."""
+    branches, chosen = _branches(plain), set(tree.select([], []))
+    found.branches += len(branches)
+    columns = {}
+    for path, branch in branches.items():
+        try:
+            expected = branch.array()
+        except Exception:  # noqa: BLE001  # what uproot cannot read is not looked at
+            continue
+        found.by_uproot += 1
+        try:
+            column, got = _extracted(tree, path)
+        except ServiceXError as error:
+            leaf = path.rsplit("/", maxsplit=1)[-1]
+            if leaf not in error.message:
+                found.wrong.append(f"{name}: {path} is not named in: {error.message}")
+            found.limits["reading", _general(error.message, leaf)] += 1
+            continue
+        if not same(got, expected):
+            found.wrong.append(f"{name}: {path} is read as {got.type}, not {expected.type}")
+        if column in chosen:
+            columns[column] = got
+    found.columns += len(columns)
+    return columns
+
+
+def _extracted(tree: Tree, path: str) -> tuple[str, Any]:
+    """Return the column a branch becomes, as the engine delivers it, in several ranges."""
+    fitting = tree.select([path], [])
+    column = path if path in fitting else fitting[0]
+    plan = Columns("t", "t", filter_name=(path,)).bind(tree)
+    size = int(tree.bytes_per_entry([column]) * max(1, tree.entries // 2))
+    parts = [arrays[column] for _, _, arrays in chunks(plan, tree, budget=size) if arrays]
+    return column, ak.concatenate(parts) if len(parts) > 1 else parts[0]
+
+
+def _general(message: str, column: str) -> str:
+    """Return a message without the name and the numbers of one case."""
+    said = message.replace(column, "…")
+    return re.sub(r"\d+", "N", re.sub(r"^.* of type .*: |(of type|has the type) .*?, ", "", said))
+
+
+def _write(found: Found, scratch: Path, columns: dict[str, Any]) -> None:
+    """Write all columns in two ranges, in each format, and read them back."""
+    for kind in FORMATS:
+        path = scratch / f"x.{kind}"
+        with open_writer(path, kind) as writer:
+            layouts = {name: ak.to_layout(array) for name, array in columns.items()}
+            refused = writer.unheld(layouts)
+            for why in refused.values():
+                found.limits[kind, _general(why, "\0")] += 1
+            kept = {name: ak.Array(a) for name, a in columns.items() if name not in refused}
+            if not kept:
+                continue
+            middle = len(next(iter(kept.values()))) // 2
+            for part in (slice(None, middle), slice(middle, None)):
+                writer.write("t", {name: array[part] for name, array in kept.items()})
+        got = _read_back(path, kind)
+        for name, array in kept.items():
+            bad = [b for b, expected in _delivered(name, array, kind) if not same(got(b), expected)]
+            found.wrong += [f"{kind}: {branch} of {name}: {array.type}" for branch in bad]
+            found.held[kind] += not bad
+
+
+def _read_back(path: Path, kind: Format) -> Any:
+    """Return the columns of a result as a function of their names."""
+    if kind == "parquet":
+        return ak.from_parquet(path).__getitem__
+    arrays = uproot.open(path)["t"].arrays(ak_add_doc=False, how=dict)
+    return arrays.__getitem__
+
+
+def _delivered(name: str, array: Any, kind: Format) -> Iterator[tuple[str, Any]]:
+    """Return what a column becomes in a format, by the rules of ``docs/reference/formats.md``."""
+    if kind == "parquet":
+        yield name, array
+    elif kind == "root-rntuple":
+        yield re.sub(r"[./\\\s]", "_", name), array
+    elif array.fields:
+        for member in array.fields:
+            yield from _delivered(f"{name}_{member}", array[member], kind)
+    else:
+        yield re.sub(r"[][/]", "_", name), array
+
+
+def same(got: Any, expected: Any) -> bool:
+    """Whether two arrays have the same types and values, bit for bit but for what is no number.
+
+    A list of a fixed length is one of any length here, for not all formats tell them apart.
+    """
+    if shape(got.type.content) != shape(expected.type.content):
+        return False
+    got, expected = (ak.transform(_fields, array) for array in (got, expected))
+    return bool(
+        ak.array_equal(got, expected, equal_nan=True, check_parameters=False, check_regular=False)
+    )
+
+
+def _fields(layout: Any, **_: Any) -> Any:
+    """Give the members of a tuple the names that the members of a record would have."""
+    if layout.is_record and layout.is_tuple:
+        contents = [ak.transform(_fields, content, highlevel=False) for content in layout.contents]
+        return layout.copy(contents=contents, fields=layout.fields)
+    return None
+
+
+def shape(kind: Any) -> str:
+    """Return a type as text, without what only documents it, or how long lists are."""
+    types = ak.types
+    if isinstance(kind, types.OptionType):
+        return f"?{shape(kind.content)}"
+    if isinstance(kind, types.RecordType):
+        inner = zip(kind.fields or count(), kind.contents, strict=False)
+        return str({re.sub(r"[./\\\s]", "_", str(name)): shape(one) for name, one in inner})
+    if isinstance(kind, types.ListType | types.RegularType):
+        text = kind.parameter("__array__")
+        return str(text or f"var * {shape(kind.content)}")
+    return kind.primitive if isinstance(kind, types.NumpyType) else type(kind).__name__
