@@ -1,7 +1,5 @@
 """What comes out of baskets is what uproot reads, whatever range is asked for, or an error."""
 
-import warnings
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
