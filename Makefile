@@ -13,7 +13,7 @@ DEMO := $(VENV)/.installed-demo
 ALL := $(VENV)/.installed-all
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench docs constraints clean
+.PHONY: help install demo test check format bench files docs constraints clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ format: $(ALL)  ## Put the source into its final form, as far as the linter can
 
 bench: $(ALL)  ## Measure speed and memory; a part with ARGS="engine", see CONTRIBUTING.md
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+files: $(ALL)  ## Hold every sample file against uproot; writes docs/reference/files.md
+	@$(BIN)/python -W ignore -m tests.every_file
 
 docs: $(ALL)  ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -120,7 +120,7 @@ def floor(repeats: int) -> Section:
             )
     note = (
         f"What cannot be saved: reading the baskets of the 11 columns, of clusters of {BLOCK:,} "
-        "events, and decompressing them, by libdeflate for zlib and by cramjam for zstd. A cut "
+        "events, and decompressing them, by libdeflate for zlib and by pyarrow for zstd. A cut "
         "that keeps next to nothing still needs all baskets."
     )
     return Section("Engine against bare decompression", FLOOR, tuple(rows), note)

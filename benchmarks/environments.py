@@ -7,7 +7,7 @@ from benchmarks.samples import folder
 from tools.environments import FUNC_ADL_UPROOT, interpreter, is_made
 
 PACKAGES = {
-    "peers": (*FUNC_ADL_UPROOT, "pyarrow", "deflate", "cramjam"),
+    "peers": (*FUNC_ADL_UPROOT, "pyarrow", "deflate"),
     "root": ("--pre", "root", "numpy"),
 }
 

@@ -6,6 +6,7 @@ in `ours`. The process takes jobs from its input and answers with what they cost
 JSON.
 """
 
+import ctypes
 import gc
 import json
 import os
@@ -151,9 +152,13 @@ def decompression(job: Job) -> None:
     header) and compressed blocks, each with a header of 9 bytes (ROOT's ``RZip``: two letters for
     the codec, one byte of its method, 3 bytes each for both sizes, the least significant first).
     """
-    import cramjam
     import deflate
+    import pyarrow as pa
 
+    # as a worker has it: glibc keeps what is freed (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)
+    mallopt(-3, 32 << 20)
+    mallopt(-1, 128 << 20)
     places = _baskets(job["baskets_of"], job["tree"], tuple(job["columns"]))
     file = os.open(job["path"], os.O_RDONLY)
     try:
@@ -168,7 +173,7 @@ def decompression(job: Job) -> None:
                 if codec == b"ZL":
                     deflate.zlib_decompress(block, large)
                 elif codec == b"ZS":
-                    cramjam.zstd.decompress(block, output_len=large)
+                    pa.decompress(block, decompressed_size=large, codec="zstd")
                 else:
                     raise LookupError(f"no codec for {codec!r}")
                 at += 9 + small

@@ -9,15 +9,13 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import awkward as ak
 import uproot
 
-from servicex_server.columnar.columns import Columns
-from servicex_server.columnar.plan import chunks
 from servicex_server.columnar.read import Tree, open_root
 from servicex_server.columnar.write import Format, open_writer
 from servicex_server.errors import ServiceXError
@@ -28,6 +26,10 @@ PAGE = Path(__file__).parent.parent / "docs/reference/files.md"
 FORMATS: tuple[Format, ...] = ("parquet", "root-file", "root-rntuple")
 PACKAGES = {"scikit-hep-testdata 0.3.12": lambda: sample(""), "coffea 2026.9.0": coffea_samples}
 """Where the files come from, and how to have them."""
+
+
+TOGETHER = 150
+"""Columns of a file: uproot takes a time that grows as their square to begin a TTree."""
 
 
 @dataclass
@@ -68,8 +70,8 @@ def examine(path: Path) -> Found:
             with open_root(str(path)) as opened:
                 tree = opened.tree(name)
                 columns = _read(found, name, plain, tree)
-            if columns:
-                _write(found, Path(scratch), columns)
+            for some in _batches(columns):
+                _write(found, Path(scratch), some)
     return found
 
 
@@ -112,30 +114,36 @@ def _read(found: Found, name: str, plain: Any, tree: Tree) -> dict[str, Any]:
         except Exception:  # noqa: BLE001  # what uproot cannot read is not looked at
             continue
         found.by_uproot += 1
+        leaf = branch.name if "/" in path else path
         try:
-            column, got = _extracted(tree, path)
+            got = _extracted(tree, path)
         except ServiceXError as error:
-            leaf = path.rsplit("/", maxsplit=1)[-1]
             if leaf not in error.message:
                 found.wrong.append(f"{name}: {path} is not named in: {error.message}")
             found.limits["reading", _general(error.message, leaf)] += 1
             continue
         if not same(got, expected):
             found.wrong.append(f"{name}: {path} is read as {got.type}, not {expected.type}")
-        if column in chosen:
+        # the first branch of a name is called by it, others by their paths
+        for column in {path, leaf} & chosen:
             columns[column] = got
+            chosen.remove(column)
     found.columns += len(columns)
     return columns
 
 
-def _extracted(tree: Tree, path: str) -> tuple[str, Any]:
-    """Return the column a branch becomes, as the engine delivers it, in several ranges."""
-    fitting = tree.select([path], [])
-    column = path if path in fitting else fitting[0]
-    plan = Columns("t", "t", filter_name=(path,)).bind(tree)
-    size = int(tree.bytes_per_entry([column]) * max(1, tree.entries // 2))
-    parts = [arrays[column] for _, _, arrays in chunks(plan, tree, budget=size) if arrays]
-    return column, ak.concatenate(parts) if len(parts) > 1 else parts[0]
+def _extracted(tree: Tree, path: str) -> Any:
+    """Return a branch as the engine reads it, in two ranges."""
+    middle = tree.entries // 2
+    ranges = [(0, middle), (middle, tree.entries)] if middle else [(0, tree.entries)]
+    found = [tree.read([path], *entries)[path] for entries in ranges]
+    return ak.concatenate(found) if middle else found[0]
+
+
+def _batches(columns: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    items = iter(columns.items())
+    while some := dict(islice(items, TOGETHER)):
+        yield some
 
 
 def _general(message: str, column: str) -> str:
@@ -220,3 +228,70 @@ def shape(kind: Any) -> str:
         text = kind.parameter("__array__")
         return str(text or f"var * {shape(kind.content)}")
     return kind.primitive if isinstance(kind, types.NumpyType) else type(kind).__name__
+
+
+WORDS = {
+    "parquet": "Parquet",
+    "root-file": "TTree",
+    "root-rntuple": "RNTuple",
+    "reading": "reading",
+}
+
+HEAD = """# Files that were tried
+
+Every TTree and RNTuple of the ROOT files in two published packages, 2021 and later, of ATLAS, CMS,
+Delphes, DUNE, EDM4hep, FCC and many an issue of uproot: each branch that uproot reads was read by
+the service and compared with it, and each column was written in each format, read back by pyarrow
+or uproot, and compared again. The page is written by `make files`, and a test holds each file
+against its row.
+
+*branches* are all that a file has, *by uproot* those that uproot makes an array of. *columns* are
+what `filter_name="*"` gives of these: objects that are split into members are their members, and
+the few branches that cannot be read are left out. Last comes how many of them each format holds,
+all equal to uproot's array; [Formats](formats.md) has the rules.
+"""
+
+TABLE = """
+| file | trees | branches | by uproot | columns | Parquet | TTree | RNTuple |
+| --- | --: | --: | --: | --: | --: | --: | --: |
+"""
+
+LIMITS = """
+## What was refused
+
+Each by an error that names the column.
+
+| by | because |
+| --- | --- |
+"""
+
+
+def limit(what: tuple[str, str]) -> str:
+    """Return a row of the table of what was refused."""
+    by, why = what
+    return f"| {WORDS.get(by, by)} | {why} |"
+
+
+def page() -> str:
+    """Examine all files, and return the page about them.
+
+    Raises
+    ------
+    ValueError
+        A column is not what uproot reads.
+    """
+    parts, limits = [HEAD], set[tuple[str, str]]()
+    for package in PACKAGES:
+        parts.append(f"\n## {package}\n{TABLE}")
+        for path in files(package):
+            found = examine(path)
+            if found.wrong:
+                raise ValueError(f"{path.name}: {found.wrong}")
+            limits |= set(found.limits)
+            parts.append(f"{found.row(path.name)}\n")
+    parts += [LIMITS, *(f"{limit(what)}\n" for what in sorted(limits))]
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

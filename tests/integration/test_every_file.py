@@ -1,0 +1,24 @@
+"""Every column of every sample file comes out as uproot reads it, in every format."""
+
+import pytest
+
+from tests.every_file import PACKAGES, PAGE, examine, files, limit
+
+ROWS = PAGE.read_text(encoding="utf-8").splitlines()
+NAMES = [row.split(" ")[1] for row in ROWS if ".root |" in row]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_is_as_the_page_about_it_says(name: str) -> None:
+    """No column differs from uproot's, and the numbers of ``docs/reference/files.md`` are right."""
+    path = next(path for package in PACKAGES for path in files(package) if path.name == name)
+    found = examine(path)
+    assert not found.wrong
+    assert found.row(name) in ROWS, "make files writes the page anew"
+    assert {limit(what) for what in found.limits} <= set(ROWS)
+
+
+def test_no_file_is_left_out() -> None:
+    """All files of the packages are on the page."""
+    assert sorted(path.name for package in PACKAGES for path in files(package)) == sorted(NAMES)
