@@ -46,6 +46,8 @@ class Found:
     """Columns by the format that holds them."""
     limits: Counter[tuple[str, str]] = field(default_factory=Counter)
     """How often a format, or reading, refused a column, by what it said of it."""
+    whole: bool = True
+    """Whether all branches were looked at."""
     wrong: list[str] = field(default_factory=list)
     """Columns that are not what uproot reads; there must be none."""
 
@@ -61,15 +63,23 @@ def files(package: str) -> list[Path]:
     return sorted(PACKAGES[package]().glob("*.root"))
 
 
-def examine(path: Path) -> Found:
-    """Hold every column of a file against uproot, as it is read and in every format."""
+def examine(path: Path, most: int = 1 << 20) -> Found:
+    """Hold the columns of a file against uproot, as they are read and in every format.
+
+    Parameters
+    ----------
+    path
+        The file.
+    most
+        Branches of a tree that are looked at; of more, every so many.
+    """
     found = Found()
     with tempfile.TemporaryDirectory() as scratch:
         for name, plain in _trees(path):
             found.trees += 1
             with open_root(str(path)) as opened:
                 tree = opened.tree(name)
-                columns = _read(found, name, plain, tree)
+                columns = _read(found, name, plain, tree, most)
             for some in _batches(columns):
                 _write(found, Path(scratch), some)
     return found
@@ -103,12 +113,14 @@ def _branches(plain: Any) -> dict[str, Any]:
     return branches
 
 
-def _read(found: Found, name: str, plain: Any, tree: Tree) -> dict[str, Any]:
+def _read(found: Found, name: str, plain: Any, tree: Tree, most: int) -> dict[str, Any]:
     """Compare all branches; return what ``*`` chooses of them."""
     branches, chosen = _branches(plain), set(tree.select([], []))
     found.branches += len(branches)
     columns = {}
-    for path, branch in branches.items():
+    step = -(-len(branches) // most) or 1
+    found.whole &= step == 1
+    for path, branch in list(branches.items())[::step]:
         try:
             expected = branch.array()
         except Exception:  # noqa: BLE001  # what uproot cannot read is not looked at
@@ -226,7 +238,8 @@ def shape(kind: Any) -> str:
         return str({re.sub(r"[./\\\s]", "_", str(name)): shape(one) for name, one in inner})
     if isinstance(kind, types.ListType | types.RegularType):
         text = kind.parameter("__array__")
-        return str(text or f"var * {shape(kind.content)}")
+        is_text = text in ("string", "bytestring")
+        return str(text) if is_text else f"var * {shape(kind.content)}"
     return kind.primitive if isinstance(kind, types.NumpyType) else type(kind).__name__
 
 

