@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from servicex_server.database import outcomes as outcome_rows
 from servicex_server.database import requests as request_rows
@@ -321,6 +321,7 @@ class Dispatcher:
         return bool(reused)
 
     def _submit(self, work: rows.Work) -> None:
+        limits = self._rules.limits
         spec = TaskSpec(
             request_id=work.request_id,
             file_id=work.file_id,
@@ -331,7 +332,7 @@ class Dispatcher:
             format=work.format,
             object_name=work.object_name,
             upload_url=self._objects.upload_url(work.object_key, seconds=UPLOAD_SECONDS),
-            limits=self._rules.limits,
+            limits=limits if work.seconds is None else replace(limits, seconds=work.seconds),
             entries=work.entries,
         )
         self._inside[spec.key] = work

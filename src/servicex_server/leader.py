@@ -22,6 +22,7 @@ from servicex_server.lookup import Lookups
 from servicex_server.model import Limits, RequestState
 from servicex_server.objects.contract import ObjectStore
 from servicex_server.reporter import Reporter
+from servicex_server.retention import clear_left
 from servicex_server.scaling import Scaling
 from servicex_server.settings import Settings
 
@@ -60,6 +61,7 @@ class Leader:
         engine: Engine | None = None,
     ) -> None:
         self._database = database
+        self._objects = objects
         self._engine = engine or _workers(settings)
         self.dispatcher = Dispatcher(
             database,
@@ -110,6 +112,7 @@ class Leader:
             raise
         self._keep(self._watch())
         self._keep(self._reporter.run())
+        self._keep(self._clear_left())
 
     async def close(self, *, lost: bool = False) -> None:
         """Write down what has ended, if this process may still write, and end the workers.
@@ -156,6 +159,12 @@ class Leader:
         task = asyncio.create_task(work)
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
+
+    async def _clear_left(self) -> None:
+        try:
+            await clear_left(self._database, self._objects)
+        except Exception:
+            log.exception("deleted requests are not cleared; the next leader goes on with it")
 
     async def _watch(self) -> None:
         while True:

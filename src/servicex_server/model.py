@@ -175,6 +175,7 @@ class Request:
     finished_at: datetime | None
     failure: str
     app_version: str
+    file_seconds: float | None = None
     files: int = 0
     completed: int = 0
     failed: int = 0

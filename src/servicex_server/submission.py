@@ -59,6 +59,7 @@ class Order:
     did: str | None = None
     files: Sequence[str] | None = None
     title: str | None = None
+    file_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,7 @@ class Submission:
             finished_at=None,
             failure="",
             app_version=__version__,
+            file_seconds=order.file_seconds,
         )
         await self._database.write(_store, request, reference)
         log.info("request accepted: %s", order.language, extra={"request_id": request.id})
@@ -161,6 +163,9 @@ class Submission:
             raise RequestError(
                 f"title: {len(order.title)} characters are too many; at most {MAX_TITLE}"
             )
+        seconds, most = order.file_seconds, self._settings.file_seconds
+        if seconds is not None and seconds > most:
+            raise RequestError(f"file-seconds: {seconds:g} are too many; at most {most:g}")
         is_code = self._check_query(order)
         return self._reference(principal, order), is_code
 

@@ -15,7 +15,13 @@ from servicex_server.database import outcomes as outcome_rows
 from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
 from servicex_server.engines.memory import MemoryEngine
-from servicex_server.errors import CorruptError, RequestError, UnknownNameError, WorkerDiedError
+from servicex_server.errors import (
+    CorruptError,
+    NotFoundError,
+    RequestError,
+    UnknownNameError,
+    WorkerDiedError,
+)
 from servicex_server.model import (
     LOCAL_USER,
     Outcome,
@@ -27,9 +33,10 @@ from servicex_server.model import (
     TaskState,
 )
 from servicex_server.objects.contract import UNFINISHED
+from servicex_server.retention import clear
 from servicex_server.settings import Settings
 from servicex_server.submission import Order
-from tests.services import ended, lose_an_answer, submit
+from tests.services import SELECTION, ended, lose_an_answer, submit
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("database_url")]
 
@@ -243,7 +250,8 @@ async def test_the_same_again_needs_no_worker(tmp_path: Path) -> None:
         assert [spec.replicas[0].url for spec in engine.seen[100:]] == [f"{folder}/7.root"]
         # the third one has made 7.root anew, and shares the rest with both
         for one, left in ((first, 100), (again, 99)):
-            await app.objects.delete(await app.database.write(request_rows.remove, LOCAL_USER, one))
+            await app.database.write(request_rows.hide, LOCAL_USER, one)
+            await clear(app.database, app.objects, one)
             assert len(await app.objects.list(first)) == left
 
 
@@ -346,3 +354,40 @@ async def test_no_more_files_are_at_work_than_a_site_allows(tmp_path: Path) -> N
             await ended(app, request_id)
     assert most["all"] <= 5
     assert max(most[request_id] for request_id in ids) <= 4
+
+
+async def test_a_deletion_is_taken_up_where_a_process_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request is gone for all who look at once; its rows and objects go in pieces, also later."""
+    monkeypatch.setattr(request_rows, "_SOME", 10)
+    async with service(tmp_path, MemoryEngine(delivered)) as app:
+        request_id = await submit(app, 35)
+        await ended(app, request_id)
+        await app.database.write(request_rows.hide, LOCAL_USER, request_id)
+        with pytest.raises(NotFoundError):
+            await app.database.read(request_rows.get, LOCAL_USER, request_id)
+        assert await app.database.read(request_rows.listed, LOCAL_USER) == []
+        assert await app.buckets.objects(request_id) is None
+        keys = await app.database.write(request_rows.clear, request_id)
+        assert keys is not None
+        assert len(keys) == 10
+        assert len(await app.objects.list(request_id)) == 35
+        await app.objects.delete(keys)
+    async with service(tmp_path, MemoryEngine(delivered)) as app, asyncio.timeout(10):
+        while await app.database.read(request_rows.hidden):
+            await asyncio.sleep(0.005)
+        assert await app.database.read(task_rows.reports, request_id, list(TaskState)) == []
+        assert await app.objects.list(request_id) == []
+
+
+async def test_a_request_may_allow_its_files_less_time(tmp_path: Path) -> None:
+    """The limit of its own goes with its tasks; others have that of the service."""
+    engine = MemoryEngine(delivered)
+    async with service(tmp_path, engine, file_seconds=60) as app:
+        for seconds in (None, 5.0):
+            order = Order(
+                SELECTION, "uproot-raw", ResultFormat.PARQUET, files=["/a"], file_seconds=seconds
+            )
+            await ended(app, await app.submission.accept(LOCAL_USER, order))
+    assert [spec.limits.seconds for spec in engine.seen] == [60, 5]

@@ -230,7 +230,7 @@ class Holding(MemoryEngine):
 
 
 @pytest.mark.parametrize("told", [True, False])
-@pytest.mark.parametrize("end", [request_rows.cancel, request_rows.remove])
+@pytest.mark.parametrize("end", [request_rows.cancel, request_rows.hide])
 async def test_a_process_without_workers_has_its_requests_done(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, end: Callable[..., Any], *, told: bool
 ) -> None:

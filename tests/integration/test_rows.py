@@ -93,7 +93,7 @@ async def test_a_request_is_seen_by_its_owner_and_operators(database: Database) 
     assert hers.value.message.replace(request_id, "") == nobodys.value.message.replace(
         "nobody's", ""
     )
-    for act in (request_rows.cancel, request_rows.remove):
+    for act in (request_rows.cancel, request_rows.hide):
         with pytest.raises(NotFoundError):
             await database.write(act, BOB, request_id)
     listed = [await database.read(request_rows.listed, who, owner="ann") for who in (ANN, BOB)]

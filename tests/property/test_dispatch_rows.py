@@ -209,8 +209,14 @@ class Requests(RuleBasedStateMachine):
         """Delete a request; its objects are told, each once."""
         model = self.models.pop(request_id)
         with self.engine.begin() as connection:
-            keys = request_rows.remove(connection, LOCAL_USER, request_id)
-        assert len(keys) == model.count("done")
+            request_rows.hide(connection, LOCAL_USER, request_id)
+        told: list[str] = []
+        keys: list[str] | None = []
+        while keys is not None:
+            told += keys
+            with self.engine.begin() as connection:
+                keys = request_rows.clear(connection, request_id)
+        assert len(told) == len(set(told)) == model.count("done")
 
     @rule()
     def restart(self) -> None:

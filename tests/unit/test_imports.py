@@ -70,6 +70,7 @@ EXTRA: Mapping[tuple[str, str], str] = {
     ("engines.dask", "engines.on_worker"): "what runs on the other side is a chapter",
     ("engines.dask", "engines.roster"): "who is there and what each is on is a chapter",
     ("engines.dask", "engines.checking"): "asking workers beside their tasks is a chapter",
+    ("engines.on_worker", "columnar.allocator"): "a process is made ready before its first task",
     ("engines.checking", "engines.on_worker"): "what is asked runs on the other side",
     ("engines.on_worker", "engines.beside"): "what runs on a worker beside its task is a chapter",
     ("engines.on_worker", "languages.family"): "what a program has started ends with its worker",

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, delete, insert, not_, select, update
 
 from servicex_server.database.tables import requests, tasks
 from servicex_server.errors import NotFoundError, StateError
@@ -23,7 +23,7 @@ from servicex_server.model import (
 )
 
 _SOME = 10_000
-"""Values that a statement may have; SQLite takes 32,766."""
+"""Values that a statement may have, of which SQLite takes 32,766; and rows that it removes."""
 
 OPEN = [state for state in RequestState if not state.terminal]
 _STORED = [field.name for field in fields(Request) if field.name in requests.c]
@@ -50,7 +50,7 @@ def get(connection: Connection, principal: Principal, request_id: str) -> Reques
         There is none, or it is somebody else's; the two look the same.
     """
     row = connection.execute(select(requests).where(requests.c.id == request_id)).first()
-    if row is None or not (principal.sees_all or row.owner == principal.user):
+    if row is None or row.deleted or not (principal.sees_all or row.owner == principal.user):
         raise NotFoundError(f"Transformation request not found with id: {request_id}")
     return _request(row)
 
@@ -61,7 +61,9 @@ def listed(
     """Return one's own requests, or another's for those who may see all; newest first."""
     wanted = owner if owner is not None and principal.sees_all else principal.user
     rows = connection.execute(
-        select(requests).where(requests.c.owner == wanted).order_by(requests.c.submitted_at.desc())
+        select(requests)
+        .where(requests.c.owner == wanted, not_(requests.c.deleted))
+        .order_by(requests.c.submitted_at.desc())
     )
     return [_request(row) for row in rows]
 
@@ -121,8 +123,8 @@ def stored(connection: Connection, request_ids: Iterable[str]) -> dict[str, Row[
     return {row.id: row for row in rows}
 
 
-def remove(connection: Connection, principal: Principal, request_id: str) -> list[str]:
-    """Delete a request with all its rows; return the keys of the objects that nobody else uses.
+def hide(connection: Connection, principal: Principal, request_id: str) -> None:
+    """Delete a request for all who look; its rows go with `clear`.
 
     Raises
     ------
@@ -130,10 +132,30 @@ def remove(connection: Connection, principal: Principal, request_id: str) -> lis
         There is none.
     """
     get(connection, principal, request_id)
+    change_state(connection, [request_id], RequestState.CANCELED)
+    drop_tasks(connection, request_id)
+    connection.execute(update(requests).where(requests.c.id == request_id).values(deleted=True))
+
+
+def hidden(connection: Connection) -> list[str]:
+    """Return the deleted requests that have rows still."""
+    return list(connection.scalars(select(requests.c.id).where(requests.c.deleted)))
+
+
+def clear(connection: Connection, request_id: str) -> list[str] | None:
+    """Remove some rows of a deleted request.
+
+    Returns
+    -------
+    The keys of the objects that nobody else uses; None once the request is gone.
+    """
+    some = select(tasks.c.id).where(tasks.c.request_id == request_id).limit(_SOME)
     keys = connection.scalars(
-        delete(tasks).where(tasks.c.request_id == request_id).returning(tasks.c.object_key)
+        delete(tasks).where(tasks.c.id.in_(some)).returning(tasks.c.object_key)
     ).all()
-    connection.execute(delete(requests).where(requests.c.id == request_id))
+    if not keys:
+        connection.execute(delete(requests).where(requests.c.id == request_id))
+        return None
     return unused(connection, filter(None, keys))
 
 
@@ -162,4 +184,5 @@ def of_dataset(
 
 def exists(connection: Connection, request_id: str) -> bool:
     """Whether there is such a request, whoever asks: for its bucket, which has keys of its own."""
-    return connection.scalar(select(requests.c.id).where(requests.c.id == request_id)) is not None
+    there = select(requests.c.id).where(requests.c.id == request_id, not_(requests.c.deleted))
+    return connection.scalar(there) is not None

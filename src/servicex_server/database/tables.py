@@ -18,6 +18,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    false,
     text,
 )
 from sqlalchemy.engine import Dialect
@@ -105,12 +106,15 @@ requests = Table(
     Column("finished_at", UtcTime),
     Column("failure", Text, nullable=False, default=""),
     Column("app_version", String(64), nullable=False),
+    Column("file_seconds", Float),  # null: as long as the service allows
+    Column("deleted", Boolean, nullable=False, server_default=false()),  # its rows go bit by bit
     # kept by whoever changes a task of the request, in the same transaction
     Column("files", Integer, nullable=False, server_default="0"),
     Column("completed", Integer, nullable=False, server_default="0"),
     Column("failed", Integer, nullable=False, server_default="0"),
     Column("last_ended", UtcTime),  # when the latest of its files ended; it never goes back
     Index(None, "owner", "submitted_at"),
+    Index("ix_requests_deleted", "id", **_where("deleted")),
     Index(None, "state"),
     Index(None, "dataset_id"),
 )

@@ -46,7 +46,8 @@ RUNNABLE = [RequestState.LOOKUP, RequestState.RUNNING]
 class Work:
     """A task with all that is needed to do it.
 
-    ``attempt`` is the number of the next try, ``object_name`` that of the result in the bucket.
+    ``attempt`` is the number of the next try, ``object_name`` that of the result in the bucket,
+    ``seconds`` what the user allows for it, if less than the service does.
     """
 
     task_id: int
@@ -62,6 +63,7 @@ class Work:
     format: ResultFormat
     object_name: str
     last_worker: str = ""
+    seconds: float | None = None
 
     @property
     def object_key(self) -> str:
@@ -158,6 +160,7 @@ def _works(connection: Connection, query: Select[Any], *, tried: int = 0) -> lis
             requests.c.language,
             requests.c.selection,
             requests.c.format,
+            requests.c.file_seconds,
         ).where(requests.c.id.in_({row.request_id for row in rows}))
     )
     by_id = {row.id: row for row in asked}
@@ -178,6 +181,7 @@ def _work(row: Any, asked: Any, attempt: int) -> Work:
         language=asked.language,
         selection=asked.selection,
         format=result_format,
+        seconds=asked.file_seconds,
         object_name=object_name(row.position, file, result_format, entries),
         last_worker=row.worker,
     )

@@ -21,6 +21,7 @@ from servicex_server.errors import InternalError, NotFoundError, RequestError
 from servicex_server.model import Principal, TaskState, now
 from servicex_server.model import Request as TransformRequest
 from servicex_server.objects.bucket import bucket_keys
+from servicex_server.retention import clear
 from servicex_server.submission import MAX_TITLE
 from servicex_server.web import metrics, wire
 from servicex_server.web.report import failure_report
@@ -188,9 +189,9 @@ async def cancel(app: TheApp, principal: Asker, request_id: str) -> dict[str, st
 @router.delete("/servicex/transformation/{request_id}", summary="Delete a request")
 async def delete(app: TheApp, principal: Asker, request_id: str) -> dict[str, str]:
     """Remove a request, its rows and its objects."""
-    keys = await app.database.write(request_rows.remove, principal, request_id)
+    await app.database.write(request_rows.hide, principal, request_id)
     await app.stopped(request_id)
-    await app.objects.delete(keys)
+    await clear(app.database, app.objects, request_id)
     return {"message": f"Transform request with id {request_id} has been deleted."}
 
 

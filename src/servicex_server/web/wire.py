@@ -43,6 +43,12 @@ class SubmitBody(BaseModel):
     result_format: Literal["parquet", "root-file", "root-rntuple"] = Field(
         default="parquet", description="What results are written as."
     )
+    file_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds that the work on one file may take, where the service allows more.",
+    )
 
     def order(self) -> Order:
         """Return what is asked for, in the service's own words."""
@@ -53,6 +59,7 @@ class SubmitBody(BaseModel):
             did=self.did,
             files=self.file_list,
             title=self.title,
+            file_seconds=self.file_seconds,
         )
 
 
