@@ -399,7 +399,11 @@ async def test_workers_come_and_go(tmp_path: Path) -> None:
         scheduler = engine._client.cluster.scheduler
         async with asyncio.timeout(30):
             # who has nothing to do is seen by Dask, which hears of a task a moment later
-            while not any(worker.processing for worker in scheduler.workers.values()):
+            while not any(
+                task.key.startswith(long.key)
+                for worker in scheduler.workers.values()
+                for task in worker.processing
+            ):
                 await asyncio.sleep(0.01)
         await engine.scale(1)
         async with asyncio.timeout(30):

@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
@@ -190,19 +190,20 @@ class LocalProcesses(Cluster):
         if self._cluster is None:
             return
         nannies = list(self._cluster.workers.values())
-        workers = [nanny.pid for nanny in nannies if nanny.pid]
+        # a nanny that is closed knows no more of a process that it was starting
+        begun = [nanny.process for nanny in nannies]
         try:
             await self._cluster.close(timeout=1)
         except TimeoutError:
             # a worker may be restarting, or in the middle of something: nothing of it is needed
             log.warning("the workers did not end in time and are killed")
-            await _killed(workers)
+            begun += [nanny.process for nanny in nannies]
+            await _killed(begun)
             # so that it is closed once more: the scheduler is still there
             self._cluster.status = Status.failed
             with suppress(TimeoutError):
                 await self._cluster.close(timeout=1)
-        # one that was being started again as its nanny closed
-        await _killed([nanny.pid for nanny in nannies if nanny.pid])
+        await _killed(begun)
 
     @property
     def address(self) -> str:
@@ -210,8 +211,9 @@ class LocalProcesses(Cluster):
         return str(self._cluster.scheduler_address) if self._cluster is not None else ""
 
 
-async def _killed(pids: Collection[int]) -> None:
-    """Kill children of this process, and wait for a moment until they are gone."""
+async def _killed(processes: Iterable[Any]) -> None:
+    """Kill processes of nannies, and wait for a moment until they are gone."""
+    pids = {process.pid for process in processes if process is not None and process.pid}
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -8,6 +8,7 @@ dropped without a word to anybody; and a scheduler that is lost loses nothing.
 import asyncio
 import itertools
 import logging
+import pickle
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
@@ -26,6 +27,7 @@ from servicex_server.engines.on_worker import (
     COLLECTED,
     EXITS,
     METRIC,
+    OUTCOMES,
     Prompt,
     Watch,
     end_process,
@@ -89,6 +91,7 @@ class DaskEngine(Engine):
         self._client.scheduler_comm.interval = COLLECTED
         self._client.subscribe_topic("all", self._on_event)
         self._client.subscribe_topic(EXITS, self._on_exit)
+        self._client.subscribe_topic(OUTCOMES, self._on_outcome)
         await self._client.register_plugin(Prompt())
         await self._client.register_plugin(Watch())
         await self._cluster.scale(self._count)
@@ -111,7 +114,7 @@ class DaskEngine(Engine):
     async def _leave(self) -> None:
         client, self._client = self._client, None
         if client is not None:
-            for topic in ("all", EXITS):
+            for topic in ("all", EXITS, OUTCOMES):
                 client.unsubscribe_topic(topic)
             with suppress(OSError, TimeoutError):
                 await client.close(timeout=1)
@@ -163,13 +166,24 @@ class DaskEngine(Engine):
             pure=False,
             retries=0,
         )
-        self._keep(self._wait(worker, job, job.future))
+        job.waiting = self._keep(self._wait(worker, job, job.future))
+
+    def _on_outcome(self, event: tuple[float, dict[str, Any]]) -> None:
+        told = event[1]
+        worker = self._workers.get(told["worker"])
+        job = worker.job if worker is not None else None
+        if worker is None or job is None or job.future is None or job.future.key != told["key"]:
+            return  # it is of no interest any more
+        job.waiting.cancel()
+        job.future = None  # so that the scheduler forgets it
+        self._finished(worker, job, pickle.loads(told["outcome"]))  # noqa: S301  # as Dask does
 
     async def _wait(self, worker: Worker, job: Job, future: Any) -> None:
+        """Wait for a task to end in another way than to tell its outcome."""
         try:
             outcome = await future
         except asyncio.CancelledError:
-            return  # the service stops
+            return  # its outcome is there, or the service stops
         except KilledWorker:
             await self._lost(worker)
             return
@@ -182,6 +196,9 @@ class DaskEngine(Engine):
                 "a task ended in a way it should not", extra={"file_id": job.spec.file_id}
             )
             outcome = job.failed(WorkerDiedError(f"{type(error).__name__}: {error}"))
+        self._finished(worker, job, outcome)
+
+    def _finished(self, worker: Worker, job: Job, outcome: Outcome) -> None:
         if worker.job is job:
             worker.take(None)
             worker.done += 1

@@ -1,6 +1,7 @@
 """What runs on workers, their nannies and the scheduler, on behalf of the Dask engine."""
 
 import asyncio
+import pickle
 import signal
 import socket
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import psutil
-from distributed import NannyPlugin, Scheduler, SchedulerPlugin, Status
+from distributed import NannyPlugin, Scheduler, SchedulerPlugin, Status, get_worker
 from tornado.ioloop import PeriodicCallback
 
 from servicex_server import __version__
@@ -24,6 +25,9 @@ from servicex_server.transform import check, transform
 METRIC = "servicex"
 """Under this name the heartbeats of a worker tell of its task."""
 
+OUTCOMES = "servicex-outcomes"
+"""The topic under which workers tell how tasks ended."""
+
 EXITS = "servicex-exits"
 """The topic under which nannies tell how workers ended."""
 
@@ -35,15 +39,27 @@ _steps: dict[str, int] = {}
 
 
 def run(spec: TaskSpec) -> Outcome:
-    """Do a task, and let heartbeats tell how it goes on."""
+    """Do a task, let heartbeats tell how it goes on, and tell at once how it has ended.
+
+    For a result the client asks the scheduler, and that the worker: a third of the time that a
+    task without any work takes.
+    """
 
     def step() -> None:
         _steps[spec.key] = _steps.get(spec.key, 0) + 1
 
     try:
-        return transform(spec, step)
+        outcome = transform(spec, step)
     finally:
         _steps.pop(spec.key, None)
+    worker = get_worker()
+    told = {
+        "worker": worker.address,
+        "key": worker.get_current_task(),
+        "outcome": pickle.dumps(outcome),
+    }
+    worker.log_event(OUTCOMES, told)
+    return outcome
 
 
 async def introduce(dask_worker: Any) -> dict[str, Any]:

@@ -17,13 +17,14 @@ _FULL = 0.8
 class Job:
     """A task: it waits, or is on a worker, until it is over.
 
-    ``future`` is Dask's, while it is on a worker. ``stepped`` tells when it was seen to have gone
-    on, by a clock that never goes back; None if it tells of no steps.
+    ``future`` is Dask's, while it is on a worker, and ``waiting`` waits for it. ``stepped`` tells
+    when it was seen to have gone on, by a clock that never goes back; None if it tells of no steps.
     """
 
     spec: TaskSpec
     avoid: str = ""
     future: Any = None
+    waiting: Any = None
     began: float = 0.0
     steps: int = 0
     stepped: float | None = None
