@@ -114,7 +114,7 @@ def _branches(plain: Any) -> dict[str, Any]:
 
 
 def _read(found: Found, name: str, plain: Any, tree: Tree, most: int) -> dict[str, Any]:
-    """Compare all branches; return what ``*`` chooses of them."""
+    """Compare all branches; return what ``*`` chooses of them, in two ranges and as uproot's."""
     branches, chosen = _branches(plain), set(tree.select([], []))
     found.branches += len(branches)
     columns = {}
@@ -128,28 +128,27 @@ def _read(found: Found, name: str, plain: Any, tree: Tree, most: int) -> dict[st
         found.by_uproot += 1
         leaf = branch.name if "/" in path else path
         try:
-            got = _extracted(tree, path)
+            parts = [tree.read([path], start, stop)[path] for start, stop in _ranges(tree.entries)]
         except ServiceXError as error:
             if leaf not in error.message:
                 found.wrong.append(f"{name}: {path} is not named in: {error.message}")
             found.limits["reading", _general(error.message, leaf)] += 1
             continue
-        if not same(got, expected):
-            found.wrong.append(f"{name}: {path} is read as {got.type}, not {expected.type}")
+        for part, (start, stop) in zip(parts, _ranges(tree.entries), strict=True):
+            if not same(part, expected[start:stop]):
+                found.wrong.append(f"{name}: {path} is read as {part.type}, not {expected.type}")
         # the first branch of a name is called by it, others by their paths
         for column in {path, leaf} & chosen:
-            columns[column] = got
+            columns[column] = parts, expected
             chosen.remove(column)
     found.columns += len(columns)
     return columns
 
 
-def _extracted(tree: Tree, path: str) -> Any:
-    """Return a branch as the engine reads it, in two ranges."""
-    middle = tree.entries // 2
-    ranges = [(0, middle), (middle, tree.entries)] if middle else [(0, tree.entries)]
-    found = [tree.read([path], *entries)[path] for entries in ranges]
-    return ak.concatenate(found) if middle else found[0]
+def _ranges(entries: int) -> list[tuple[int, int]]:
+    """Return two ranges of entries, or the one there is."""
+    middle = entries // 2
+    return [(0, middle), (middle, entries)] if middle else [(0, entries)]
 
 
 def _batches(columns: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -169,18 +168,17 @@ def _write(found: Found, scratch: Path, columns: dict[str, Any]) -> None:
     for kind in FORMATS:
         path = scratch / f"x.{kind}"
         with open_writer(path, kind) as writer:
-            layouts = {name: ak.to_layout(array) for name, array in columns.items()}
+            layouts = {name: ak.to_layout(parts[0]) for name, (parts, _) in columns.items()}
             refused = writer.unheld(layouts)
             for why in refused.values():
                 found.limits[kind, _general(why, "\0")] += 1
-            kept = {name: ak.Array(a) for name, a in columns.items() if name not in refused}
+            kept = {name: column for name, column in columns.items() if name not in refused}
             if not kept:
                 continue
-            middle = len(next(iter(kept.values()))) // 2
-            for part in (slice(None, middle), slice(middle, None)):
-                writer.write("t", {name: array[part] for name, array in kept.items()})
+            for number in range(len(next(iter(kept.values()))[0])):
+                writer.write("t", {name: parts[number] for name, (parts, _) in kept.items()})
         got = _read_back(path, kind)
-        for name, array in kept.items():
+        for name, (_, array) in kept.items():
             bad = [b for b, expected in _delivered(name, array, kind) if not same(got(b), expected)]
             found.wrong += [f"{kind}: {branch} of {name}: {array.type}" for branch in bad]
             found.held[kind] += not bad
