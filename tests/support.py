@@ -1,6 +1,7 @@
 """What several rungs of the tests share: sample files and a real server process."""
 
 import asyncio
+import errno
 import json
 import os
 import re
@@ -10,7 +11,8 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -262,3 +264,28 @@ def doctor(*options: str, **environment: str) -> subprocess.CompletedProcess[str
         check=False,
         env=os.environ | environment,
     )
+
+
+@contextmanager
+def small_disk(path: Path) -> Iterator[Path]:
+    """Mount a file system of 2 MiB; skip where that is not allowed."""
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(path)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def fill(path: Path) -> None:
+    """Write a file until the disk is full."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
+    try:
+        while True:
+            os.write(descriptor, b"x" * 4096)
+    except OSError as error:
+        assert error.errno == errno.ENOSPC  # noqa: PT017  # the end of this loop is an error
+    finally:
+        os.close(descriptor)

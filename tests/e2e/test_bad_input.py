@@ -1,15 +1,12 @@
 """Everything a user can send that is wrong: the reply says what, and what is stored stays sound."""
 
-import errno
 import json
 import os
 import re
 import shutil
-import subprocess
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,7 @@ import numpy as np
 import pytest
 import uproot
 
-from tests.support import Server, sample
+from tests.support import Server, fill, sample, small_disk
 
 ZMUMU = sample("uproot-Zmumu.root")
 HZZ = sample("uproot-HZZ.root")
@@ -472,31 +469,6 @@ def test_a_function_that_never_ends_is_ended(new_server: Callable[..., Server]) 
     assert error["class"] == "OutOfTime"
     assert "2 s" in error["message"]
     assert len(server.descendants()) == before
-
-
-@contextmanager
-def small_disk(path: Path) -> Iterator[Path]:
-    """Mount a file system of 2 MiB; skip where that is not allowed."""
-    path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(path)]
-    if subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("mounting a small disk needs root")
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "--lazy", str(path)], check=True)
-
-
-def fill(path: Path) -> None:
-    """Write a file until the disk is full."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
-    try:
-        while True:
-            os.write(descriptor, b"x" * 4096)
-    except OSError as error:
-        assert error.errno == errno.ENOSPC  # noqa: PT017  # the end of this loop is an error
-    finally:
-        os.close(descriptor)
 
 
 def test_a_full_disk_fails_the_file_and_loses_nothing(

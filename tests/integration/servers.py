@@ -31,7 +31,6 @@ from cryptography.x509.oid import NameOID
 from tests.support import needed
 
 READY_SECONDS = 20
-SHIM = Path(__file__).with_name("loopback_bind.c")
 
 
 def free_port(address: str = "127.0.0.1") -> int:
@@ -75,7 +74,6 @@ def xrootd(address: str = "127.0.0.1", *, port: int = 0) -> Iterator[XRootD]:
     root, so it changes its user.
     """
     program = needed("xrootd", "apt-get install xrootd-server")
-    needed("gcc", "apt-get install gcc")
     # pytest's own folders are for one user only, and the server is another
     with tempfile.TemporaryDirectory(prefix="sx-") as made:
         home = Path(made)
@@ -94,7 +92,10 @@ def xrootd(address: str = "127.0.0.1", *, port: int = 0) -> Iterator[XRootD]:
             for one in (admin, log):
                 os.chown(one, user.pw_uid, user.pw_gid)
             command += ["-R", user.pw_name]
-        environment = os.environ | {"LD_PRELOAD": str(_shim(home)), "LOOPBACK_BIND": address}
+        environment = os.environ | {
+            "LD_PRELOAD": str(preloadable("loopback_bind", home)),
+            "LOOPBACK_BIND": address,
+        }
         with (home / "output").open("wb") as output:
             process = subprocess.Popen(
                 command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=home
@@ -109,17 +110,20 @@ def xrootd(address: str = "127.0.0.1", *, port: int = 0) -> Iterator[XRootD]:
 
 
 @functools.cache
-def _compiled() -> bytes:
+def _compiled(name: str) -> bytes:
+    source = Path(__file__).with_name(f"{name}.c")
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "shim.so"
-        command = ["gcc", "-shared", "-fPIC", "-Wall", "-Werror", "-o", str(library), str(SHIM)]
+        command = ["gcc", "-shared", "-fPIC", "-Wall", "-Werror", "-o", str(library), str(source)]
         subprocess.run([*command, "-ldl"], check=True)
         return library.read_bytes()
 
 
-def _shim(folder: Path) -> Path:
-    library = folder / "loopback_bind.so"
-    library.write_bytes(_compiled())
+def preloadable(name: str, folder: Path) -> Path:
+    """Compile a library to preload, by the name of its source beside this file, into a folder."""
+    needed("gcc", "apt-get install gcc")
+    library = folder / f"{name}.so"
+    library.write_bytes(_compiled(name))
     return library
 
 

@@ -356,8 +356,9 @@ async def test_no_more_files_are_at_work_than_a_site_allows(tmp_path: Path) -> N
     assert max(most[request_id] for request_id in ids) <= 4
 
 
+@pytest.mark.parametrize("rows_too", [False, True])
 async def test_a_deletion_is_taken_up_where_a_process_died(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, rows_too: bool
 ) -> None:
     """A request is gone for all who look at once; its rows and objects go in pieces, also later."""
     monkeypatch.setattr(request_rows, "_SOME", 10)
@@ -369,11 +370,15 @@ async def test_a_deletion_is_taken_up_where_a_process_died(
             await app.database.read(request_rows.get, LOCAL_USER, request_id)
         assert await app.database.read(request_rows.listed, LOCAL_USER) == []
         assert await app.buckets.objects(request_id) is None
-        keys = await app.database.write(request_rows.clear, request_id)
-        assert keys is not None
-        assert len(keys) == 10
-        assert len(await app.objects.list(request_id)) == 35
+        task_ids, keys = await app.database.read(request_rows.doomed, request_id)
+        assert len(task_ids) == len(keys) == 10
         await app.objects.delete(keys)
+        if rows_too:
+            await app.database.write(request_rows.remove_tasks, task_ids)
+        left = await app.objects.list(request_id)
+        assert len(left) == 25
+        # a worker that was killed leaves this
+        (tmp_path / "objects" / left[0].key).with_name(f"{UNFINISHED}x").write_bytes(b"half")
     async with service(tmp_path, MemoryEngine(delivered)) as app, asyncio.timeout(10):
         while await app.database.read(request_rows.hidden):
             await asyncio.sleep(0.005)

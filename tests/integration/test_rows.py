@@ -174,6 +174,22 @@ async def test_only_what_may_pass_is_tried_again(database: Database) -> None:
     assert await database.read(_states) == {TaskState.FAILED: 2}
 
 
+async def test_a_clock_that_is_set_back_delays_no_file(database: Database) -> None:
+    """What seems to wait for longer than any file does is tried at once."""
+    await ask(database, "ann", "a", 1)
+    (flaky,) = await claim(database, 1)
+    await database.write(
+        outcome_rows.record, [failure(flaky, UnreachableError("away"))], most_attempts=2
+    )
+    assert await claim(database, 1) == []
+    await database.write(_make_due, timedelta(hours=1))
+    due = await database.read(task_rows.next_due)
+    assert due is not None
+    assert due <= now()
+    (again,) = await claim(database, 1)
+    assert again.attempt == 2
+
+
 def _states(connection: Any) -> dict[str, int]:
     from sqlalchemy import func, select
 
@@ -184,12 +200,12 @@ def _states(connection: Any) -> dict[str, int]:
     return found
 
 
-def _make_due(connection: Any) -> None:
+def _make_due(connection: Any, off: timedelta = timedelta(seconds=-1)) -> None:
     from sqlalchemy import update
 
     from servicex_server.database.tables import tasks
 
-    connection.execute(update(tasks).values(not_before=now() - timedelta(seconds=1)))
+    connection.execute(update(tasks).values(not_before=now() + off))
 
 
 @pytest.mark.parametrize(

@@ -210,12 +210,11 @@ class Requests(RuleBasedStateMachine):
         model = self.models.pop(request_id)
         with self.engine.begin() as connection:
             request_rows.hide(connection, LOCAL_USER, request_id)
-        told: list[str] = []
-        keys: list[str] | None = []
-        while keys is not None:
-            told += keys
-            with self.engine.begin() as connection:
-                keys = request_rows.clear(connection, request_id)
+        with self.engine.begin() as connection:
+            task_ids, told = request_rows.doomed(connection, request_id)
+            request_rows.remove_tasks(connection, task_ids)
+            request_rows.remove(connection, request_id)
+        assert len(task_ids) == len(model.files)
         assert len(told) == len(set(told)) == model.count("done")
 
     @rule()

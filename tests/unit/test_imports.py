@@ -75,6 +75,8 @@ EXTRA: Mapping[tuple[str, str], str] = {
     ("engines.on_worker", "engines.beside"): "what runs on a worker beside its task is a chapter",
     ("engines.on_worker", "languages.family"): "what a program has started ends with its worker",
     ("engines.clusters", "engines"): "the contract of a cluster, and the choice of its kinds",
+    ("engines.clusters", "engines.certificate"): "how its parts know each other is a chapter",
+    ("engines.jobqueue", "engines.certificate"): "how its parts know each other is a chapter",
     ("engines.address", "engines.clusters"): "a kind of cluster knows the contract",
     ("engines.jobqueue", "engines.clusters"): "a kind of cluster knows the contract",
     ("engines.kubernetes", "engines.clusters"): "a kind of cluster knows the contract",

@@ -7,11 +7,11 @@ from datetime import datetime, timedelta
 from random import uniform
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, not_, select, update
 
 from servicex_server.database.requests import OPEN, change_state, drop_tasks, stored, unused
 from servicex_server.database.tables import datasets, requests, tasks
-from servicex_server.database.tasks import RUNNABLE, Work
+from servicex_server.database.tasks import LONGEST_PAUSE, RUNNABLE, Work
 from servicex_server.errors import ErrorRecord
 from servicex_server.model import DatasetState, Outcome, RequestState, Sharing, TaskState, now
 
@@ -168,7 +168,10 @@ def _ended(result: Recorded, row: Any, clock: _Clock, most_attempts: int) -> dic
         if outcome.error.retryable and outcome.attempt < most_attempts:
             # not all at once, where a door closed on many
             wait = timedelta(seconds=2.0 ** (outcome.attempt - 1) * uniform(0.5, 1.5))  # noqa: S311  # no secret
-            values |= {"state": TaskState.WAITING, "not_before": now() + wait}
+            values |= {
+                "state": TaskState.WAITING,
+                "not_before": now() + min(wait, LONGEST_PAUSE),
+            }
         else:
             values["state"] = TaskState.FAILED
     if values["state"] is not TaskState.WAITING:
@@ -217,13 +220,17 @@ def reuse(
     asked = stored(connection, [request_id]).get(request_id)
     if asked is None or asked.state not in RUNNABLE:
         return set()
-    made = select(tasks.c.identity, tasks.c.object_key, tasks.c.bytes, tasks.c.events).where(
-        tasks.c.identity.in_(set(identities.values())), tasks.c.state == TaskState.DONE
+    made = (
+        select(tasks.c.identity, tasks.c.object_key, tasks.c.bytes, tasks.c.events)
+        .join_from(tasks, requests, tasks.c.request_id == requests.c.id)
+        .where(
+            tasks.c.identity.in_(set(identities.values())),
+            tasks.c.state == TaskState.DONE,
+            not_(requests.c.deleted),  # its objects go
+        )
     )
     if of is Sharing.OWN:
-        made = made.join_from(tasks, requests, tasks.c.request_id == requests.c.id).where(
-            requests.c.owner == owner
-        )
+        made = made.where(requests.c.owner == owner)
     known = {row.identity: row for row in connection.execute(made) if row.object_key}
     clock = _Clock(connection, [request_id])
     ends = [

@@ -124,7 +124,7 @@ def stored(connection: Connection, request_ids: Iterable[str]) -> dict[str, Row[
 
 
 def hide(connection: Connection, principal: Principal, request_id: str) -> None:
-    """Delete a request for all who look; its rows go with `clear`.
+    """Delete a request for all who look; its rows go bit by bit.
 
     Raises
     ------
@@ -142,30 +142,36 @@ def hidden(connection: Connection) -> list[str]:
     return list(connection.scalars(select(requests.c.id).where(requests.c.deleted)))
 
 
-def clear(connection: Connection, request_id: str) -> list[str] | None:
-    """Remove some rows of a deleted request.
+def doomed(connection: Connection, request_id: str) -> tuple[list[int], list[str]]:
+    """Return some tasks of a deleted request, and the keys of their objects that go with them."""
+    some = select(tasks.c.id, tasks.c.object_key).where(tasks.c.request_id == request_id)
+    rows = connection.execute(some.limit(_SOME)).all()
+    return [row.id for row in rows], unused(connection, filter(None, (r.object_key for r in rows)))
 
-    Returns
-    -------
-    The keys of the objects that nobody else uses; None once the request is gone.
-    """
-    some = select(tasks.c.id).where(tasks.c.request_id == request_id).limit(_SOME)
-    keys = connection.scalars(
-        delete(tasks).where(tasks.c.id.in_(some)).returning(tasks.c.object_key)
-    ).all()
-    if not keys:
-        connection.execute(delete(requests).where(requests.c.id == request_id))
-        return None
-    return unused(connection, filter(None, keys))
+
+def remove_tasks(connection: Connection, task_ids: Iterable[int]) -> None:
+    """Remove tasks of a deleted request."""
+    connection.execute(delete(tasks).where(tasks.c.id.in_(list(task_ids))))
+
+
+def remove(connection: Connection, request_id: str) -> None:
+    """Remove a deleted request that has no tasks any more."""
+    connection.execute(delete(requests).where(requests.c.id == request_id))
 
 
 def unused(connection: Connection, object_keys: Iterable[str]) -> list[str]:
-    """Return those of the keys whose object is the result of no task."""
+    """Return those of the keys whose object is the result of no task, but of deleted requests."""
     keys = sorted(set(object_keys))
+    named = (
+        select(tasks.c.object_key)
+        .join_from(tasks, requests, tasks.c.request_id == requests.c.id)
+        .where(not_(requests.c.deleted))
+        .distinct()
+    )
     used: set[str] = set()
     for start in range(0, len(keys), _SOME):
         some = tasks.c.object_key.in_(keys[start : start + _SOME])
-        used.update(connection.scalars(select(tasks.c.object_key).where(some).distinct()))
+        used.update(connection.scalars(named.where(some)))
     return [key for key in keys if key not in used]
 
 

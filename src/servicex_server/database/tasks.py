@@ -5,7 +5,7 @@ How they end is in `servicex_server.database.outcomes`.
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
@@ -40,6 +40,9 @@ from servicex_server.model import (
 
 RUNNABLE = [RequestState.LOOKUP, RequestState.RUNNING]
 """States of requests whose files may start."""
+
+LONGEST_PAUSE = timedelta(seconds=96)
+"""No file waits longer to be tried again; one that seems to is due, for the clock was set back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,12 @@ def demand(connection: Connection) -> list[Demand]:
 
 def waiting(connection: Connection, request_id: str, most: int) -> list[Work]:
     """Return the next tasks of a request that may start, in the dataset's order."""
-    due = or_(tasks.c.not_before.is_(None), tasks.c.not_before <= now())
+    moment = now()
+    due = or_(
+        tasks.c.not_before.is_(None),
+        tasks.c.not_before <= moment,
+        tasks.c.not_before > moment + LONGEST_PAUSE,
+    )
     return _works(
         connection,
         _TASKS.where(
@@ -253,16 +261,18 @@ def recover(connection: Connection, *, keep: Collection[int] = ()) -> int:
 
 def next_due(connection: Connection) -> datetime | None:
     """Return when the earliest of the files that wait for a retry may start."""
-    due: datetime | None = connection.scalar(
-        select(func.min(tasks.c.not_before))
+    first, last = connection.execute(
+        select(func.min(tasks.c.not_before), func.max(tasks.c.not_before))
         .join_from(tasks, requests, tasks.c.request_id == requests.c.id)
         .where(
             tasks.c.not_before.is_not(None),
             tasks.c.state == TaskState.WAITING,
             requests.c.state.in_(RUNNABLE),
         )
-    )
-    return due
+    ).one()
+    moment = now()
+    due: datetime | None = first
+    return moment if last is not None and last > moment + LONGEST_PAUSE else due
 
 
 def reports(

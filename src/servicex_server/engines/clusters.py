@@ -18,8 +18,9 @@ from typing import Any
 
 import dask
 import psutil
-from distributed import Client, LocalCluster, Scheduler, Security, Status
+from distributed import Client, LocalCluster, Scheduler, Status
 
+from servicex_server.engines.certificate import temporary_security
 from servicex_server.engines.options import (
     AddressOptions,
     EngineOptions,
@@ -167,7 +168,7 @@ class LocalProcesses(Cluster):
                     host="127.0.0.1",
                     dashboard_address="127.0.0.1:0",
                     memory_limit=self._memory,
-                    security=Security.temporary(),
+                    security=temporary_security(),
                     asynchronous=True,
                 )
             except (OSError, RuntimeError, TimeoutError) as error:

@@ -21,6 +21,7 @@ import dask
 from distributed import Client, Scheduler, SchedulerPlugin, Security
 
 from servicex_server.engines.batch import TLS_FILES, HTCondor, Slurm
+from servicex_server.engines.certificate import temporary_security
 from servicex_server.engines.clusters import (
     CONFIG,
     Cluster,
@@ -130,7 +131,7 @@ class JobQueue(Cluster):
 
     def _prepare(self) -> Security:
         """Make the folder, and the certificates without which nobody is let in."""
-        security: Any = Security.temporary()
+        security: Any = temporary_security()
         contents = (security.tls_ca_file, security.tls_worker_cert, security.tls_worker_key)
         logs = self._folder / "logs"
         try:

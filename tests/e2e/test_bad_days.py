@@ -1,0 +1,406 @@
+"""Bad days: what dies, hangs, fills up or jumps in the middle of a request costs no file."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+import uproot
+
+from servicex_server.model import now
+from tests.integration.servers import http, preloadable
+from tests.support import Server, fill, small_disk, until
+
+FILES = 200
+QUERY = '[{"treename": "events", "filter_name": "x"}]'
+HOUR = 3600
+
+Starts = Callable[..., Server]
+
+
+def made(folder: Path, count: int) -> list[str]:
+    """Make so many small files in a new folder, no two alike."""
+    folder.mkdir()
+    for number in range(count):
+        with uproot.recreate(folder / f"{number}.root") as file:
+            content = np.arange(number, number + 100, dtype="i8")
+            file.mktree("events", {"x": "i8"}).extend({"x": content})
+    return [str(folder / f"{number}.root") for number in range(count)]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Give the files that all requests here ask for."""
+    return made(tmp_path_factory.mktemp("bad-days") / "in", FILES)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server: Server, files: list[str]) -> dict[str, bytes]:
+    """Give the objects of a request in whose way nothing came."""
+    return delivered(server, submit(server, files), FILES)
+
+
+def submit(server: Server, files: list[str] | None, **changes: Any) -> str:
+    """Ask for files; return the id of the request."""
+    answer = server.submit(file_list=files, selection=QUERY, **changes)
+    assert answer.status_code == 200, answer.text
+    request_id: str = answer.json()["request_id"]
+    return request_id
+
+
+def delivered(server: Server, request_id: str, count: int) -> dict[str, bytes]:
+    """Wait for the end; return the objects by name, one for each file, after a look at all else."""
+    status = server.wait(request_id, seconds=100)
+    counters = [status[f"files{what}"] for what in ("", "-completed", "-failed", "-remaining")]
+    assert (status["status"], counters) == ("Complete", [count, count, 0, 0])
+    found = server.rows(
+        "select object_name, object_key, file_id, state from tasks where request_id = ?", request_id
+    )
+    assert Counter(state for *_, state in found) == {"done": count}
+    assert len({file_id for _, _, file_id, _ in found}) == count
+    results = server.results(request_id)
+    assert sorted(one["s3-object-name"] for one in results) == sorted(name for name, *_ in found)
+    objects = server.data_dir / "objects"
+    return {name: (objects / key).read_bytes() for name, key, *_ in found}
+
+
+def tried(server: Server, request_id: str) -> list[list[str | None]]:
+    """Return for each file how its tries ended, of those that have been told; None is well."""
+    rows = server.rows("select tried from tasks where request_id = ? order by id", request_id)
+    found = [json.loads(told) if isinstance(told, str) else told or [] for (told,) in rows]
+    return [[one["error"] and one["error"]["kind"] for one in tries] for tries in found]
+
+
+def some_done(server: Server, request_id: str, count: int = FILES // 3) -> None:
+    """Wait until so many files of a request have ended."""
+    path = f"/servicex/transformation/{request_id}"
+    until(lambda: server.get(path).json()["files-completed"] >= count, f"{count} files ended")
+
+
+# --- what may come in the way of a request ---------------------------------------------------
+
+
+class Day:
+    """What comes in the way of a request on one day.
+
+    ``error`` is what a try fails with that it costs, and ``most`` how many tries it may cost.
+    """
+
+    error = ""
+    most = 0
+
+    @contextmanager
+    def prepared(self, folder: Path, starts: Starts) -> Iterator[Server]:
+        """Give a server that it can happen to."""
+        del folder
+        yield starts("--workers", "2")
+
+    def happen(self, server: Server, request_id: str) -> None:
+        """Come in the way."""
+        raise NotImplementedError
+
+
+class TheServerIsKilled(Day):
+    """It and its workers are gone at once, and it is started again."""
+
+    def happen(self, server: Server, request_id: str) -> None:
+        """Kill it, as it writes."""
+        below = server.descendants()
+        server.stop(signal.SIGKILL)
+        psutil.wait_procs(below, timeout=10)
+        assert not any(process.is_running() for process in below)
+        states = server.rows("select state from tasks where request_id = ?", request_id)
+        assert 0 < states.count(("done",)) < FILES
+        server.start()
+
+
+class AWorkerIsKilled(Day):
+    """What it was on is tried once more."""
+
+    error = "WorkerDied"
+    most = 1
+
+    def happen(self, server: Server, request_id: str) -> None:
+        """Kill one, or as many as it may cost tries."""
+        for worker in server.dask_processes()[: self.most]:
+            worker.kill()
+
+
+class AllWorkersAreKilled(AWorkerIsKilled):
+    """New ones come."""
+
+    most = 2
+
+
+class TheDiskIsFull(Day):
+    """Where results are kept there is no space for a while."""
+
+    error = "DiskFull"
+    most = FILES
+
+    @contextmanager
+    def prepared(self, folder: Path, starts: Starts) -> Iterator[Server]:
+        """Give a server with its results on a disk of their own."""
+        with small_disk(folder / "disk") as self.disk:
+            server = starts("--workers", "2")
+            objects = server.data_dir / "objects"
+            shutil.rmtree(objects)
+            objects.symlink_to(self.disk)
+            yield server
+            server.stop()
+
+    def happen(self, server: Server, request_id: str) -> None:
+        """Fill the disk until a file has felt it."""
+        fill(self.disk / "filler")
+        until(lambda: [self.error] in tried(server, request_id), "a file has no space")
+        (self.disk / "filler").unlink()
+
+
+class TheClockIsSet(AllWorkersAreKilled):
+    """The wall clock jumps while files wait to be tried again, and new workers come."""
+
+    def __init__(self, seconds: int) -> None:
+        self.seconds = seconds
+
+    @contextmanager
+    def prepared(self, folder: Path, starts: Starts) -> Iterator[Server]:
+        """Give a server whose wall clock is in our hands."""
+        self.clock = folder / "clock"
+        self.clock.write_bytes(struct.pack("l", 0))
+        shim = preloadable("wall_clock", folder)
+        yield starts("--workers", "2", LD_PRELOAD=str(shim), WALL_CLOCK=str(self.clock))
+
+    def happen(self, server: Server, request_id: str) -> None:
+        """Set the clock as soon as a file waits."""
+        super().happen(server, request_id)
+        until(lambda: [self.error] in tried(server, request_id), "a file waits")
+        with self.clock.open("r+b") as file:
+            file.write(struct.pack("l", self.seconds))
+        later = server.run(selection=QUERY.replace("x", "E1"))
+        off = np.datetime64(later["finish-time"][:-1]) - np.datetime64(now().replace(tzinfo=None))
+        assert abs(off / np.timedelta64(1, "s") - self.seconds) < 60
+
+
+@pytest.mark.parametrize(
+    "day",
+    [
+        TheServerIsKilled(),
+        AWorkerIsKilled(),
+        AllWorkersAreKilled(),
+        TheDiskIsFull(),
+        TheClockIsSet(HOUR),
+        TheClockIsSet(-HOUR),
+    ],
+    ids=lambda day: f"{type(day).__name__}{getattr(day, 'seconds', '')}",
+)
+def test_whatever_comes_in_the_way_every_file_ends_once(
+    undisturbed: dict[str, bytes],
+    files: list[str],
+    new_server: Starts,
+    tmp_path: Path,
+    day: Day,
+) -> None:
+    """The objects are those of a request that nothing came in the way of, bit for bit.
+
+    No file has been tried more often than it had to be, and nothing is left once the request is
+    deleted.
+    """
+    with day.prepared(tmp_path, new_server) as server:
+        request_id = submit(server, files)
+        some_done(server, request_id)
+        day.happen(server, request_id)
+        assert delivered(server, request_id, FILES) == undisturbed
+        kinds = Counter(kind for tries in tried(server, request_id) for kind in tries)
+        assert kinds.pop(None) == FILES - recovered(server, request_id)
+        assert set(kinds) <= {day.error}
+        assert kinds.total() <= day.most
+        (attempts,) = server.rows(
+            "select sum(attempts) from tasks where request_id = ?", request_id
+        )
+        assert attempts == (FILES + kinds.total(),)
+        server.client.delete(f"/servicex/transformation/{request_id}").raise_for_status()
+        assert server.stored(request_id) == []
+
+
+def recovered(server: Server, request_id: str) -> int:
+    """Return how many files were found done at a start, of which nobody tells a try."""
+    return tried(server, request_id).count([])
+
+
+# --- what is wrong with one file -------------------------------------------------------------
+
+
+def test_a_read_that_hangs_costs_its_own_file_only(new_server: Starts, files: list[str]) -> None:
+    """It is ended after the time that the request allows, as often as it may be tried.
+
+    Meanwhile the others are done, each at the first try.
+    """
+    server = new_server("--workers", "2", SERVICEX_SERVER_ATTEMPTS="2")
+    with http("silent") as door:
+        asked = [*files[:20], door.url("x.root"), *files[20:40]]
+        request_id = submit(server, asked, file_seconds=2)
+        status = server.wait(request_id)
+    assert (status["status"], status["files-completed"], status["files-failed"]) == (
+        "Complete",
+        40,
+        1,
+    )
+    (error,) = server.errors(request_id)
+    said = "the work on this file was ended: it took longer than 2 s"
+    assert (error["class"], error["message"], error["file"]) == ("Overdue", said, asked[20])
+    assert [(one["class"], one["message"]) for one in error["attempts"]] == [("Overdue", said)] * 2
+    assert all(2 <= one["seconds"] < 6 for one in error["attempts"])
+    assert Counter(map(tuple, tried(server, request_id))) == {(None,): 40, ("Overdue",) * 2: 1}
+    assert server.results(request_id)[-1]["transform_status"] == "failure"
+
+
+def test_a_file_that_takes_too_much_memory_costs_no_other(
+    new_server: Starts, files: list[str], tmp_path: Path
+) -> None:
+    """It ends its worker, as often as it may be tried; the error says how, and how much it had."""
+    giant = tmp_path / "giant.root"
+    with uproot.recreate(giant, compression=uproot.LZ4(1)) as file:
+        tree = file.mktree("events", {"x": "i8"})
+        for _ in range(25):
+            tree.extend({"x": np.zeros(5_000_000, "i8")})
+    large = str(8 << 30)
+    server = new_server(
+        *("--workers", "2"),
+        SERVICEX_SERVER_ATTEMPTS="2",
+        SERVICEX_SERVER_WORKER_MEMORY=str(512 << 20),
+        SERVICEX_SERVER_CHUNK_BYTES=large,
+        SERVICEX_SERVER_PART_BYTES=large,
+    )
+    request_id = submit(server, [*files[:20], str(giant), *files[20:40]])
+    status = server.wait(request_id)
+    assert (status["status"], status["files-completed"], status["files-failed"]) == (
+        "Complete",
+        40,
+        1,
+    )
+    (error,) = server.errors(request_id)
+    assert (error["class"], error["file"], error["hint"]) == (
+        "WorkerDied",
+        str(giant),
+        "it ran out of memory",
+    )
+    told = r"signal \d+ \(SIG(TERM|KILL)\), it had [0-9.]+ GB of memory, of 0\.54 GB$"
+    assert re.search(told, error["message"])
+    assert Counter(map(tuple, tried(server, request_id))) == {(None,): 40, ("WorkerDied",) * 2: 1}
+
+
+# --- cancel ----------------------------------------------------------------------------------
+
+FINDER = '''
+import asyncio
+from pathlib import Path
+
+from servicex_server.errors import UnknownDatasetError
+from servicex_server.finders.contract import Finder
+from servicex_server.model import InputFile, Replica
+
+
+class Held(Finder):
+    """Finds what is written into a file, once that is there."""
+
+    scheme = "held"
+
+    async def find(self, reference, options):
+        while not Path(reference).exists():
+            await asyncio.sleep(0.02)
+        paths = Path(reference).read_text().split()
+        if not paths:
+            raise UnknownDatasetError("there is no such dataset")
+        for path in paths:
+            yield InputFile((Replica(path),))
+'''
+
+
+@pytest.fixture(scope="module")
+def holding(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Give a server with one worker and a finder that waits for the test."""
+    folder = tmp_path_factory.mktemp("held")
+    (folder / "held_finder.py").write_text(FINDER)
+    about = folder / "held_finder-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: held-finder\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[servicex_server.finders]\nheld = held_finder:Held\n")
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    server = Server(folder / "data", ["--workers", "1"], {"PYTHONPATH": path}).start()
+    yield server
+    server.stop()
+
+
+def held(server: Server, gate: Path) -> str:
+    """Ask for the dataset that a file lists, or will; return the id of the request."""
+    return submit(server, None, did=f"held://{gate}")
+
+
+def state_of(server: Server, request_id: str) -> str:
+    """Return the state of a request."""
+    return str(server.get(f"/servicex/transformation/{request_id}").json()["status"])
+
+
+def cancel(server: Server, request_id: str) -> httpx.Response:
+    """Cancel a request."""
+    return server.client.post(f"/servicex/transformation/{request_id}/cancel")
+
+
+@pytest.mark.parametrize("state", ["Lookup", "Pending Lookup", "Running"])
+def test_a_request_is_cancelled_in_every_state(
+    holding: Server, files: list[str], tmp_path: Path, state: str
+) -> None:
+    """It is over at once and for good; another one on the same dataset is not."""
+    gate = tmp_path / "gate"
+    with http("silent") as door:
+        listed = [files[0], door.url("x.root"), *files[1:20]] if state == "Running" else files[:20]
+        if state == "Running":
+            gate.write_text("\n".join(listed))
+        other = held(holding, gate) if state == "Pending Lookup" else ""
+        request_id = held(holding, gate)
+        until(lambda: state_of(holding, request_id) == state, f"it is {state}")
+        if state == "Running":
+            some_done(holding, request_id, 1)
+            until(lambda: bool(door.asked), "a file is read")
+        assert cancel(holding, request_id).status_code == 200
+        assert holding.rows("select 1 from tasks where state = 'running'") == []
+        gate.write_text("\n".join(listed))
+        if other:
+            assert len(delivered(holding, other, 20)) == 20
+        # there is one worker, and it was busy with a door that does not answer
+        assert len(delivered(holding, submit(holding, files[:3]), 3)) == 3
+    found = holding.get(f"/servicex/transformation/{request_id}").json()
+    counters = [found[f"files{what}"] for what in ("", "-completed", "-failed")]
+    assert (found["status"], counters) == (
+        "Canceled",
+        [21, 1, 0] if state == "Running" else [0, 0, 0],
+    )
+    assert len(holding.stored(request_id)) == found["files-completed"]
+    again = cancel(holding, request_id)
+    assert (again.status_code, again.json()["message"].endswith("already: Canceled")) == (400, True)
+
+
+@pytest.mark.parametrize("state", ["Complete", "Fatal", "Bad Dataset"])
+def test_what_has_ended_cannot_be_cancelled(
+    holding: Server, files: list[str], tmp_path: Path, state: str
+) -> None:
+    """It stays what it was."""
+    gate = tmp_path / "gate"
+    gate.write_text({"Complete": files[0], "Fatal": "/no/such.root", "Bad Dataset": ""}[state])
+    request_id = held(holding, gate)
+    before = holding.wait(request_id)
+    assert before["status"] == state
+    answer = cancel(holding, request_id)
+    assert (answer.status_code, answer.json()["message"].endswith(state)) == (400, True)
+    assert holding.get(f"/servicex/transformation/{request_id}").json() == before
