@@ -9,7 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ PACKAGES = {"scikit-hep-testdata 0.3.12": lambda: sample(""), "coffea 2026.9.0":
 
 
 TOGETHER = 150
-"""Columns of a file: uproot takes a time that grows as their square to begin a TTree."""
+"""Leaves of a file: uproot takes a time that grows as their square to begin a TTree."""
 
 
 @dataclass
@@ -152,9 +152,23 @@ def _ranges(entries: int) -> list[tuple[int, int]]:
 
 
 def _batches(columns: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    items = iter(columns.items())
-    while some := dict(islice(items, TOGETHER)):
+    """Share the columns out, so that no file gets many leaves."""
+    some: dict[str, Any] = {}
+    leaves = 0
+    for name, column in columns.items():
+        more = _leaves(column[1].type.content)
+        if some and leaves + more > TOGETHER:
+            yield some
+            some, leaves = {}, 0
+        some[name], leaves = column, leaves + more
+    if some:
         yield some
+
+
+def _leaves(kind: Any) -> int:
+    if isinstance(kind, ak.types.RecordType | ak.types.UnionType):
+        return sum(map(_leaves, kind.contents))
+    return _leaves(kind.content) if hasattr(kind, "content") else 1
 
 
 def _general(message: str, column: str) -> str:
