@@ -29,6 +29,7 @@
     │   ├── OverdueError
     │   ├── DiskFullError
     │   └── WorkerDiedError
+    ├── UploadError                    the object store did not take a result
     ├── InternalError             500  our fault
     └── StartupError                   the service cannot start; one line says why
 
@@ -222,6 +223,12 @@ class DiskFullError(ResourceError):
 
 class WorkerDiedError(ResourceError):
     """The worker process ended while it worked on this file."""
+
+    retryable = True
+
+
+class UploadError(ServiceXError):
+    """The object store did not take a result, or did not answer."""
 
     retryable = True
 

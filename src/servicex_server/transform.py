@@ -33,6 +33,7 @@ from servicex_server.errors import (
     ReplicaError,
     ServiceXError,
     UnknownNameError,
+    UploadError,
 )
 from servicex_server.languages.contract import Language, Program
 from servicex_server.languages.run_child import run_program
@@ -320,11 +321,14 @@ def _upload(path: Path, url: str) -> None:
         return
     import httpx
 
-    with path.open("rb") as source:
-        response = httpx.put(
-            url, content=source, timeout=120, headers={"Content-Length": str(path.stat().st_size)}
-        )
+    length = {"Content-Length": str(path.stat().st_size)}
+    try:
+        with path.open("rb") as source:
+            response = httpx.put(url, content=source, timeout=120, headers=length)
+    except httpx.TransportError as error:
+        why = str(error) or type(error).__name__
+        raise UploadError(f"the object store cannot be reached: {why}") from error
     if response.is_error:
-        raise InternalError(
+        raise UploadError(
             f"the object store refused the result: {response.status_code} {response.text[:200]}"
         )

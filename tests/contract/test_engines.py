@@ -106,6 +106,24 @@ async def test_a_failure_is_an_outcome_too(
     assert outcome.error.kind == "Missing"
 
 
+async def test_a_store_that_takes_nothing_may_be_asked_again(
+    running: tuple[Engine, asyncio.Queue[Outcome]], tmp_path: Path
+) -> None:
+    """A result that is refused, or for which nobody is there, is an error that may pass."""
+    engine, ended = running
+    with http() as door:
+        refusing = door.url("x.parquet")  # it has nothing to put into
+        engine.submit(replace(spec(tmp_path, "r"), upload_url=refusing))
+        refused = (await next_outcome(ended)).error
+    engine.submit(replace(spec(tmp_path, "s"), upload_url=refusing))
+    away = (await next_outcome(ended)).error
+    words = (r"refused the result: 501 ", r"cannot be reached: .*refused")
+    for error, said in zip((refused, away), words, strict=True):
+        assert error is not None
+        assert (error.kind, error.blame, error.retryable) == ("Upload", "service", True)
+        assert re.search(said, error.message)
+
+
 async def test_each_of_many_tasks_ends_once(
     running: tuple[Engine, asyncio.Queue[Outcome]], tmp_path: Path
 ) -> None:
