@@ -276,6 +276,9 @@ def test_the_same_query_error_ends_the_request_early(server: Server) -> None:
     assert status["status"] == "Fatal"
     assert "no branch NJet" in status["failure-info"]
     assert status["files-failed"] < 20
+    named = re.search(r"\[the first (\d+) files: (.*?)( and \d+ more)?\]", status["failure-info"])
+    assert named is not None
+    assert (int(named[1]), named[2]) == (status["files-failed"], ", ".join([str(ZMUMU)] * 3))
     states = dict(
         server.rows(
             "select state, count(*) from tasks where request_id = ? group by state",
@@ -283,6 +286,7 @@ def test_the_same_query_error_ends_the_request_early(server: Server) -> None:
         )
     )
     assert set(states) == {"failed", "canceled", "waiting"}
+    assert (states["failed"], sum(states.values())) == (status["files-failed"], 201)
 
 
 @pytest.mark.parametrize("flag", [None, False, True])

@@ -116,6 +116,8 @@ def every_file_once(api: Server, request_id: str, count: int) -> None:
     # a worker that outlived its leader may have left an object that no row names
     stored = {path.name for path in api.stored(request_id)}
     assert stored == set(names)
+    # all files are copies of one, and so are the results, bit for bit
+    assert len({path.read_bytes() for path in api.stored(request_id)}) == 1
 
 
 def test_one_leads_and_its_work_is_taken_over(facility: Facility) -> None:
