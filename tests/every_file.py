@@ -278,8 +278,8 @@ against its row.
 *branches* are all that a file has, *by uproot* those that uproot makes an array of. *columns* are
 what `filter_name="*"` gives of these: objects that are split into members are their members, and
 the few branches that cannot be read are left out. Of `uproot-issue371.root`, whose objects have
-thousands of members, every tenth branch was looked at. Last comes how many of them each format holds,
-all equal to uproot's array; [Formats](formats.md) has the rules.
+thousands of members, every tenth branch was looked at. Last comes how many columns each format
+holds, all equal to uproot's array; [Formats](formats.md) has the rules.
 """
 
 TABLE = """

@@ -21,6 +21,7 @@ import uproot
 
 from servicex_server.model import now
 from tests.integration.servers import http, preloadable
+from tests.postgres import postgres
 from tests.support import Server, fill, small_disk, until
 
 FILES = 200
@@ -168,6 +169,24 @@ class TheDiskIsFull(Day):
         (self.disk / "filler").unlink()
 
 
+class TheDatabaseIsRestarted(Day):
+    """PostgreSQL is gone as in a crash, while files end, and comes back."""
+
+    @contextmanager
+    def prepared(self, folder: Path, starts: Starts) -> Iterator[Server]:
+        """Give a server with a PostgreSQL that is in our hands."""
+        with postgres() as self.postgres:
+            server = starts("--workers", "2", SERVICEX_SERVER_DATABASE_URL=self.postgres.url())
+            yield server
+            server.stop()
+
+    def happen(self, server: Server, request_id: str) -> None:
+        """Stop it until the server has felt it."""
+        self.postgres.stop("immediate")
+        assert server.get(f"/servicex/transformation/{request_id}").status_code == 503
+        self.postgres.start()
+
+
 class TheClockIsSet(AllWorkersAreKilled):
     """The wall clock jumps while files wait to be tried again, and new workers come."""
 
@@ -209,6 +228,7 @@ def _waits(server: Server, request_id: str) -> bool:
     [
         TheServerIsKilled(),
         AWorkerIsKilled(),
+        TheDatabaseIsRestarted(),
         TheDiskIsFull(),
         TheClockIsSet(),
         TheClockIsSetBack(),
