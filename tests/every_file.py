@@ -178,7 +178,7 @@ def _leaves(kind: Any) -> int:
 
 def _general(message: str, column: str) -> str:
     """Return a message without the name and the numbers of one case."""
-    said = message.replace(column, "…")
+    said = re.sub(r"branch \S*…", "branch …", message.replace(column, "…"))
     return re.sub(r"\d+", "N", re.sub(r"^.* of type .*: |(of type|has the type) .*?, ", "", said))
 
 
