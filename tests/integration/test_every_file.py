@@ -6,7 +6,7 @@ from tests.every_file import PACKAGES, PAGE, examine, files, limit
 
 ROWS = PAGE.read_text(encoding="utf-8").splitlines()
 MOST = 150
-"""Branches of a tree; ``make files`` looks at all, for ten minutes."""
+"""Branches of a tree; of more, some are looked at. ``make files`` looks at all, and takes long."""
 
 NAMES = [row.split(" ")[1] for row in ROWS if ".root |" in row]
 
