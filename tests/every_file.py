@@ -1,7 +1,7 @@
 """Whether every column of every sample file comes out as uproot reads it, in every format.
 
-``make files`` writes what is found to ``docs/reference/files.md``; a test holds each file against
-its row there.
+``make files`` writes what is found to ``docs/reference/files.md``; a test holds files against their
+rows there.
 """
 
 import re
@@ -272,8 +272,8 @@ HEAD = """# Files that were tried
 Every TTree and RNTuple of the ROOT files in two published packages, 2021 and later, of ATLAS, CMS,
 Delphes, DUNE, EDM4hep, FCC and many an issue of uproot: each branch that uproot reads was read by
 the service and compared with it, and each column was written in each format, read back by pyarrow
-or uproot, and compared again. The page is written by `make files`, and a test holds each file
-against its row.
+or uproot, and compared again. The page is written by `make files`, and each run of the
+tests holds every third file against its row.
 
 *branches* are all that a file has, *by uproot* those that uproot makes an array of. *columns* are
 what `filter_name="*"` gives of these: objects that are split into members are their members, and
