@@ -144,6 +144,79 @@ def test_a_counter_does_not_meet_a_column(tmp_path: Path) -> None:
     assert got["njet"].tolist() == list(range(7))
 
 
+ODD: dict[str, Any] = {
+    "a.b": JAGGED,
+    "c/d": np.arange(7),
+    "e[f]": np.arange(7.0),
+    "g h": ak.Array(["x"] * 7),
+    "i\\j": ak.Array([{"k.l": n, "m": [{"n/o": n}] * n} for n in range(7)]),
+}
+
+
+def test_odd_names_and_records_are_branches_of_a_ttree(tmp_path: Path) -> None:
+    """Signs that mean lengths and types are changed; a record is a branch for each member."""
+    columns = {**ODD, "muon": ak.Array([[{"pt": 1.5, "q": 1}] * n for n in range(7)])}
+    del columns["i\\j"]
+    columns["i\\j"] = ODD["i\\j"][["k.l"]]
+    path = tmp_path / "x"
+    with open_writer(path, "root-file") as writer:
+        writer.write("t", columns)
+    with uproot.open({path: "t"}) as tree:
+        branches = ["a.b", "c_d", "e_f_", "g h", "muon_pt", "muon_q", "i\\j_k.l"]
+        assert sorted(tree.keys()) == sorted([*branches, "na.b", "nmuon"])
+        assert tree["nmuon"].array().tolist() == list(range(7))
+        assert same(tree["a.b"].array(), ODD["a.b"])
+        assert same(tree["muon_q"].array(), columns["muon"].q)
+        assert tree["i\\j_k.l"].array().tolist() == list(range(7))
+
+
+def test_odd_names_are_fields_of_an_rntuple(tmp_path: Path) -> None:
+    """Signs that mean a way through fields are changed, also in records in lists."""
+    path = tmp_path / "x"
+    with open_writer(path, "root-rntuple") as writer:
+        writer.write("t", ODD)
+    with uproot.open({path: "t"}) as tree:
+        assert tree.keys(recursive=False) == ["a_b", "c_d", "e[f]", "g_h", "i_j"]
+        assert same(tree["a_b"].array(), ODD["a.b"])
+        got = tree["i_j"].array()
+    assert got["k_l"].tolist() == list(range(7))
+    assert got["m", "n_o"].tolist() == [[n] * n for n in range(7)]
+
+
+@pytest.mark.parametrize(
+    ("result_format", "columns", "words"),
+    [
+        ("root-file", {"a": ak.Array([{"b": 1}]), "a_b": [1]}, "column a_b .*: a makes a branch"),
+        ("root-file", {"c/d": [1], "c_d": [1]}, "column c_d .*: c/d makes a branch c_d too"),
+        ("root-rntuple", {"c/d": [1], "c.d": [1]}, "column c.d .*: c/d makes a field c_d too"),
+        ("root-rntuple", {"r": ak.Array([{"a.b": 1, "a/b": 1}])}, "two members .* a field a_b"),
+    ],
+)
+def test_two_columns_of_one_name_are_refused(
+    tmp_path: Path, result_format: Format, columns: dict[str, Any], words: str
+) -> None:
+    """Where a name would be that of another column too, neither is lost without a word."""
+    with pytest.raises(FormatError, match=words), open_writer(tmp_path / "x", result_format) as w:
+        w.write("t", {name: ak.Array(array) for name, array in columns.items()})
+
+
+@pytest.mark.parametrize(
+    ("result_format", "count", "words"),
+    [
+        ("root-file", 2, "column c0 .*: lists lie in lists; nor c1"),
+        ("root-file", 30, "column c0 .*; nor c1, c2, .* c20 and 9 more"),
+        ("parquet", 2, "column c0 .*: a record in it has no fields; nor c1"),
+    ],
+)
+def test_all_that_a_format_cannot_hold_is_named_at_once(
+    tmp_path: Path, result_format: Format, count: int, words: str
+) -> None:
+    """One error has all names, and of very many the first ones."""
+    column = ak.Array([[[1]]]) if result_format == "root-file" else ak.Array([{}])
+    with pytest.raises(FormatError, match=words), open_writer(tmp_path / "x", result_format) as w:
+        w.write("t", {f"c{number}": column for number in range(count)})
+
+
 def test_trees_with_other_columns_make_no_table(tmp_path: Path) -> None:
     """Two trees with different columns are refused in Parquet, and what differs is named."""
     with open_writer(tmp_path / "x", "parquet", tree_column=True) as writer:

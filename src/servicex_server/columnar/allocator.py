@@ -5,7 +5,7 @@ import ctypes
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h."""
 
-KEPT = 128 << 20
+_KEPT = 128 << 20
 """Bytes of free memory that a worker keeps, at most."""
 
 _MAPPED = 32 << 20
@@ -22,4 +22,4 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, _MAPPED)
-        mallopt(_TRIM_THRESHOLD, KEPT)
+        mallopt(_TRIM_THRESHOLD, _KEPT)

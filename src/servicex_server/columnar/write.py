@@ -5,6 +5,7 @@ with the result. What a format cannot hold is said by the name of the column.
 """
 
 import errno
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -29,14 +30,14 @@ and 0.1 ms for each basket it reads. With larger ones the ranges of a whole sele
 32 MB as they come, would be copied to be put together: a fifth more time, and twice the memory.
 """
 
-MANY = 20
+_MANY = 20
 """Names of columns that an error lists after the first."""
 
 TREE_COLUMN = "treename"
 """Name of the column that tells from which tree a Parquet row came, if there are several."""
 
 
-class Writer:
+class Writer(ABC):
     """A file that is being written. Use as a context manager; an error leaves no valid file.
 
     It gathers small ranges, so that row groups and clusters are worth reading however little a cut
@@ -92,6 +93,7 @@ class Writer:
         except Exception as error:
             raise classified(error) from error
 
+    @abstractmethod
     def unheld(self, layouts: Mapping[str, Any]) -> dict[str, str]:
         """Return the columns that the format cannot hold, each with the reason.
 
@@ -100,7 +102,6 @@ class Writer:
         layouts
             Layouts of awkward by the names of columns.
         """
-        raise NotImplementedError
 
     def copy(self, path: str, found: Any) -> None:
         """Write a ROOT object as it was read.
@@ -138,8 +139,8 @@ class Writer:
         (name, why), *others = reasons.items()
         said = f"{self.kind} cannot hold column {name} of type {layouts[name].form.type}: {why}"
         if others:
-            named = ", ".join(other for other, _ in others[:MANY])
-            more = f" and {len(others) - MANY} more" if len(others) > MANY else ""
+            named = ", ".join(other for other, _ in others[:_MANY])
+            more = f" and {len(others) - _MANY} more" if len(others) > _MANY else ""
             said += f"; nor {named}{more}"
         raise FormatError(said, hint=self.way_out)
 
@@ -153,17 +154,17 @@ class Writer:
             whole = {name: joined([part.pop(name) for part in pending]) for name in names}
             self._append(self._tree, whole)
 
+    @abstractmethod
     def _begin(self, tree: str, layouts: dict[str, Any], types: dict[str, Any]) -> None:
         """Make ready for columns of these types; raise if they do not go with those before."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _append(self, tree: str, layouts: dict[str, Any]) -> None:
         """Write a row group or a cluster."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _finish(self, *, complete: bool) -> None:
         """Close the file."""
-        raise NotImplementedError
 
 
 def open_writer(path: Path, result_format: Format, *, tree_column: bool = False) -> Writer:

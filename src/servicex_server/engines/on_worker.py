@@ -54,7 +54,7 @@ def run(spec: TaskSpec) -> Outcome:
         _steps.pop(spec.key, None)
     worker = get_worker()
     told = {
-        "worker": worker.address,
+        "worker": worker.contact_address,
         "key": worker.get_current_task(),
         "outcome": pickle.dumps(outcome),
     }
