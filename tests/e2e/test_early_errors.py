@@ -21,7 +21,10 @@ from tests.support import Server, sample
 
 ZMUMU = sample("uproot-Zmumu.root")
 HZZ = sample("uproot-HZZ.root")
-ENDLESS = base64.b64encode(b"def run_query(path):\n    while True: pass\n").decode()
+ENDLESS = base64.b64encode(
+    b"import time\ndef run_query(path):\n    while True: time.sleep(1)\n"
+).decode()
+"""It keeps its worker for ever, and no core, so that the answers depend on places alone."""
 
 
 def query(**subquery: Any) -> str:
