@@ -88,7 +88,7 @@ async def _run(place: Path, files: int, database: str | None) -> dict[str, Any]:
         await app.wake(giant)
         small: list[float] = []
         with _asking(f"http://127.0.0.1:{port}/servicex/transformation/{giant}") as took:
-            ending = asyncio.create_task(ended(app, giant))
+            ending = asyncio.create_task(ended(app, giant, within=3600, every=0.1))
             while not ending.done():
                 submitted = time.perf_counter()
                 of_bob = await submit(app, 3, who=Principal("bob"), at=f"root://far/{len(small)}")

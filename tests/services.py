@@ -69,14 +69,14 @@ async def submit(app: App, count: int, *, who: Principal = LOCAL_USER, at: str =
     return await app.submission.accept(who, order)
 
 
-async def ended(app: App, request_id: str) -> Request:
-    """Wait until a request has ended."""
-    async with asyncio.timeout(60):
+async def ended(app: App, request_id: str, *, within: float = 60, every: float = 0.005) -> Request:
+    """Wait until a request has ended; times in seconds."""
+    async with asyncio.timeout(within):
         while True:
             found = await app.database.read(request_rows.get, LOCAL_USER, request_id)
             if found.state.terminal:
                 return found
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(every)
 
 
 def lose_an_answer(monkeypatch: pytest.MonkeyPatch, to: Callable[..., Any]) -> list[str]:

@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import logging
 import pickle
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
@@ -45,6 +46,13 @@ _LOOK = 1.0
 
 _EXIT_SECONDS = 1.0
 """How long it is waited for a nanny to tell how its worker ended."""
+
+_SET_BACK = 10.0
+"""Seconds by which the wall clock may be set back before a scheduler is given up.
+
+Dask waits by that clock: heartbeats stop until it is again what it was, and a message that was to
+go out in half a millisecond goes out then.
+"""
 
 
 class DaskEngine(Engine):
@@ -300,12 +308,16 @@ class DaskEngine(Engine):
 
     async def _watch(self) -> None:
         """Look at the workers again and again, and for a scheduler that is lost."""
+        ahead = _ahead()
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(_LOOK, len(self._workers) / 200)):
                     await self._joined.wait()
             self._joined.clear()
+            before, ahead = ahead, _ahead()
             try:
+                if before - ahead > _SET_BACK:
+                    raise ConnectionError(f"the clock was set back by {before - ahead:.0f} s")
                 await self._look()
                 self._end_overdue()
             except Exception as error:  # noqa: BLE001  # whatever it is, there is no other scheduler
@@ -399,6 +411,11 @@ class DaskEngine(Engine):
         in_turn = workers[turn:] + workers[:turn]
         chosen = sorted(in_turn, key=lambda worker: worker.job is not None)[:2]
         return await ask(self._client, [worker.address for worker in chosen], spec)
+
+
+def _ahead() -> float:
+    """Return how far the wall clock is ahead of the clock that nobody sets, in seconds."""
+    return time.time() - time.monotonic()
 
 
 def _nobody(outcome: Outcome) -> None:
