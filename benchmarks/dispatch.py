@@ -33,6 +33,7 @@ from servicex_server.model import (
     Sharing,
     TaskSpec,
 )
+from servicex_server.processes import settle
 from servicex_server.settings import Settings
 from servicex_server.web.server import web_app
 from tests.postgres import postgres
@@ -80,6 +81,7 @@ async def _run(place: Path, files: int, database: str | None) -> dict[str, Any]:
         serving = asyncio.create_task(server.serve())
         while not server.started:  # noqa: ASYNC110  # it has no event
             await asyncio.sleep(0.01)
+        settle()
         port = server.servers[0].sockets[0].getsockname()[1]
         began = time.perf_counter()
         giant = await app.database.write(store, "ann", "giant", files)

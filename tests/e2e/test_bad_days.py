@@ -204,18 +204,35 @@ class TheClockIsSet(AllWorkersAreKilled):
         """Set the clock as soon as a file waits."""
         super().happen(server, request_id)
         until(lambda: _waits(server, request_id), "a file waits to be tried again")
-        with self.clock.open("r+b") as file:
-            file.write(struct.pack("l", self.hours * HOUR))
+        self.set(self.hours)
         told = server.submit(selection=QUERY.replace("x", "E1")).json()["request_id"]
         at = server.get(f"/servicex/transformation/{told}").json()["submit-time"]
         off = (datetime.fromisoformat(at) - now()).total_seconds()
         assert abs(off - self.hours * HOUR) < HOUR / 2
+
+    def set(self, hours: int) -> None:
+        """Have the clock so many hours from the true time."""
+        with self.clock.open("r+b") as file:
+            file.write(struct.pack("l", hours * HOUR))
 
 
 class TheClockIsSetBack(TheClockIsSet):
     """What waits would wait for an hour more, and a certificate of now is not valid yet."""
 
     hours = -1
+
+
+class TheClockIsSetBackAtWork(TheClockIsSet):
+    """Messages to workers, and theirs, would wait for as long as it is set back."""
+
+    error = ""
+    most = 0
+
+    def happen(self, server: Server, request_id: str) -> None:
+        """Set it back again and again: it depends on the moment what it strikes."""
+        for times in (1, 2, 3):
+            self.set(-times)
+            some_done(server, request_id, FILES // 3 + 30 * times)
 
 
 def _waits(server: Server, request_id: str) -> bool:
@@ -232,6 +249,7 @@ def _waits(server: Server, request_id: str) -> bool:
         TheDiskIsFull(),
         TheClockIsSet(),
         TheClockIsSetBack(),
+        TheClockIsSetBackAtWork(),
     ],
     ids=lambda day: type(day).__name__,
 )

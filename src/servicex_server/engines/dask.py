@@ -78,6 +78,7 @@ class DaskEngine(Engine):
         self._joined = asyncio.Event()
         self._changing = asyncio.Lock()
         self._turn = 0
+        self._ahead = _ahead()
         self._run, self._numbers = uuid4().hex[:8], itertools.count()
         self._ended: Callable[[Outcome], None] = _nobody
         self._more: Callable[[], None] = lambda: None
@@ -308,21 +309,23 @@ class DaskEngine(Engine):
 
     async def _watch(self) -> None:
         """Look at the workers again and again, and for a scheduler that is lost."""
-        ahead = _ahead()
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(_LOOK, len(self._workers) / 200)):
                     await self._joined.wait()
             self._joined.clear()
-            before, ahead = ahead, _ahead()
             try:
-                if before - ahead > _SET_BACK:
-                    raise ConnectionError(f"the clock was set back by {before - ahead:.0f} s")
+                self._check_clock()
                 await self._look()
                 self._end_overdue()
             except Exception as error:  # noqa: BLE001  # whatever it is, there is no other scheduler
                 log.warning("the scheduler is lost (%s); it is looked for", error)
                 await self._reach_again()
+
+    def _check_clock(self) -> None:
+        before, self._ahead = self._ahead, _ahead()
+        if before - self._ahead > _SET_BACK:
+            raise ConnectionError(f"the clock was set back by {before - self._ahead:.0f} s")
 
     async def _reach_again(self) -> None:
         """Have a scheduler again; what was on workers waits for new ones, as if never begun."""

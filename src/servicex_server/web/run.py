@@ -15,7 +15,7 @@ from servicex_server import telemetry
 from servicex_server.app import App, Duty
 from servicex_server.errors import StartupError
 from servicex_server.plugins import available
-from servicex_server.processes import stop_signal
+from servicex_server.processes import settle, stop_signal
 from servicex_server.settings import Settings
 from servicex_server.web.server import web_app
 
@@ -108,6 +108,7 @@ async def _serve(settings: Settings, listener: socket.socket, duty: Duty) -> Non
             await asyncio.sleep(0.01)
         if server.started:
             _announce(app, listener)
+            settle()
         stopped = asyncio.create_task(stopping.wait())
         await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
