@@ -20,6 +20,7 @@ from servicex_server.database.connection import Database
 from servicex_server.engines.contract import Engine
 from servicex_server.errors import ErrorRecord, StartupError
 from servicex_server.leader import STOPPED, WAKE, Leader
+from servicex_server.lookup import check_finders
 from servicex_server.model import LOCAL_USER, CheckSpec, Principal
 from servicex_server.objects.contract import ObjectStore
 from servicex_server.objects.store import open_store
@@ -99,6 +100,7 @@ class App:
 
     async def _start(self, opening: AsyncExitStack) -> None:
         folder = self.settings.data_dir
+        check_finders(self.settings)
         database = opening.enter_context(closing(Database(self.settings.database)))
         if self.settings.database_url is not None and not database.shared:
             # another folder's lock would not keep anybody off it

@@ -122,7 +122,7 @@ class Dispatcher:
                     work.file_id,
                     work.attempt,
                     entries=work.entries,
-                    url=work.file.replicas[0].url if work.file.replicas else "",
+                    url=work.file.path,
                     events_read=work.file.events,
                     bytes_written=there[work.object_key],
                 ),
@@ -334,6 +334,7 @@ class Dispatcher:
             upload_url=self._objects.upload_url(work.object_key, seconds=UPLOAD_SECONDS),
             limits=limits if work.seconds is None else replace(limits, seconds=work.seconds),
             entries=work.entries,
+            name=work.file.name,
         )
         self._inside[spec.key] = work
         self._engine.submit(spec, avoid=work.last_worker)

@@ -12,6 +12,8 @@
     │   ├── DatasetError          400  the dataset reference is wrong
     │   │   └── UnknownDatasetError    the catalogue does not have it
     │   └── TooLargeError         413  over a limit that is named
+    ├── CatalogueError                 the catalogue does not answer, or refuses us
+    │   └── CatalogueDeniedError       its answer will not change by itself
     ├── NotFoundError             404  no such thing, or not yours
     ├── StateError                400  it is too late for that
     ├── SignInError               401  who are you?
@@ -121,6 +123,21 @@ class DatasetError(RequestError):
 
 class UnknownDatasetError(DatasetError):
     """The catalogue does not have this dataset."""
+
+
+class CatalogueError(ServiceXError):
+    """The catalogue does not answer, or answers nonsense."""
+
+    status = 503
+    retryable = True
+    blame: ClassVar[Blame] = "site"
+
+
+class CatalogueDeniedError(CatalogueError):
+    """The catalogue refuses the service: a credential is missing, has expired, or is not enough."""
+
+    retryable = False
+    blame: ClassVar[Blame] = "credential"
 
 
 class TooLargeError(RequestError):

@@ -89,7 +89,7 @@ class Leader:
                 patience=settings.idle_seconds,
             ),
         )
-        self.lookups = Lookups(database, self.dispatcher)
+        self.lookups = Lookups(database, self.dispatcher, settings)
         self._reporter = Reporter(database, self.dispatcher, self._engine)
         self._bell = asyncio.Event()
         self._known: set[str] = set()

@@ -1,10 +1,16 @@
 """Running finders: a dataset's files become rows in batches, each runnable at once."""
 
 import asyncio
+import itertools
 import logging
-from collections.abc import Mapping, Sequence
+import re
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import aclosing
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 
@@ -14,9 +20,17 @@ from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
 from servicex_server.database.connection import Database
 from servicex_server.dispatch import Dispatcher
-from servicex_server.errors import DatasetError, ServiceXError, UnknownDatasetError
+from servicex_server.errors import (
+    CatalogueError,
+    DatasetError,
+    ServiceXError,
+    StartupError,
+    UnknownDatasetError,
+    did_you_mean,
+)
 from servicex_server.finders.contract import Finder
 from servicex_server.model import DatasetState, InputFile, RequestState
+from servicex_server.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -25,15 +39,23 @@ BATCH = 1000
 
 FIRST_BATCH = 50
 
+BATCH_SECONDS = 1.0
+"""For how long files are gathered, where a catalogue is slow."""
+
+TRIES, PAUSE = 3, 1.0
+"""How often a catalogue is asked that fails, and the seconds before it is asked again: each time
+twice as many."""
+
 _WAITING = (RequestState.LOOKUP, RequestState.PENDING_LOOKUP, RequestState.SUBMITTED)
 
 
 class Lookups:
     """The look-ups that run in this process, one for a dataset at a time."""
 
-    def __init__(self, database: Database, dispatcher: Dispatcher) -> None:
+    def __init__(self, database: Database, dispatcher: Dispatcher, settings: Settings) -> None:
         self._database = database
         self._dispatcher = dispatcher
+        self._settings = settings
         self._running: dict[int, asyncio.Task[None]] = {}
 
     async def close(self) -> None:
@@ -78,25 +100,44 @@ class Lookups:
 
     async def _find(self, dataset_id: int) -> None:
         name, reference = await self._database.read(dataset_rows.reference_of, dataset_id)
-        finder: Finder = plugins.load("finders", name, wire_name="did")()
+        finder = open_finder(name, self._settings)
         await self._database.write(dataset_rows.set_state, dataset_id, DatasetState.LOOKING)
-        # a look-up that was broken off goes on after the files it has stored
-        stored = await self._database.read(dataset_rows.count_files, dataset_id)
-        batch: list[InputFile] = []
-        seen = 0
-        options: Mapping[str, str] = reference.get("options", {})
-        async for file in finder.find(reference["value"], options):
-            seen += 1
-            if seen <= stored:
-                continue
-            batch.append(file)
-            if len(batch) >= (BATCH if stored else FIRST_BATCH):
-                stored = await self._store(dataset_id, stored, batch)
-                batch = []
-        if batch:
-            await self._store(dataset_id, stored, batch)
+        for tried in itertools.count(1):
+            try:
+                await self._stream(dataset_id, finder, reference)
+                break
+            except CatalogueError as error:
+                if not error.retryable or tried == TRIES:
+                    raise
+                log.warning("%s; it is asked again", error, extra={"dataset_id": dataset_id})
+                await asyncio.sleep(PAUSE * 2 ** (tried - 1))
         requests = await self._database.write(_complete, dataset_id)
         self._dispatcher.wake(*requests)
+
+    async def _stream(self, dataset_id: int, finder: Finder, reference: Any) -> None:
+        """Store what a finder finds, but for what a look-up has stored that was broken off."""
+        names = await self._database.read(dataset_rows.names_of, dataset_id)
+        stored, known = len(names), Counter(names)
+        most = reference.get("files")
+        batch: list[InputFile] = []
+        last = time.monotonic()
+        if most is not None and stored >= most:
+            return
+        async with aclosing(finder.find(reference["value"])) as found:
+            async for file in found:
+                if known[name := file.name or file.path]:
+                    known[name] -= 1
+                    continue
+                batch.append(file)
+                full = len(batch) >= (BATCH if stored else FIRST_BATCH)
+                enough = stored + len(batch) == most
+                if full or enough or time.monotonic() - last > BATCH_SECONDS:
+                    stored = await self._store(dataset_id, stored, batch)
+                    batch, last = [], time.monotonic()
+                if enough:
+                    return
+        if batch:
+            await self._store(dataset_id, stored, batch)
 
     async def _store(self, dataset_id: int, stored: int, batch: Sequence[InputFile]) -> int:
         await self._database.write(_store, dataset_id, stored, batch)
@@ -132,18 +173,74 @@ def _failed(connection: Connection, dataset_id: int, state: DatasetState, messag
         request_rows.drop_tasks(connection, request_id)
 
 
-def split_options(reference: str) -> tuple[str, dict[str, str]]:
-    """Split what follows the last ``?`` off a dataset reference, if it is ``files=N``.
+def open_finder(scheme: str, settings: Settings) -> Finder:
+    """Return the finder of a scheme with what the operator chose for it.
+
+    Raises
+    ------
+    RequestError
+        There is none.
+    StartupError
+        What was chosen is wrong; names the setting.
+    """
+    kind: type[Finder] = plugins.load("finders", scheme, wire_name="did")
+    try:
+        options = kind.Options.model_validate(settings.finders.get(scheme, {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            hint = did_you_mean(name, kind.Options.model_fields)
+            raise StartupError(f"there is no setting finders.{scheme}.{name}", hint=hint) from None
+        said = first["msg"].removeprefix("Value error, ")
+        raise StartupError(f"setting finders.{scheme}.{name}: {said}") from None
+    return kind(options)
+
+
+def check_finders(settings: Settings) -> None:
+    """Refuse settings of finders that cannot be right.
+
+    Raises
+    ------
+    StartupError
+        Names the setting.
+    """
+    known = plugins.available("finders")
+    for scheme in settings.finders:
+        if scheme not in known:
+            raise StartupError(
+                f"there is no setting finders.{scheme}",
+                hint=did_you_mean(scheme, sorted(known), otherwise="there are finders for"),
+            )
+        open_finder(scheme, settings)
+
+
+_TAIL = re.compile(r"\?((?:files|get)=[^?&]*(?:&(?:files|get)=[^?&]*)*)$")
+
+
+def split_count(reference: str) -> tuple[str, int | None]:
+    """Split ``?files=N`` off a dataset reference; a ``?`` may also be part of a name.
+
+    Upstream's ``get=all`` and ``get=available`` mean nothing, there as here.
+
+    Raises
+    ------
+    DatasetError
+        It is not a number of files.
 
     Examples
     --------
-    >>> split_options("scope:name?files=3")
-    ('scope:name', {'files': '3'})
-    >>> split_options("root://host//a?b.root")
-    ('root://host//a?b.root', {})
+    >>> split_count("scope:name?files=3")
+    ('scope:name', 3)
+    >>> split_count("root://host//a?b.root")
+    ('root://host//a?b.root', None)
     """
-    body, mark, tail = reference.rpartition("?")
-    if not mark or "=" not in tail:
-        return reference, {}
-    options: dict[str, Any] = dict(part.split("=", 1) for part in tail.split("&") if "=" in part)
-    return body, options
+    if not (found := _TAIL.search(reference)):
+        return reference, None
+    given = dict(part.split("=", 1) for part in found[1].split("&"))
+    count = given.get("files", "1")
+    if not (count.isascii() and count.isdecimal() and int(count[:10]) > 0):
+        raise DatasetError(
+            f"did: files={count[:100]!r} is no number of files", hint="as in ?files=3"
+        )
+    return reference[: found.start()], int(count[:10]) if "files" in given else None

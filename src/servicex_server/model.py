@@ -131,12 +131,22 @@ class Replica:
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """One file of a dataset; ``size`` in bytes, ``events`` and ``size`` 0 while unknown."""
+    """One file of a dataset; ``size`` in bytes, ``events`` and ``size`` 0 while unknown.
+
+    ``name`` is what its catalogue calls it; empty where a file is known by its place only. One
+    without replicas fails, and no other with it. ``adler32`` has eight hexadecimal digits.
+    """
 
     replicas: tuple[Replica, ...]
     size: int = 0
     events: int = 0
     adler32: str | None = None
+    name: str = ""
+
+    @property
+    def path(self) -> str:
+        """What users know the file by."""
+        return self.replicas[0].url if self.replicas else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +234,12 @@ class TaskSpec:
     upload_url: str
     limits: Limits
     entries: Entries | None = None
+    name: str = ""
+
+    @property
+    def path(self) -> str:
+        """What users know the file by."""
+        return self.replicas[0].url if self.replicas else self.name
 
     @property
     def key(self) -> str:
@@ -348,7 +364,8 @@ def object_name(
     >>> object_name(7, file, ResultFormat.PARQUET, (250_000, 500_000))
     '000007_000000250000_Z_v1_f32fde90.parquet'
     """
-    url = file.replicas[0].url if file.replicas else ""
+    # the order of replicas may be another one tomorrow
+    url = file.name or file.path
     last = url.split("?", 1)[0].rstrip("/").rsplit("/", 1)[-1].removesuffix(".root")
     part = f"{entries[0]:012d}" if entries else ""
     stem = _UNSAFE.sub("_", last).strip("_")[: 16 if part else 28]

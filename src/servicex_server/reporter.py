@@ -92,14 +92,13 @@ def state_of(worker: WorkerInfo) -> str:
 
 
 def _worker(worker: WorkerInfo, work: Work | None) -> dict[str, Any]:
-    replicas = work.file.replicas if work else ()
     return {
         "name": worker.name,
         "address": worker.address,
         "state": state_of(worker),
         "problem": worker.problem[:_ERROR],
         "request": work.request_id if work else None,
-        "file": replicas[0].url if replicas else None,
+        "file": work.file.path if work else None,
         "since": worker.since.isoformat() if worker.since else None,
         "memory": round(worker.memory / _MEMORY) * _MEMORY,
         "limit": worker.memory_limit,

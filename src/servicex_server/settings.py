@@ -125,8 +125,15 @@ class Settings(BaseSettings):
     selection_bytes: int = Field(default=1 << 20, ge=1024)
     """Bytes a query may have."""
 
-    local_files: bool = True
-    """Whether file lists may name paths on the machines of the service."""
+    local_folders: tuple[Path, ...] = (Path("/"),)
+    """Folders below which file lists may name files on the machines of the service; none with an
+    empty list."""
+
+    finders: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Options of finders, by their scheme; what each has is said where it is described."""
+
+    dataset_seconds: float = Field(default=86_400.0, ge=0)
+    """Seconds for which a dataset that was looked up is used again as it is."""
 
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     """How much is logged."""
@@ -213,7 +220,11 @@ def _explained(error: ValidationError, flags: dict[str, Any]) -> str:
     place = f"--{name.replace('_', '-')}" if name in flags else f"{name} (or {variable})"
     # what is no plain value may have a password in it
     field = Settings.model_fields.get(path[0])
-    secret = path[-1] in SECRETS or (field is not None and SecretStr in get_args(field.annotation))
+    secret = (
+        path[-1] in SECRETS
+        or path[0] == "finders"
+        or (field is not None and SecretStr in get_args(field.annotation))
+    )
     shown = isinstance(first["input"], str | int | float | list) and not secret
     given = f", not {first['input']!r}" if shown else ""
     return f"setting {place}: {first['msg'].removeprefix('Value error, ')}{given}"

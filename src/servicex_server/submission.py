@@ -6,7 +6,8 @@ import json
 import logging
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from sqlalchemy import Connection
@@ -24,10 +25,9 @@ from servicex_server.errors import (
     TooLargeError,
     refusal,
 )
-from servicex_server.finders.contract import Finder
 from servicex_server.finders.file_list import FileList
 from servicex_server.languages.contract import Language, Program
-from servicex_server.lookup import split_options
+from servicex_server.lookup import open_finder, split_count
 from servicex_server.model import (
     CheckSpec,
     DatasetState,
@@ -71,7 +71,7 @@ class _Reference:
     did: str
     owner: str | None
     value: Any
-    options: dict[str, str] = field(default_factory=dict)
+    files: int | None = None
 
 
 class Work(Protocol):
@@ -120,7 +120,7 @@ class Submission:
             app_version=__version__,
             file_seconds=order.file_seconds,
         )
-        await self._database.write(_store, request, reference)
+        await self._database.write(_store, request, reference, self._since(reference))
         log.info("request accepted: %s", order.language, extra={"request_id": request.id})
         await self._work.wake(request.id)
         return request.id
@@ -133,7 +133,10 @@ class Submission:
         """
         if order.files is None:
             files = await self._database.read(
-                dataset_rows.first_and_last, reference.name, reference.owner
+                dataset_rows.first_and_last,
+                reference.name,
+                reference.owner,
+                since=self._since(reference),
             )
         else:
             first = order.files[0]
@@ -152,10 +155,16 @@ class Submission:
             log.info("request refused: %s", type(errors[0]).__name__)
             raise errors[0]
 
+    def _since(self, reference: _Reference) -> datetime | None:
+        """Return since when a dataset may be known; a list is always what it was."""
+        if reference.finder == FileList.scheme:
+            return None
+        return now() - timedelta(seconds=self._settings.dataset_seconds)
+
     async def _refusal(self, order: Order, file: InputFile) -> QueryError | None:
         spec = CheckSpec(file.replicas, order.language, order.selection, order.format)
         found = await self._work.check(spec)
-        return None if found is None else refusal(found, "selection", file.replicas[0].url)
+        return None if found is None else refusal(found, "selection", file.path)
 
     def _checked(self, principal: Principal, order: Order) -> tuple[_Reference, bool]:
         """Return what the order is on, and whether its query is code."""
@@ -187,7 +196,9 @@ class Submission:
             return self._file_list(principal, order.files)
         assert order.did is not None  # noqa: S101  # one of the two is
         scheme, mark, rest = order.did.partition("://")
-        if not mark:
+        if not mark and "rucio" in self._settings.finders:
+            scheme, rest = "rucio", order.did
+        elif not mark:
             raise DatasetError(
                 f"did: {order.did[:200]!r} has no scheme",
                 hint=f"write one of {', '.join(f'{s}://…' for s in self.schemes()) or 'none'}",
@@ -197,10 +208,9 @@ class Submission:
             raise DatasetError(
                 f"did: the scheme {scheme!r} is not supported here", hint=f"supported are {near}"
             )
-        finder: Finder = plugins.load("finders", scheme, wire_name="did")()
-        value, options = split_options(rest)
-        finder.check(value)
-        return _Reference(order.did, scheme, order.did, None, value, options)
+        value, count = split_count(rest)
+        open_finder(scheme, self._settings).check(value)
+        return _Reference(order.did, scheme, order.did, None, value, count)
 
     @staticmethod
     def schemes() -> list[str]:
@@ -213,14 +223,16 @@ class Submission:
         most = self._settings.files_per_request
         if len(files) > most:
             raise DatasetError(f"file-list: {len(files)} entries are too many; at most {most}")
-        FileList().check_entries(files, local=self._settings.local_files)
+        FileList().check_entries(files, folders=self._settings.local_folders)
         digest = hashlib.sha256(json.dumps(list(files)).encode()).hexdigest()
         return _Reference(digest, FileList.scheme, FILE_LIST_DID, principal.user, list(files))
 
 
-def _store(connection: Connection, request: Request, reference: _Reference) -> None:
+def _store(
+    connection: Connection, request: Request, reference: _Reference, since: datetime | None
+) -> None:
     """Add the request, and the dataset if it is not known."""
-    dataset_id = dataset_rows.find_fresh(connection, reference.name, reference.owner)
+    dataset_id = dataset_rows.find_fresh(connection, reference.name, reference.owner, since=since)
     state = RequestState.PENDING_LOOKUP
     if dataset_id is None:
         dataset_id = dataset_rows.create(
@@ -228,7 +240,7 @@ def _store(connection: Connection, request: Request, reference: _Reference) -> N
             name=reference.name,
             finder=reference.finder,
             owner=reference.owner,
-            reference={"value": reference.value, "options": reference.options},
+            reference={"value": reference.value, "files": reference.files},
         )
         state = RequestState.LOOKUP
     else:

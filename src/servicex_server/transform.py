@@ -28,6 +28,7 @@ from servicex_server.errors import (
     ErrorRecord,
     FunctionError,
     InternalError,
+    MissingError,
     OutOfMemoryError,
     QueryError,
     ReplicaError,
@@ -69,8 +70,10 @@ def transform(spec: TaskSpec, step: Callable[[], None] = lambda: None) -> Outcom
         attempt=spec.attempt,
         entries=spec.entries,
         worker=f"{socket.gethostname()}:{os.getpid()}",
-        url=spec.replicas[0].url if spec.replicas else "",
+        url=spec.path,
     )
+    if not spec.replicas:
+        return replace(blank, error=_NOWHERE.record())
     attempts: list[Attempt] = []
     outcome = blank
     with tempfile.TemporaryDirectory(prefix="servicex-") as scratch:
@@ -92,6 +95,11 @@ def transform(spec: TaskSpec, step: Callable[[], None] = lambda: None) -> Outcom
                 break
     return replace(outcome, attempts=tuple(attempts), seconds=time.monotonic() - started)
 
+
+_NOWHERE = MissingError(
+    "the catalogue knows no replica of this file that can be read now",
+    hint="it may be on tape, or its sites are down",
+)
 
 _FIRST_RANGE = 1 << 20
 """Bytes of columns that are read to see whether an error without entries is one with them too."""

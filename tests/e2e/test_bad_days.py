@@ -365,7 +365,7 @@ class Held(Finder):
 
     scheme = "held"
 
-    async def find(self, reference, options):
+    async def find(self, reference):
         while not Path(reference).exists():
             await asyncio.sleep(0.02)
         paths = Path(reference).read_text().split()

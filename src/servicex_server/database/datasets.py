@@ -1,9 +1,10 @@
 """Rows of datasets and their files. Shared datasets belong to nobody, file lists to their user."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, func, insert, or_, select, true, update
 
 from servicex_server.database.tables import datasets, files
 from servicex_server.errors import NotFoundError, StateError
@@ -38,8 +39,14 @@ def _visible(principal: Principal) -> Any:
     return or_(datasets.c.owner.is_(None), datasets.c.owner == principal.user)
 
 
-def find_fresh(connection: Connection, name: str, owner: str | None) -> int | None:
-    """Return the id of a dataset that is known by this name and may be used as it is."""
+def find_fresh(
+    connection: Connection, name: str, owner: str | None, *, since: datetime | None = None
+) -> int | None:
+    """Return the id of a dataset that is known by this name and may be used as it is.
+
+    One that is complete may not, if it has been since before that time.
+    """
+    fresh = or_(datasets.c.state != DatasetState.COMPLETE, datasets.c.last_updated >= since)
     same_owner = datasets.c.owner.is_(None) if owner is None else datasets.c.owner == owner
     return connection.scalar(
         select(datasets.c.id)
@@ -47,6 +54,7 @@ def find_fresh(connection: Connection, name: str, owner: str | None) -> int | No
             datasets.c.name == name,
             same_owner,
             datasets.c.stale.is_(False),
+            true() if since is None else fresh,
             datasets.c.state.in_(
                 [DatasetState.CREATED, DatasetState.LOOKING, DatasetState.COMPLETE]
             ),
@@ -136,12 +144,14 @@ def files_of(
     return [(row.id, input_file(row)) for row in rows]
 
 
-def first_and_last(connection: Connection, name: str, owner: str | None) -> list[InputFile]:
+def first_and_last(
+    connection: Connection, name: str, owner: str | None, *, since: datetime | None = None
+) -> list[InputFile]:
     """Return the first and the last file of a dataset, once if they are one.
 
     None of a dataset that is not known or not yet whole.
     """
-    dataset_id = find_fresh(connection, name, owner)
+    dataset_id = find_fresh(connection, name, owner, since=since)
     if dataset_id is None or state_of(connection, dataset_id) is not DatasetState.COMPLETE:
         return []
     of_dataset = select(files).where(files.c.dataset_id == dataset_id)
@@ -157,6 +167,7 @@ def input_file(row: Any) -> InputFile:
         size=row.size,
         events=row.events,
         adler32=row.adler32,
+        name=row.name,
     )
 
 
@@ -183,14 +194,12 @@ def set_state(
     connection.execute(update(datasets).where(datasets.c.id == dataset_id).values(**values))
 
 
-def count_files(connection: Connection, dataset_id: int) -> int:
-    """Return how many files a broken-off look-up has already stored, so that it can go on."""
-    return int(
-        connection.scalar(
-            select(func.count()).select_from(files).where(files.c.dataset_id == dataset_id)
-        )
-        or 0
+def names_of(connection: Connection, dataset_id: int) -> list[str]:
+    """Return what the files are known by that are stored, so that a look-up can go on."""
+    rows = connection.execute(
+        select(files.c.name, files.c.replicas).where(files.c.dataset_id == dataset_id)
     )
+    return [row.name or row.replicas[0][0] for row in rows]
 
 
 def add_files(
@@ -207,6 +216,7 @@ def add_files(
                 "size": file.size,
                 "events": file.events,
                 "adler32": file.adler32,
+                "name": file.name,
             }
             for offset, file in enumerate(found)
         ],

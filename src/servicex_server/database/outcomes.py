@@ -238,7 +238,7 @@ def reuse(
             "task": work.task_id,
             "known_by": identities[work.task_id],
             "moment": clock.end(request_id, TaskState.DONE),
-            "url": work.file.replicas[0].url if work.file.replicas else "",
+            "url": work.file.path,
             "name": work.object_name,
             "key": found.object_key,
             "size": found.bytes,

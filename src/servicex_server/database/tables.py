@@ -87,6 +87,7 @@ files = Table(
     Column("size", BigInteger, nullable=False, default=0),
     Column("events", BigInteger, nullable=False, default=0),
     Column("adler32", String(16)),
+    Column("name", Text, nullable=False, server_default=""),
     Index(None, "dataset_id", "position", unique=True),
 )
 

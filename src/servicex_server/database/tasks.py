@@ -287,7 +287,7 @@ def reports(
     ``later_than`` is inclusive: two files may end in one moment.
     """
     query = (
-        select(tasks, files.c.replicas)
+        select(tasks, files.c.replicas, files.c.name)
         .join_from(tasks, files, tasks.c.file_id == files.c.id)
         .where(tasks.c.request_id == request_id, tasks.c.state.in_(list(states)))
         .order_by(tasks.c.finished_at, tasks.c.id)
@@ -303,7 +303,7 @@ def _report(row: Any) -> TaskReport:
         id=row.id,
         file_id=row.file_id,
         state=TaskState(row.state),
-        path=row.path or (replicas[0].url if replicas else ""),
+        path=row.path or (replicas[0].url if replicas else row.name),
         object_name=row.object_name or "",
         bytes=row.bytes,
         events=row.events,

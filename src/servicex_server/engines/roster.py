@@ -51,7 +51,6 @@ class Job:
     def failed(self, error: WorkerDiedError | OverdueError) -> Outcome:
         """Return the outcome of a task that says nothing itself."""
         spec, record = self.spec, error.record()
-        url = spec.replicas[0].url if spec.replicas else ""
         seconds = time.monotonic() - self.began
         return Outcome(
             request_id=spec.request_id,
@@ -59,8 +58,8 @@ class Job:
             attempt=spec.attempt,
             entries=spec.entries,
             error=record,
-            attempts=(Attempt(url=url, seconds=seconds, error=record),),
-            url=url,
+            attempts=(Attempt(url=spec.path, seconds=seconds, error=record),),
+            url=spec.path,
             seconds=seconds,
         )
 

@@ -1,8 +1,9 @@
 """Files that the user lists: absolute paths, ``file://``, ``http(s)://`` and ``root://``."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import ClassVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from servicex_server.errors import DatasetError
 from servicex_server.finders.contract import Finder
@@ -16,8 +17,8 @@ class FileList(Finder):
 
     scheme: ClassVar[str] = "file-list"
 
-    def check_entries(self, entries: Sequence[str], *, local: bool) -> None:
-        """Refuse entries that nothing here can read.
+    def check_entries(self, entries: Sequence[str], *, folders: Sequence[Path]) -> None:
+        """Refuse entries that nothing here can read, or that are not below one of the folders.
 
         Raises
         ------
@@ -41,19 +42,13 @@ class FileList(Finder):
                     f"{where} has a scheme that is not read here",
                     hint=f"use an absolute path or one of {', '.join(f'{s}://' for s in SCHEMES)}",
                 )
-            if scheme in ("", "file") and not local:
-                raise DatasetError(
-                    f"{where} is a path, and this service reads no local files",
-                    hint="give a URL",
-                )
+            if scheme in ("", "file"):
+                _check_place(where, unquote(urlsplit(entry).path) if scheme else entry, folders)
             if scheme not in ("", "file") and not urlsplit(entry).hostname:
                 raise DatasetError(f"{where} names no host")
 
-    async def find(
-        self, reference: Sequence[str], options: Mapping[str, str]
-    ) -> AsyncIterator[InputFile]:
+    async def find(self, reference: Sequence[str]) -> AsyncGenerator[InputFile, None]:
         """Yield one file for each entry, in the order of the list."""
-        del options
         for entry in reference:
             yield self.file(entry)
 
@@ -61,3 +56,15 @@ class FileList(Finder):
     def file(entry: str) -> InputFile:
         """Return the file that an entry names."""
         return InputFile((Replica(entry),))
+
+
+def _check_place(where: str, path: str, folders: Sequence[Path]) -> None:
+    if not folders:
+        raise DatasetError(
+            f"{where} is a path, and this service reads no local files", hint="give a URL"
+        )
+    place = PurePosixPath(path)
+    inside = any(place.is_relative_to(folder) for folder in folders)
+    if ".." in place.parts or not inside:
+        below = ", ".join(map(str, folders))
+        raise DatasetError(f"{where} is not in a folder that may be read", hint=f"below {below}")
