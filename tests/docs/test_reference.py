@@ -50,6 +50,8 @@ def test_every_setting_is_described_with_its_variable_and_default() -> None:
         assert variable == f"`{PREFIX}{name.upper()}`"
         if field.default_factory is None:
             shown = "none" if field.default is None else str(field.default).removesuffix(".0")
+            if isinstance(field.default, tuple):
+                shown = json.dumps([str(one) for one in field.default])
             assert default.strip("`").lower() == shown.lower(), name
 
 

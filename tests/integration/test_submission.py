@@ -4,7 +4,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -225,7 +225,7 @@ class Catalogue(Finder):
     scheme = "cat"
     complete = asyncio.Event()
 
-    async def find(self, reference: Any, options: Mapping[str, str]) -> AsyncIterator[InputFile]:
+    async def find(self, reference: Any) -> AsyncGenerator[InputFile, None]:
         """Yield a, b and c."""
         yield InputFile((Replica("/data/a.root"), Replica("/copy/a.root")))
         await Catalogue.complete.wait()

@@ -46,7 +46,6 @@ def find_fresh(
 
     One that is complete may not, if it has been since before that time.
     """
-    fresh = or_(datasets.c.state != DatasetState.COMPLETE, datasets.c.last_updated >= since)
     same_owner = datasets.c.owner.is_(None) if owner is None else datasets.c.owner == owner
     return connection.scalar(
         select(datasets.c.id)
@@ -54,7 +53,9 @@ def find_fresh(
             datasets.c.name == name,
             same_owner,
             datasets.c.stale.is_(False),
-            true() if since is None else fresh,
+            true()
+            if since is None
+            else or_(datasets.c.state != DatasetState.COMPLETE, datasets.c.last_updated >= since),
             datasets.c.state.in_(
                 [DatasetState.CREATED, DatasetState.LOOKING, DatasetState.COMPLETE]
             ),
