@@ -12,7 +12,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -41,6 +41,7 @@ from servicex_server.languages.run_child import run_program
 from servicex_server.model import (
     Attempt,
     CheckSpec,
+    Entries,
     Outcome,
     Replica,
     ResultFormat,
@@ -76,12 +77,17 @@ def transform(spec: TaskSpec, step: Callable[[], None] = lambda: None) -> Outcom
         return replace(blank, error=_NOWHERE.record())
     attempts: list[Attempt] = []
     outcome = blank
-    with tempfile.TemporaryDirectory(prefix="servicex-") as scratch:
+    with (
+        tempfile.TemporaryDirectory(prefix="servicex-") as scratch,
+        suppress(_UnfinishedError),
+        ExitStack() as writing,
+    ):
+        result = _Result(spec, Path(scratch) / f"result{spec.format.suffix}", step, writing)
         for replica in spec.replicas:
             began = time.monotonic()
             try:
                 work = compiled(spec.language, spec.selection, spec.format)
-                outcome = _one_replica(spec, work, replica, Path(scratch), blank, step)
+                outcome = _one_replica(spec, work, replica, result, blank)
             except Exception as error:  # noqa: BLE001  # nothing may be raised out of a task
                 failure = _known(error)
                 record = failure.record()
@@ -93,6 +99,8 @@ def transform(spec: TaskSpec, step: Callable[[], None] = lambda: None) -> Outcom
             else:
                 attempts.append(Attempt(replica.url, time.monotonic() - began))
                 break
+        if outcome.error is not None:
+            raise _UnfinishedError
     return replace(outcome, attempts=tuple(attempts), seconds=time.monotonic() - started)
 
 
@@ -178,24 +186,115 @@ def _known(error: Exception) -> ServiceXError:
     return InternalError(f"{type(error).__name__}: {error}", hint="please report this")
 
 
+class _UnfinishedError(Exception):
+    """What is written is not whole, and is dropped."""
+
+
+class _Result:
+    """What becomes of a file: how far it is, so that another replica goes on where one failed.
+
+    Parameters
+    ----------
+    spec
+        What to do.
+    output
+        Where it is written.
+    step
+        Called whenever it has gone on.
+    writing
+        What ends the writing, by an error if it is not whole.
+    """
+
+    def __init__(
+        self, spec: TaskSpec, output: Path, step: Callable[[], None], writing: ExitStack
+    ) -> None:
+        self.output = output
+        self._spec = spec
+        self._step = step
+        self._writing = writing
+        self._writer: Writer | None = None
+        self._at: dict[int, int] = {}
+        self._entries: dict[int, int] = {}
+        self._copied: set[str] = set()
+        self.read = self.kept = self.fetched = 0
+
+    def take(self, query: Query, replica: Replica) -> tuple[Entries, ...]:
+        """Write what is not there yet from a replica; return the parts if it is done in parts.
+
+        Raises
+        ------
+        ReplicaError
+            What was written by then is good, and stays.
+        """
+        self._step()
+        with open_root(replica.url) as file:
+            try:
+                plans = _plans(query, file)
+                if self._writer is None:
+                    if found := self._parts(query, plans):
+                        return found
+                    writer = _writer(query, self.output, self._spec.format)
+                    self._writer = self._writing.enter_context(writer)
+                for number, (name, plan, tree) in enumerate(plans):
+                    self._tree(self._writer, number, name, plan, tree)
+                self._copy_objects(self._writer, query, file)
+            finally:
+                self.fetched += file.bytes_read
+        self._writing.close()
+        return ()
+
+    def _parts(self, query: Query, plans: list[tuple[str, Plan, Tree]]) -> tuple[Entries, ...]:
+        if self._spec.entries is not None or len(plans) > 1 or query.copies:
+            return ()  # only a single tree has parts
+        (_, plan, tree), *_ = plans
+        return parts(plan, tree, size=self._spec.limits.part)
+
+    def _tree(self, writer: Writer, number: int, name: str, plan: Plan, tree: Tree) -> None:
+        first, last = self._spec.entries or (0, None)
+        if self._entries.setdefault(number, tree.entries) != tree.entries:
+            raise CorruptError(
+                f"{tree.url} has {tree.entries} entries where another replica has "
+                f"{self._entries[number]}"
+            )
+        for end, count, arrays in chunks(
+            plan,
+            tree,
+            budget=self._spec.limits.chunk,
+            start=self._at.get(number, first),
+            stop=last,
+            typed=number not in self._at,
+        ):
+            self._step()
+            if arrays:
+                writer.write(name, arrays)
+            self.kept += count
+            self.read += end - self._at.get(number, first)
+            self._at[number] = end
+
+    def _copy_objects(self, writer: Writer, query: Query, file: RootFile) -> None:
+        for pattern in query.copies:
+            for path, found in file.objects(pattern):
+                if path not in self._copied:
+                    writer.copy(path, found)
+                    self._copied.add(path)
+
+
 def _one_replica(
-    spec: TaskSpec,
-    work: Query | Program,
-    replica: Replica,
-    scratch: Path,
-    blank: Outcome,
-    step: Callable[[], None],
+    spec: TaskSpec, work: Query | Program, replica: Replica, result: _Result, blank: Outcome
 ) -> Outcome:
-    output = scratch / f"result{spec.format.suffix}"
     if isinstance(work, Program):
-        done = _run_program(spec, work, replica, output, blank)
+        done = _run_program(spec, work, replica, result.output, blank)
+    elif found := result.take(work, replica):
+        return replace(blank, parts=found, url=replica.url)
     else:
-        step()
-        done = _run_query(spec, work, replica, output, blank, step)
-    if done.parts:
-        return done
-    size = output.stat().st_size
-    _upload(output, spec.upload_url)
+        done = replace(
+            blank,
+            events_read=result.read,
+            events_written=result.kept,
+            bytes_read=result.fetched,
+        )
+    size = result.output.stat().st_size
+    _upload(result.output, spec.upload_url)
     return replace(done, url=replica.url, bytes_written=size)
 
 
@@ -210,38 +309,6 @@ def _run_program(
             pass
         raise
     return replace(blank, events_read=ran.events, events_written=ran.events, log_tail=ran.log_tail)
-
-
-def _run_query(
-    spec: TaskSpec,
-    query: Query,
-    replica: Replica,
-    output: Path,
-    blank: Outcome,
-    step: Callable[[], None],
-) -> Outcome:
-    read = kept = 0
-    start, stop = spec.entries or (0, None)
-    with open_root(replica.url) as file:
-        plans = _plans(query, file)
-        if spec.entries is None and len(plans) == 1 and not query.copies:
-            # only a single tree has parts
-            (_, plan, tree), *_ = plans
-            if found := parts(plan, tree, size=spec.limits.part):
-                return replace(blank, parts=found, url=replica.url)
-        with _writer(query, output, spec.format) as writer:
-            for name, plan, tree in plans:
-                for _, count, arrays in chunks(
-                    plan, tree, budget=spec.limits.chunk, start=start, stop=stop
-                ):
-                    step()
-                    if arrays:
-                        writer.write(name, arrays)
-                    kept += count
-                read += (tree.entries if stop is None else stop) - start
-            _copy_objects(query, file, writer)
-        fetched = file.bytes_read
-    return replace(blank, events_read=read, events_written=kept, bytes_read=fetched)
 
 
 def _writer(query: Query, output: Path, result_format: ResultFormat) -> Writer:
@@ -296,15 +363,6 @@ def _only_tree(file: RootFile) -> str:
         f"the query names no tree, and the file has {many}",
         hint=f"name one of {', '.join(file.trees[:8])}" if file.trees else "",
     )
-
-
-def _copy_objects(query: Query, file: RootFile, writer: Writer) -> None:
-    copied = set()
-    for pattern in query.copies:
-        for path, found in file.objects(pattern):
-            if path not in copied:
-                writer.copy(path, found)
-                copied.add(path)
 
 
 def _upload(path: Path, url: str) -> None:

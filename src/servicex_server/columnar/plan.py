@@ -105,7 +105,13 @@ def matcher(patterns: tuple[str, ...]) -> Callable[[str], bool]:
 
 
 def chunks(
-    plan: Plan, tree: "Tree", *, budget: int, start: int = 0, stop: int | None = None
+    plan: Plan,
+    tree: "Tree",
+    *,
+    budget: int,
+    start: int = 0,
+    stop: int | None = None,
+    typed: bool = True,
 ) -> Iterator[tuple[int, int, dict[str, Any]]]:
     """Run a plan over a tree.
 
@@ -117,6 +123,8 @@ def chunks(
         Bytes that the arrays of one range may take in memory, roughly.
     start, stop
         The first entry, and the one after the last; all entries if not given.
+    typed
+        Whether the first range has columns even where nothing survives, for their types.
 
     Yields
     ------
@@ -130,19 +138,19 @@ def chunks(
     """
     total = tree.entries if stop is None else min(stop, tree.entries)
     if start >= total:
-        yield start, 0, plan.compute(tree, start, start, typed=True)[1]
+        if typed:
+            yield start, 0, plan.compute(tree, start, start, typed=True)[1]
         return
     branches = (*plan.first, *plan.rest)
     bounds = tree.boundaries(branches)
-    first = True
     while start < total:
         per_entry = tree.bytes_per_entry(branches)
         size = max(1, int(budget / per_entry)) if per_entry else FIRST_CHUNK
         end = _aligned(start, size, bounds, total)
         tree.following = (end, _aligned(end, size, bounds, total)) if end < total else None
-        kept, arrays = plan.compute(tree, start, end, typed=first)
+        kept, arrays = plan.compute(tree, start, end, typed=typed)
         yield end, kept, arrays
-        first = False
+        typed = False
         start = end
 
 

@@ -1,0 +1,168 @@
+"""A replica that fails in the middle: another one goes on, and the result is the same."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import uproot
+
+from servicex_server.model import Limits, Outcome, Replica, ResultFormat, TaskSpec
+from servicex_server.transform import transform
+from tests.integration.servers import Http, http, put
+
+CLUSTERS, EVENTS = 24, 10_000
+CHUNK = 512 << 10
+"""Bytes of columns in memory: about three clusters of the file."""
+
+TABLES = 200_000
+"""Bytes that are read of any file, whatever is wanted of it."""
+
+QUERIES = {
+    "all": {"treename": "events"},
+    "cut": {"treename": "events", "cut": "x > 0.9"},
+    "nothing kept": {"treename": "events", "cut": "x > 9"},
+}
+
+
+def made(path: Path, clusters: int = CLUSTERS, *, other: bool = True) -> Path:
+    """Make a file of several clusters, and a second tree behind the first."""
+    numbers = np.random.default_rng(3)
+    with uproot.recreate(path) as file:
+        for name in ("events", "other") if other else ("events",):
+            tree = file.mktree(name, {"x": "f8", "y": "f8"})
+            for _ in range(clusters):
+                tree.extend({"x": numbers.random(EVENTS), "y": numbers.random(EVENTS)})
+    return path
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the file that is in several places."""
+    return made(tmp_path_factory.mktemp("failover") / "x.root")
+
+
+@pytest.fixture
+def doors(file: Path) -> Iterator[tuple[Http, Http]]:
+    """Give two servers with the file, either of which a test may let go wrong."""
+    with http() as first, http() as second:
+        for door in (first, second):
+            put(door.folder, "x.root", file)
+        yield first, second
+
+
+def run(folder: Path, selection: list[object], form: ResultFormat, *urls: str) -> Outcome:
+    """Do the work on a file."""
+    return transform(
+        TaskSpec(
+            request_id="failover",
+            file_id=1,
+            attempt=1,
+            replicas=tuple(map(Replica, urls)),
+            language="uproot-raw",
+            selection=json.dumps(selection),
+            format=form,
+            object_name="result",
+            upload_url=(folder / "result").as_uri(),
+            limits=Limits(chunk=CHUNK, part=1 << 40),
+        )
+    )
+
+
+def sent(asked: list[str]) -> int:
+    """Return how many bytes a server has sent in answer to what it was asked."""
+    ranges = [one.partition(" bytes=")[2].split("-") for one in asked]
+    return sum(int(last) - int(first) + 1 for first, last in ranges)
+
+
+def result(folder: Path, form: ResultFormat) -> object:
+    """Return what was delivered: the bytes, or of a format that holds a time all that is in it."""
+    path = folder / "result"
+    if form is ResultFormat.PARQUET:
+        return path.read_bytes()
+    with uproot.open(path) as found:
+        return {name: tree.arrays().to_list() for name, tree in found.items(cycle=False)}
+
+
+@pytest.mark.parametrize("form", list(ResultFormat))
+@pytest.mark.parametrize("query", QUERIES)
+def test_another_replica_goes_on_where_one_failed(
+    doors: tuple[Http, Http], tmp_path: Path, query: str, form: ResultFormat
+) -> None:
+    """Whenever it fails; what is read twice is at most the range it failed in."""
+    first, second = doors
+    selection: list[object] = [QUERIES[query]]
+    undisturbed = run(tmp_path, selection, form, second.url("x.root"))
+    assert undisturbed.error is None
+    expected, asked, needed = result(tmp_path, form), len(second.asked), sent(second.asked)
+    costs = []
+    for well in range(1, asked, 2):
+        first.asked.clear()
+        second.asked.clear()
+        first.well, first.status = well, 500
+        outcome = run(tmp_path, selection, form, first.url("x.root"), second.url("x.root"))
+        assert [one.error and one.error.kind for one in outcome.attempts] == ["Unreachable", None]
+        assert outcome.error is None
+        assert result(tmp_path, form) == expected
+        assert (outcome.events_read, outcome.events_written) == (
+            undisturbed.events_read,
+            undisturbed.events_written,
+        )
+        costs.append(sent(first.asked[:well]) + sent(second.asked) - needed)
+    # what is read ahead is one more range, and there are the tables of the file
+    assert max(costs) < 2 * CHUNK + TABLES
+    assert len(costs) > 3
+
+
+def test_several_trees_and_what_is_copied_come_once(
+    doors: tuple[Http, Http], tmp_path: Path
+) -> None:
+    """A tree that is done is not read again."""
+    first, second = doors
+    selection: list[object] = [{"treename": "events"}, {"treename": "other"}]
+    undisturbed = run(tmp_path, selection, ResultFormat.PARQUET, second.url("x.root"))
+    asked = len(second.asked)
+    expected = result(tmp_path, ResultFormat.PARQUET)
+    assert pq.read_table(tmp_path / "result").num_rows == 2 * CLUSTERS * EVENTS
+    first.well, first.status = asked - 2, 500
+    second.asked.clear()
+    urls = (first.url("x.root"), second.url("x.root"))
+    outcome = run(tmp_path, selection, ResultFormat.PARQUET, *urls)
+    assert result(tmp_path, ResultFormat.PARQUET) == expected
+    assert outcome.events_read == undisturbed.events_read
+    assert len(second.asked) < asked / 2
+
+
+def test_a_replica_of_another_length_is_none(doors: tuple[Http, Http], tmp_path: Path) -> None:
+    """It is told as corrupt, and the next one goes on."""
+    first, second = doors
+    made(first.folder / "short.root", CLUSTERS - 1)
+    selection: list[object] = [{"treename": "events"}]
+    url = second.url("x.root")
+    assert run(tmp_path, selection, ResultFormat.PARQUET, url).error is None
+    expected, asked = result(tmp_path, ResultFormat.PARQUET), len(second.asked)
+    with http() as third:
+        put(third.folder, "x.root", second.folder / "x.root")
+        third.well, third.status = asked - 2, 500
+        urls = (third.url("x.root"), first.url("short.root"), url)
+        outcome = run(tmp_path, selection, ResultFormat.PARQUET, *urls)
+    kinds = [one.error and one.error.kind for one in outcome.attempts]
+    assert (kinds, outcome.error) == (["Unreachable", "Corrupt", None], None)
+    error = outcome.attempts[1].error
+    assert error is not None
+    assert f"has {(CLUSTERS - 1) * EVENTS} entries where another replica has" in error.message
+    assert result(tmp_path, ResultFormat.PARQUET) == expected
+
+
+def test_of_what_fails_everywhere_nothing_is_left(doors: tuple[Http, Http], tmp_path: Path) -> None:
+    """Neither a result nor a part of one."""
+    for door in doors:
+        door.well, door.status = 3, 500
+    selection: list[object] = [{"treename": "events"}]
+    urls = [door.url("x.root") for door in doors]
+    outcome = run(tmp_path, selection, ResultFormat.PARQUET, *urls)
+    assert outcome.error is not None
+    assert (outcome.error.kind, len(outcome.attempts)) == ("Unreachable", 2)
+    assert list(tmp_path.iterdir()) == []
