@@ -75,6 +75,8 @@ def show(found: dict[str, Any], *, as_json: bool, table: str) -> None:
         out.out(json.dumps(found, indent=2))
     elif table == "workers":
         _print_workers(out, found)
+    elif table == "sites":
+        _print_sites(out, found)
     else:
         _print_queue(out, found["requests"])
 
@@ -91,6 +93,31 @@ def _print_workers(out: Console, found: Mapping[str, Any]) -> None:
     out.print(f"{found['workers-wanted']} wanted: {found['reason']}")
     if found["scheduler"]:
         out.print(f"scheduler: {found['scheduler']}")
+
+
+def _print_sites(out: Console, found: Mapping[str, Any]) -> None:
+    if found["age"] is not None:
+        out.print(f"No process leads; this is how it was {_span(found['age'])} ago.")
+    if not found["sites"]:
+        out.print("No file of a site was read yet.")
+        return
+    columns = "door", "state", "for", "attempts", "worked", "failed", "MB/s", "last error"
+    out.print(_table(columns, map(_site, found["sites"])))
+
+
+def _site(site: Mapping[str, Any]) -> list[str]:
+    failed = ", ".join(f"{count} {kind}" for kind, count in site["failed"].items())
+    speed = site["bytes-per-second"]
+    return [
+        site["door"],
+        site["state"],
+        _span((now() - datetime.fromisoformat(site["since"])).total_seconds()),
+        str(site["attempts"]),
+        str(site["worked"]),
+        failed,
+        f"{speed / 1e6:.1f}" if speed else "",
+        site["last-error"] or "",
+    ]
 
 
 def _worker(worker: Mapping[str, Any]) -> list[str]:

@@ -136,6 +136,12 @@ def queue(*, url: _Url = None, config: _Config = None, as_json: _Json = False) -
     _show("queue", url, config, as_json=as_json)
 
 
+@cli.command()
+def sites(*, url: _Url = None, config: _Config = None, as_json: _Json = False) -> None:
+    """Show the doors of sites that a running service has tried, and how each has done."""
+    _show("sites", url, config, as_json=as_json)
+
+
 def _show(what: str, url: str | None, config: Path | None, *, as_json: bool) -> None:
     from servicex_server.asking import address, ask, show
     from servicex_server.settings import load

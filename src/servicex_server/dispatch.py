@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from servicex_server.database import outcomes as outcome_rows
 from servicex_server.database import requests as request_rows
+from servicex_server.database import snapshots
 from servicex_server.database import tasks as rows
 from servicex_server.database.connection import Database
 from servicex_server.engines.contract import Engine
@@ -32,6 +33,7 @@ from servicex_server.model import (
     now,
 )
 from servicex_server.objects.contract import UNFINISHED, ObjectStore
+from servicex_server.replicas import OF_CONTENT, Doors
 from servicex_server.scaling import Decision, Scaling
 from servicex_server.telemetry import Counts
 
@@ -84,6 +86,7 @@ class Dispatcher:
         self._rules = rules
         self._scaling = scaling
         self.counts = Counts()
+        self.doors = Doors()
         self._bell = asyncio.Event()
         self._inside: dict[str, rows.Work] = {}
         self._looked: dict[str, int] = {}
@@ -97,6 +100,8 @@ class Dispatcher:
 
     async def start(self) -> None:
         """Take up what the last run left, and begin."""
+        known = await self._database.read(snapshots.get, snapshots.SITES)
+        self.doors = Doors.of(known.value if known else None)
         await self._engine.start(self._on_end, self._bell.set)
         await self._take_up(await self._database.read(rows.running))
         self._loop = asyncio.create_task(self._run(), name="dispatch")
@@ -171,7 +176,7 @@ class Dispatcher:
 
     async def check(self, spec: CheckSpec) -> ErrorRecord | None:
         """Hold a query against a file, beside the tasks; return the error found, if any."""
-        return await self._engine.check(spec)
+        return await self._engine.check(replace(spec, replicas=self.doors.ranked(spec.replicas)))
 
     def wake(self, *request_ids: str) -> None:
         """Look at the rows now; and whether the given requests have ended."""
@@ -237,18 +242,23 @@ class Dispatcher:
                     outcome,
                     object_name=work.object_name if made else "",
                     object_key=work.object_key if made else "",
+                    file=work.file,
                 )
             )
         wanted = set(checks)
         orphans: list[str] = []
         if results:
             touched, orphans = await self._database.write(
-                outcome_rows.record, results, most_attempts=self._rules.attempts
+                outcome_rows.record,
+                results,
+                most_attempts=self._rules.attempts,
+                blamed=OF_CONTENT,
             )
             wanted |= touched
         for result in results:
             if self._inside.pop(result.outcome.key, None) and not result.outcome.parts:
                 self.counts.task(result.outcome)
+                self.doors.heard(result.outcome)
             _tell(result.outcome)
         self._resting -= wanted
         await self._objects.delete(orphans)
@@ -326,7 +336,7 @@ class Dispatcher:
             request_id=work.request_id,
             file_id=work.file_id,
             attempt=work.attempt,
-            replicas=work.file.replicas,
+            replicas=self.doors.ranked(work.file.replicas),
             language=work.language,
             selection=work.selection,
             format=work.format,

@@ -69,6 +69,7 @@ class Reporter:
                 "reason": wanted.reason,
                 "scheduler": self._engine.address,
             },
+            snapshots.SITES: {"doors": self._dispatcher.doors.as_dict()},
             snapshots.COUNTS: self._dispatcher.counts.as_dict()
             | {
                 "idle": sum(state_of(worker) == "idle" for worker, _ in there),

@@ -9,11 +9,20 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, not_, select, update
 
+from servicex_server.database import bad_replicas
 from servicex_server.database.requests import OPEN, change_state, drop_tasks, stored, unused
 from servicex_server.database.tables import datasets, requests, tasks
 from servicex_server.database.tasks import LONGEST_PAUSE, RUNNABLE, Work
 from servicex_server.errors import ErrorRecord
-from servicex_server.model import DatasetState, Outcome, RequestState, Sharing, TaskState, now
+from servicex_server.model import (
+    DatasetState,
+    InputFile,
+    Outcome,
+    RequestState,
+    Sharing,
+    TaskState,
+    now,
+)
 
 _READ = 1000
 """Failed files that are looked at for what they have in common."""
@@ -30,10 +39,15 @@ class Recorded:
     outcome: Outcome
     object_name: str = ""
     object_key: str = ""
+    file: InputFile | None = None
 
 
 def record(
-    connection: Connection, results: Sequence[Recorded], *, most_attempts: int
+    connection: Connection,
+    results: Sequence[Recorded],
+    *,
+    most_attempts: int,
+    blamed: frozenset[str] = frozenset(),
 ) -> tuple[set[str], list[str]]:
     """Write down how tasks ended.
 
@@ -44,6 +58,8 @@ def record(
         deleted, reported twice) is passed over.
     most_attempts
         How often a file is tried when its error may pass.
+    blamed
+        Kinds of errors that a replica can be blamed for.
 
     Returns
     -------
@@ -56,6 +72,7 @@ def record(
     running = _running(connection, [result.task_id for result in results])
     ends: list[dict[str, Any]] = []
     passed_over: list[str] = []
+    proofs: list[tuple[Outcome, InputFile]] = []
     touched: set[str] = set()
     for result in results:
         outcome = result.outcome
@@ -72,9 +89,12 @@ def record(
             _split(connection, row, outcome)
             continue
         ends.append(_ended(result, row, clock, most_attempts))
+        if result.file is not None:
+            proofs.append((outcome, result.file))
         touched.add(outcome.request_id)
     if ends:
         connection.execute(_END, ends)
+    bad_replicas.note(connection, proofs, blamed)
     clock.write(connection)
     return touched, unused(connection, filter(None, passed_over))
 

@@ -12,6 +12,9 @@ from servicex_server.model import now
 WORKERS = "workers"
 """The workers and what they are on, how many are wanted and why, and where the scheduler is."""
 
+SITES = "sites"
+"""The doors of sites, and how each has done."""
+
 COUNTS = "counts"
 """What has been counted since the leader began to lead; numbers only."""
 

@@ -155,6 +155,23 @@ tasks = Table(
     Index("ix_tasks_not_before", "not_before", **_where("not_before IS NOT NULL")),
 )
 
+bad_replicas = Table(
+    "bad_replicas",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("mark", String(64), nullable=False),  # of URL and kind, which may be long
+    Column("url", Text, nullable=False),
+    Column("rse", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("kind", String(64), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("first_seen", UtcTime, nullable=False),
+    Column("last_seen", UtcTime, nullable=False),
+    Column("times", Integer, nullable=False),
+    Index(None, "mark", unique=True),
+    Index(None, "last_seen"),
+)
+
 snapshots = Table(
     "snapshots",
     metadata,

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlsplit
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -12,6 +12,7 @@ from fastapi.responses import PlainTextResponse, Response
 from servicex_server import __version__, plugins
 from servicex_server.accounts.tokens import access_token
 from servicex_server.app import App
+from servicex_server.database import bad_replicas as bad_replica_rows
 from servicex_server.database import datasets as dataset_rows
 from servicex_server.database import open_requests, snapshots
 from servicex_server.database import requests as request_rows
@@ -268,6 +269,37 @@ async def workers(app: TheApp, principal: Asker, request: Request) -> dict[str, 
         raise NotFoundError(f"there is nothing at {request.url.path}")
     seen, age = await _seen(app, snapshots.WORKERS)
     return wire.workers_json(seen, age)
+
+
+@router.get("/servicex/sites", summary="Doors of sites, and how they do")
+async def sites(app: TheApp, principal: Asker, request: Request) -> dict[str, Any]:
+    """Return every door that was tried, by how it has done, to those who see all."""
+    if not principal.sees_all:
+        raise NotFoundError(f"there is nothing at {request.url.path}")
+    seen, age = await _seen(app, snapshots.SITES)
+    return wire.sites_json(seen, age)
+
+
+@router.get("/servicex/replicas/bad", summary="Replicas that are bad", response_model=None)
+async def bad_replicas(
+    app: TheApp,
+    principal: Asker,
+    request: Request,
+    form: Annotated[Literal["json", "csv"], Query(alias="format")] = "json",
+) -> dict[str, Any] | Response:
+    """Return the replicas that failed where another one worked, to those who see all."""
+    if not principal.sees_all:
+        raise NotFoundError(f"there is nothing at {request.url.path}")
+    found = await app.database.read(bad_replica_rows.listed)
+    listed = [wire.bad_replica_json(one) for one in found]
+    if form == "json":
+        return {"replicas": listed}
+    name = 'attachment; filename="bad-replicas.csv"'
+    return Response(
+        wire.bad_replicas_csv(listed),
+        media_type="text/csv; charset=utf-8",
+        headers={"Content-Disposition": name},
+    )
 
 
 async def _seen(app: App, name: str) -> tuple[snapshots.Snapshot | None, float | None]:

@@ -4,11 +4,15 @@ The published client checks these objects strictly in places; what each key has 
 HTTP reference of the documentation.
 """
 
+import csv
+import io
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from servicex_server.database.bad_replicas import BadReplica
 from servicex_server.database.open_requests import Queued
 from servicex_server.database.snapshots import Snapshot
 from servicex_server.model import Dataset, InputFile, Request, ResultFormat, TaskReport, TaskState
@@ -258,6 +262,54 @@ def workers_json(snapshot: Snapshot | None, age: float | None) -> dict[str, Any]
         "time": wire_time(snapshot.at),
         "age": age,
     }
+
+
+def sites_json(snapshot: Snapshot | None, age: float | None) -> dict[str, Any]:
+    """Return the doors and how each has done."""
+    doors = snapshot.value["doors"] if snapshot else {}
+    return {
+        "sites": [_door_json(name, about) for name, about in doors.items()],
+        "time": wire_time(snapshot.at) if snapshot else None,
+        "age": age,
+    }
+
+
+def _door_json(name: str, about: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "door": name,
+        "state": about["state"],
+        "since": wire_time(datetime.fromisoformat(about["since"])),
+        "attempts": about["attempts"],
+        "worked": about["worked"],
+        "failed": about["failed"],
+        "rate": round(about["rate"], 3),
+        "bytes-per-second": round(about["speed"]),
+        "last-error": about["last_error"] or None,
+    }
+
+
+def bad_replica_json(bad: BadReplica) -> dict[str, Any]:
+    """Return a bad replica."""
+    return {
+        "replica": bad.url,
+        "rse": bad.rse or None,
+        "file": bad.name or None,
+        "error": bad.kind,
+        "message": bad.message,
+        "first-seen": wire_time(bad.first_seen),
+        "last-seen": wire_time(bad.last_seen),
+        "times": bad.times,
+    }
+
+
+def bad_replicas_csv(listed: Iterable[dict[str, Any]]) -> str:
+    """Return bad replicas as a table to send to a site."""
+    names = "rse replica file error message first-seen last-seen times".split()
+    text = io.StringIO()
+    table = csv.DictWriter(text, names)
+    table.writeheader()
+    table.writerows(listed)
+    return text.getvalue()
 
 
 def _worker_json(worker: dict[str, Any]) -> dict[str, Any]:

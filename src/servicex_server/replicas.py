@@ -1,0 +1,193 @@
+"""Replicas: which is tried first, by how the doors have done of late.
+
+A door is a host and a protocol. One that does not answer is shut after a few failures: its replicas
+come last, and now and then one file tries it. So a dead door costs the service a few deadlines, and
+not one for each file.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from servicex_server.errors import ErrorRecord
+from servicex_server.model import Outcome, Replica, now
+
+OF_PLACE = frozenset({"Unreachable", "Slow"})
+"""Errors that say that a door is not well."""
+
+OF_CONTENT = frozenset({"Missing", "Truncated", "Corrupt"})
+"""Errors that say that a replica is bad, at a door that answers."""
+
+SHUT_AFTER = 3
+"""Failures in a row after which a door is shut."""
+
+PAUSE, LONGEST_PAUSE = 30.0, 1800.0
+"""Seconds until a door that was shut is tried again; after each failure twice as many."""
+
+WEAK = 0.5
+"""Share of attempts that worked of late, below which a door comes after those that are well."""
+
+_MEMORY = 0.9
+"""How much of what is thought of a door is left after one more attempt."""
+
+_PORTS = {"root": 1094, "roots": 1094, "xroot": 1094, "http": 80, "https": 443}
+
+
+def door_of(url: str) -> str:
+    """Return the protocol and the host of a URL; empty for a file of this machine.
+
+    Examples
+    --------
+    >>> door_of("root://eos.cern.ch:1094//eos/x.root"), door_of("https://x.org:8443/y?a=b")
+    ('root://eos.cern.ch', 'https://x.org:8443')
+    >>> door_of("/data/x.root"), door_of("file:///data/x.root")
+    ('', '')
+    """
+    if "://" not in url:
+        return ""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:  # it is no URL, which its reader will say
+        return ""
+    if not host:
+        return ""
+    shown = f"[{host}]" if ":" in host else host
+    known = port is None or port == _PORTS.get(parts.scheme)
+    return f"{parts.scheme}://{shown}" + ("" if known else f":{port}")
+
+
+@dataclass
+class Door:
+    """How a door has done. Rates are of late; ``speed`` in bytes a second, 0 while unknown.
+
+    ``since`` tells for how long it has been in its state, and is when it was first heard of for
+    one that was never shut.
+    """
+
+    attempts: int = 0
+    worked: int = 0
+    failed: dict[str, int] = field(default_factory=dict)
+    rate: float = 1.0
+    speed: float = 0.0
+    shut: bool = False
+    since: str = ""
+    last_error: str = ""
+    in_row: int = 0
+    pause: float = PAUSE
+    again: float = field(default=0.0, repr=False)
+
+    @property
+    def state(self) -> str:
+        """In a word: ``well``, ``weak`` or ``shut``."""
+        if self.shut:
+            return "shut"
+        return "well" if self.rate >= WEAK else "weak"
+
+    def worked_well(self, speed: float) -> None:
+        """Note that a file was read."""
+        self.worked += 1
+        self.rate = self.rate * _MEMORY + 1 - _MEMORY
+        if speed:
+            self.speed = self.speed * _MEMORY + speed * (1 - _MEMORY) if self.speed else speed
+        self.answered()
+
+    def answered(self) -> None:
+        """Note that it answers, whatever it said."""
+        self.in_row, self.pause = 0, PAUSE
+        if self.shut:
+            self.shut, self.since = False, now().isoformat()
+
+    def failed_by(self, error: ErrorRecord, moment: float) -> None:
+        """Note that it did not answer."""
+        self.rate *= _MEMORY
+        self.in_row += 1
+        self.last_error = error.message[:500]
+        if self.shut:
+            self.pause = min(2 * self.pause, LONGEST_PAUSE)
+        elif self.in_row >= SHUT_AFTER:
+            self.shut, self.since = True, now().isoformat()
+        if self.shut:
+            self.again = moment + self.pause
+
+
+class Doors:
+    """All doors that were heard of, and the order in which replicas are tried.
+
+    Parameters
+    ----------
+    known
+        What `as_dict` returned in an earlier process. A door that was shut is tried at once.
+    """
+
+    def __init__(self, known: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        # another release may have known other things
+        ours = {one.name for one in fields(Door)} - {"again"}
+        self._doors = {
+            name: Door(**{key: value for key, value in about.items() if key in ours})
+            for name, about in (known or {}).items()
+        }
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """Return what is known as JSON-ready data."""
+        found = {name: asdict(door) for name, door in sorted(self._doors.items())}
+        for name, about in found.items():
+            del about["again"]  # by a clock of this process
+            about["state"] = self._doors[name].state
+        return found
+
+    def ranked(self, replicas: Iterable[Replica]) -> tuple[Replica, ...]:
+        """Return replicas in the order to try them: by the health of their doors, then as given.
+
+        A door that is shut and due is put where it belongs, for this one caller.
+        """
+        given = tuple(replicas)
+        if len(given) < 2:  # noqa: PLR2004  # there is nothing to choose
+            return given
+        moment = time.monotonic()
+        ranks: dict[str, int] = {}
+        for door in dict.fromkeys(door_of(replica.url) for replica in given):
+            ranks[door] = self._rank(door, moment)
+        return tuple(sorted(given, key=lambda replica: ranks[door_of(replica.url)]))
+
+    def _rank(self, name: str, moment: float) -> int:
+        door = self._doors.get(name)
+        if door is None or door.state == "well":
+            return 0
+        if not door.shut:
+            return 1
+        if moment < door.again:
+            return 2
+        door.again = moment + door.pause  # until it is known what becomes of this one
+        return 0
+
+    def heard(self, outcome: Outcome) -> None:
+        """Learn from the attempts on a file."""
+        for attempt in outcome.attempts:
+            name = door_of(attempt.url)
+            if not name:
+                continue
+            door = self._doors.setdefault(name, Door(since=now().isoformat()))
+            error = attempt.error
+            if error is None:
+                door.attempts += 1
+                speed = outcome.bytes_read / attempt.seconds if attempt.seconds else 0.0
+                door.worked_well(speed if len(outcome.attempts) == 1 else 0.0)
+            elif error.blame == "query":
+                door.attempts += 1
+                door.worked_well(0.0)  # it was read, and the query did not fit
+            elif error.kind in OF_PLACE | OF_CONTENT | {"Denied"}:
+                door.attempts += 1
+                door.failed[error.kind] = door.failed.get(error.kind, 0) + 1
+                if error.kind in OF_PLACE:
+                    door.failed_by(error, time.monotonic())
+                else:
+                    door.last_error = error.message[:500]
+                    door.answered()
+
+    @classmethod
+    def of(cls, value: Mapping[str, Any] | None) -> Self:
+        """Return what was written down, or nothing."""
+        return cls((value or {}).get("doors"))
