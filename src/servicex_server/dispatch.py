@@ -176,7 +176,9 @@ class Dispatcher:
 
     async def check(self, spec: CheckSpec) -> ErrorRecord | None:
         """Hold a query against a file, beside the tasks; return the error found, if any."""
-        return await self._engine.check(replace(spec, replicas=self.doors.ranked(spec.replicas)))
+        return await self._engine.check(
+            replace(spec, replicas=self.doors.ranked(spec.replicas), limits=self._rules.limits)
+        )
 
     def wake(self, *request_ids: str) -> None:
         """Look at the rows now; and whether the given requests have ended."""

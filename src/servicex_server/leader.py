@@ -71,6 +71,8 @@ class Leader:
                 limits=Limits(
                     seconds=settings.file_seconds,
                     stall=settings.stall_seconds,
+                    opening=settings.open_seconds,
+                    silence=settings.silence_seconds,
                     memory=settings.worker_memory,
                     chunk=settings.chunk_bytes,
                     part=settings.part_bytes,

@@ -208,12 +208,16 @@ Entries: TypeAlias = tuple[int, int]
 class Limits:
     """What the work on one file may use: seconds of wall time, bytes of memory.
 
-    ``stall`` is the seconds it may be without going on. ``chunk`` is the bytes of columns that are
-    held at a time; a file with many more bytes of them than ``part`` is done in parts.
+    ``stall`` is the seconds it may be without going on; ``opening`` and ``silence`` those that a
+    server has to take a connection, and may be without sending a byte. ``chunk`` is the bytes of
+    columns that are held at a time; a file with many more bytes of them than ``part`` is done in
+    parts.
     """
 
     seconds: float = 3600.0
     stall: float = 300.0
+    opening: float = 20.0
+    silence: float = 30.0
     memory: int = 2 << 30
     chunk: int = 32 << 20
     part: int = 128 << 20
@@ -255,6 +259,7 @@ class CheckSpec:
     language: str
     selection: str
     format: ResultFormat
+    limits: Limits = Limits()  # it is frozen
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,6 +102,12 @@ class Settings(BaseSettings):
     stall_seconds: float = Field(default=300.0, gt=0)
     """Seconds that the work on one file may be without going on, with the same end."""
 
+    open_seconds: float = Field(default=20.0, ge=1)
+    """Seconds that a server has to take a connection; then another replica is tried."""
+
+    silence_seconds: float = Field(default=30.0, ge=1)
+    """Seconds that a server may be without sending a byte, with the same end."""
+
     files_per_user_at_once: int | None = Field(default=None, ge=1)
     """Files of one user that may be at work at a time. The default is any number: slots are shared
     out fairly."""

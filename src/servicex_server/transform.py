@@ -6,13 +6,14 @@ way as far as names and types reach, and leaves nothing.
 """
 
 import errno
+import math
 import os
 import shutil
 import socket
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -42,6 +43,7 @@ from servicex_server.model import (
     Attempt,
     CheckSpec,
     Entries,
+    Limits,
     Outcome,
     Replica,
     ResultFormat,
@@ -137,7 +139,7 @@ def check(spec: CheckSpec, *, patience: float) -> ErrorRecord | None:
             try:
                 work = compiled(spec.language, spec.selection, spec.format)
                 if not isinstance(work, Program):
-                    with open_root(replica.url, patience=patience) as file:
+                    with _opened(replica, spec.limits, patience=patience) as file:
                         _hold(work, file, Path(scratch), spec.format)
             except Exception as error:  # noqa: BLE001  # the caller asks for it, whatever it is
                 failure = _known(error)
@@ -227,7 +229,7 @@ class _Result:
             What was written by then is good, and stays.
         """
         self._step()
-        with open_root(replica.url) as file:
+        with _opened(replica, self._spec.limits) as file:
             try:
                 plans = _plans(query, file)
                 if self._writer is None:
@@ -298,6 +300,12 @@ def _one_replica(
     return replace(done, url=replica.url, bytes_written=size)
 
 
+def _opened(
+    replica: Replica, limits: Limits, *, patience: float = math.inf
+) -> AbstractContextManager[RootFile]:
+    return open_root(replica.url, opening=limits.opening, silence=limits.silence, patience=patience)
+
+
 def _run_program(
     spec: TaskSpec, work: Program, replica: Replica, output: Path, blank: Outcome
 ) -> Outcome:
@@ -305,7 +313,7 @@ def _run_program(
         ran = run_program(work, replica.url, output, spec.format, spec.limits, output.parent)
     except FunctionError:
         # what the program could not open may be the replica's fault, and another may work
-        with suppress(CorruptError), open_root(replica.url):
+        with suppress(CorruptError), _opened(replica, spec.limits):
             pass
         raise
     return replace(blank, events_read=ran.events, events_written=ran.events, log_tail=ran.log_tail)

@@ -435,12 +435,12 @@ import json, sys, time
 from servicex_server.columnar import read, source
 from servicex_server.errors import ServiceXError
 
-url, source._HTTP_SILENCE = sys.argv[1], 1.0
+url = sys.argv[1]
 found = {"kind": "", "text": ""}
 import uproot, httpx
 began = time.monotonic()
 try:
-    with read.open_root(url) as file:
+    with read.open_root(url, silence=2.0 if url.startswith("root") else 1.0) as file:
         tree = file.tree("events")
         tree.read(["Jet_Px"], 0, 10)
         print("half", flush=True)
@@ -562,7 +562,7 @@ def test_the_deadlines_are_set_unless_somebody_set_them() -> None:
         "from servicex_server.errors import UnreachableError\n"
         f"try:\n    with read.open_root('root://{NOWHERE}//x'): pass\n"
         "except UnreachableError:\n    pass\n"
-        "print(json.dumps({name: os.environ[name] for name in source._XROOTD_DEFAULTS}))"
+        "print(json.dumps({name: os.environ[name] for name in source.xrootd_settings(1, 1)}))"
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith("XRD_")}
     output = subprocess.run(

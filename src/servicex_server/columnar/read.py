@@ -4,6 +4,7 @@ uproot does the reading; this module chooses what is read and names the branch t
 """
 
 import lzma
+import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from servicex_server.columnar.baskets import Baskets
 from servicex_server.columnar.clusters import Clusters
 from servicex_server.columnar.faults import classify, reading
 from servicex_server.columnar.plan import matcher
-from servicex_server.columnar.source import open_source
+from servicex_server.columnar.source import OPENING, SILENCE, open_source
 from servicex_server.columnar.treeindex import BranchIndex
 from servicex_server.errors import (
     CorruptError,
@@ -26,8 +27,14 @@ from servicex_server.errors import (
 
 
 @contextmanager
-def open_root(url: str, *, patience: float | None = None) -> Iterator["RootFile"]:
-    """Open a ROOT file by path or URL; a remote server has ``patience`` seconds for an answer.
+def open_root(
+    url: str,
+    *,
+    opening: float = OPENING,
+    silence: float = SILENCE,
+    patience: float = math.inf,
+) -> Iterator["RootFile"]:
+    """Open a ROOT file by path or URL; the times are as `open_source` has them.
 
     Raises
     ------
@@ -35,7 +42,7 @@ def open_root(url: str, *, patience: float | None = None) -> Iterator["RootFile"
         It cannot be opened; the class says why.
     """
     with reading(url):
-        file = open_source(url, patience=patience)
+        file = open_source(url, opening=opening, silence=silence, patience=patience)
     with file:
         with reading(url):
             opened = RootFile(url, file)

@@ -1,5 +1,6 @@
 """Opening ROOT files by path, `file://`, `http(s)://` and `root://`, with our own deadlines."""
 
+import math
 import os
 import ssl
 from concurrent.futures import ThreadPoolExecutor
@@ -12,37 +13,37 @@ from servicex_server.columnar.clusters import ntuple_class
 from servicex_server.columnar.treeindex import classes
 from servicex_server.errors import MissingError, TruncatedError, UnreachableError
 
-_XROOTD_DEFAULTS = {
-    # XrdCl's own defaults let one dead server hold a worker for ten minutes (XrdClConstants.hh);
-    # and after one refusal they fail everything on that server for thirty, while the files of a
-    # request pass by: the window is shorter than the time between the attempts on a file
-    "XRD_CONNECTIONWINDOW": "10",
-    "XRD_CONNECTIONRETRY": "1",
-    "XRD_REQUESTTIMEOUT": "60",
-    "XRD_STREAMTIMEOUT": "30",
-    "XRD_STREAMERRORWINDOW": "2",
-    "XRD_TIMEOUTRESOLUTION": "1",
-}
+OPENING, SILENCE = 20.0, 30.0
+"""Seconds that a server has to take a connection, and may be without sending a byte, if it is not
+said how long."""
+
 _KEY_BYTES = 34
 """The size of the numbers in a TKey with 64-bit places (TKey::Streamer)."""
-
-_HTTP_SILENCE = 60.0
-"""Seconds without a byte after which a server is given up; connecting has a sixth of it."""
 
 _HTTP_READERS = 4
 """Requests that are under way at once for one file."""
 
 
-def open_source(url: str, *, patience: float | None = None) -> Any:
+def open_source(
+    url: str,
+    *,
+    opening: float = OPENING,
+    silence: float = SILENCE,
+    patience: float = math.inf,
+) -> Any:
     """Return the top folder of a ROOT file, opened by uproot; it closes the file.
 
     Parameters
     ----------
     url
         A path or a URL.
+    opening
+        Seconds that a remote server has to take a connection. XrdCl reads them, and those below,
+        once in the life of a process.
+    silence
+        Seconds that it may be without sending a byte.
     patience
-        Seconds that one answer of a remote server may take; if not given, as long as such servers
-        are known to need.
+        Seconds that either may take for this reader, who is in a hurry.
 
     Raises
     ------
@@ -61,7 +62,7 @@ def open_source(url: str, *, patience: float | None = None) -> Any:
         "custom_classes": {**classes(), "ROOT::RNTuple": ntuple_class()},
     }
     if scheme in ("root", "roots", "xroot"):
-        for name, value in _XROOTD_DEFAULTS.items():
+        for name, value in xrootd_settings(opening, silence).items():
             os.environ.setdefault(name, value)
         try:
             import XRootD  # noqa: F401
@@ -71,11 +72,10 @@ def open_source(url: str, *, patience: float | None = None) -> Any:
                 hint="pip install 'servicex-server[xrootd]'",
             ) from None
         options["handler"] = uproot.XRootDSource
-        if patience is not None:
-            options["timeout"] = patience
+        options["timeout"] = min(silence, patience)
     elif scheme in ("http", "https"):
         options["handler"] = _http_source()
-        options["timeout"] = _HTTP_SILENCE if patience is None else patience
+        options["timeout"] = (min(opening, patience), min(silence, patience))
     elif scheme in ("", "file"):
         # not memory-mapped: mapped pages would count as the worker's memory
         place = unquote(urlsplit(url).path) if scheme else url
@@ -97,6 +97,23 @@ def open_source(url: str, *, patience: float | None = None) -> Any:
             source.close()
         raise
     return top
+
+
+def xrootd_settings(opening: float, silence: float) -> dict[str, str]:
+    """Return what XrdCl is told by its environment, unless an administrator has told it already.
+
+    Its own defaults let one dead server hold a worker for ten minutes (XrdClConstants.hh); and
+    after one refusal they fail everything on that server for thirty, while the files of a request
+    pass by: the window for that is shorter than the time between the attempts on a file.
+    """
+    return {
+        "XRD_CONNECTIONWINDOW": str(math.ceil(opening)),
+        "XRD_CONNECTIONRETRY": "1",
+        "XRD_REQUESTTIMEOUT": str(math.ceil(silence)),
+        "XRD_STREAMTIMEOUT": str(math.ceil(silence)),
+        "XRD_STREAMERRORWINDOW": "2",
+        "XRD_TIMEOUTRESOLUTION": "1",
+    }
 
 
 def _check_local(path: Path, url: str) -> None:
@@ -170,14 +187,15 @@ def _http_source() -> Any:
     apart = CoalesceConfig(max_request_ranges=1)
 
     class HttpSource(Source):  # type: ignore[misc]  # uproot has no types
-        def __init__(self, url: str, *, timeout: float, **options: Any) -> None:
+        def __init__(self, url: str, *, timeout: tuple[float, float], **options: Any) -> None:
             del options
             super().__init__()
+            opening, silence = timeout
             self._file_path = url
             self._executor = ThreadPoolExecutor(_HTTP_READERS, "http")
             self._client = httpx.Client(
                 headers={"Accept-Encoding": "identity"},
-                timeout=httpx.Timeout(timeout, connect=min(timeout, _HTTP_SILENCE / 6)),
+                timeout=httpx.Timeout(silence, connect=opening),
                 follow_redirects=True,
                 verify=trust,
             )
