@@ -13,6 +13,7 @@ from rich.console import Console
 
 from benchmarks import environments, measure
 from benchmarks.dispatch import dispatch, on_workers
+from benchmarks.doors import doors
 from benchmarks.engine import engine
 from benchmarks.others import dask, root
 from benchmarks.queries import func_adl
@@ -29,6 +30,7 @@ PARTS: dict[str, Callable[[Namespace], list[Section]]] = {
     "func_adl": lambda options: func_adl(options.repeats),
     "root": lambda options: root(options.repeats),
     "dask": lambda options: dask(options.repeats),
+    "doors": lambda options: doors(min(options.repeats, 3)),
     "remote": lambda options: remote(min(options.repeats, 3)),
 }
 

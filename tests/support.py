@@ -61,6 +61,18 @@ def copies(folder: Path, count: int, name: str = "uproot-Zmumu.root") -> list[st
     return [str(shutil.copyfile(sample(name), path)) for path in paths]
 
 
+def plug_in(folder: Path, scheme: str, kind: str, source: str) -> dict[str, str]:
+    """Install a finder, given as source, in a folder; return the environment that has it."""
+    module = f"{scheme}_finder"
+    about = folder / f"{module}-1.dist-info"
+    about.mkdir(parents=True)
+    (folder / f"{module}.py").write_text(source)
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1\n")
+    entry = f"[servicex_server.finders]\n{scheme} = {module}:{kind}\n"
+    (about / "entry_points.txt").write_text(entry)
+    return {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
+
+
 def until(true: Callable[[], bool], what: str, *, seconds: float = 60) -> None:
     """Wait until something is so that nobody announces."""
     deadline = time.monotonic() + seconds

@@ -1,7 +1,6 @@
 """Bad days: what dies, hangs, fills up or jumps in the middle of a request costs no file."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -22,7 +21,7 @@ import uproot
 from servicex_server.model import now
 from tests.integration.servers import http, preloadable
 from tests.postgres import postgres
-from tests.support import Server, fill, small_disk, until
+from tests.support import Server, fill, plug_in, small_disk, until
 
 FILES = 200
 QUERY = '[{"treename": "events", "filter_name": "x"}]'
@@ -380,13 +379,8 @@ class Held(Finder):
 def holding(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Give a server with one worker and a finder that waits for the test."""
     folder = tmp_path_factory.mktemp("held")
-    (folder / "held_finder.py").write_text(FINDER)
-    about = folder / "held_finder-1.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: held-finder\nVersion: 1\n")
-    (about / "entry_points.txt").write_text("[servicex_server.finders]\nheld = held_finder:Held\n")
-    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
-    server = Server(folder / "data", ["--workers", "1"], {"PYTHONPATH": path}).start()
+    environment = plug_in(folder / "installed", "held", "Held", FINDER)
+    server = Server(folder / "data", ["--workers", "1"], environment).start()
     yield server
     server.stop()
 

@@ -1,0 +1,194 @@
+"""Files in several places: every one is delivered, bad replicas are known, dead doors cost little.
+
+The doors are real XRootD servers; the catalogue is a finder that a package of the test brings.
+"""
+
+import csv
+import inspect
+import io
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from servicex_server.replicas import SHUT_AFTER
+from tests import listed
+from tests.integration.servers import Http, XRootD, free_port, http, put, xrootd
+from tests.support import Server, plug_in, sample, until
+
+ZMUMU = sample("uproot-Zmumu.root")
+QUERY = '[{"treename": "events", "filter_name": ["E1", "E2"]}]'
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "add-a-language-or-finder.md"
+
+
+@pytest.fixture(scope="module")
+def doors() -> Iterator[tuple[XRootD, XRootD]]:
+    """Give two servers of files."""
+    with xrootd() as first, xrootd("127.0.0.2") as second:
+        yield first, second
+
+
+@pytest.fixture
+def start(tmp_path: Path, new_server: Callable[..., Server]) -> Callable[..., Server]:
+    """Give a function that starts a server of two workers with the catalogue of the test."""
+    environment = plug_in(tmp_path / "installed", "listed", "Listed", inspect.getsource(listed))
+    return lambda **more: new_server("--workers", "2", **environment, **more)
+
+
+def ask(server: Server, folder: Path, places: list[list[str]]) -> dict[str, Any]:
+    """Ask for files that are in these places, and wait."""
+    catalogue = folder / f"{len(list(folder.iterdir()))}.json"
+    catalogue.write_text(json.dumps(places))
+    answer = server.submit(did=f"listed://{catalogue}", selection=QUERY)
+    assert answer.status_code == 200, answer.text
+    request_id = answer.json()["request_id"]
+    return {"request_id": request_id, **server.wait(request_id)}
+
+
+def objects(server: Server, request_id: str) -> list[bytes]:
+    """Return the results in the order of the files."""
+    query = "select object_key from tasks where request_id = ? order by id"
+    folder = server.data_dir / "objects"
+    return [(folder / key).read_bytes() for (key,) in server.rows(query, request_id)]
+
+
+def site(server: Server, door: str, state: str) -> dict[str, Any]:
+    """Wait until a door is shown in a state; return what is said of it."""
+    found: dict[str, Any] = {}
+
+    def seen() -> bool:
+        for one in server.get("/servicex/sites").json()["sites"]:
+            if one["door"].startswith(door):
+                found.update(one)
+        return found.get("state") == state
+
+    until(seen, f"{door} is {state}")
+    return found
+
+
+def tries_at(server: Server, request_id: str, door: str) -> int:
+    """Return how often files of a request were tried at a door."""
+    rows = server.rows("select tried from tasks where request_id = ?", request_id)
+    tried = [json.loads(told) if isinstance(told, str) else told or [] for (told,) in rows]
+    return sum(one["url"].startswith(door) for tries in tried for one in tries)
+
+
+def test_bad_replicas_cost_no_file_and_are_known(
+    doors: tuple[XRootD, XRootD], start: Callable[..., Server], tmp_path: Path
+) -> None:
+    """Of twenty files six have a bad replica first: it is told by its class, and no other is."""
+    first, second = doors
+    content = ZMUMU.read_bytes()
+    bad: dict[int, tuple[str, bytes | None]] = {
+        2: ("Missing", None),
+        5: ("Truncated", content[: len(content) // 2]),
+        8: ("Corrupt", b"x" * len(content)),
+        11: ("Missing", None),
+        14: ("Truncated", b""),
+        17: ("Corrupt", b"root" + b"\0" * 400),
+    }
+    for number in range(20):
+        put(second.folder, f"{number}.root", ZMUMU)
+        _, broken = bad.get(number, ("", content))
+        if broken is not None:
+            put(first.folder, f"{number}.root", broken)
+    names = [f"{number}.root" for number in range(20)]
+    server = start()
+    clean = ask(server, tmp_path, [[second.url(name)] for name in names])
+    found = ask(server, tmp_path, [[first.url(name), second.url(name)] for name in names])
+    assert (found["status"], found["files-completed"], found["files-failed"]) == ("Complete", 20, 0)
+    assert objects(server, found["request_id"]) == objects(server, clean["request_id"])
+    told = server.get("/servicex/replicas/bad").json()["replicas"]
+    expected = {first.url(f"{number}.root"): kind for number, (kind, _) in bad.items()}
+    assert {one["replica"]: one["error"] for one in told} == expected
+    assert {(one["rse"], one["times"]) for one in told} == {("RSE_0", 1)}
+    assert {one["file"] for one in told} == {f"scope:file{number}" for number in bad}
+    answer = server.get("/servicex/replicas/bad?format=csv")
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8"
+    table = list(csv.DictReader(io.StringIO(answer.text)))
+    assert {row["replica"]: row["error"] for row in table} == expected
+    assert server.get("/servicex/replicas/bad?format=xml").status_code == 400
+
+
+def test_a_dead_door_is_tried_a_few_times_only(
+    doors: tuple[XRootD, XRootD], start: Callable[..., Server], tmp_path: Path
+) -> None:
+    """Then its replicas come last; the next process knows it too, and an operator sees it."""
+    _, second = doors
+    dead = f"root://127.0.0.1:{free_port()}"
+    put(second.folder, "x.root", ZMUMU)
+    places = [[f"{dead}//{number}.root", second.url("x.root")] for number in range(40)]
+    server = start()
+    found = ask(server, tmp_path, places)
+    assert (found["status"], found["files-completed"]) == ("Complete", 40)
+    at_once = 4  # tasks inside the engine for two workers, which were handed over before
+    assert SHUT_AFTER <= tries_at(server, found["request_id"], dead) <= SHUT_AFTER + at_once
+    shut = site(server, dead, "shut")
+    assert (shut["worked"], shut["attempts"]) == (0, shut["failed"]["Unreachable"])
+    assert "cannot be reached" in shut["last-error"]
+    site(server, second.url("")[:-2], "well")
+    program = str(Path(sys.executable).with_name("servicex-server"))
+    command = [program, "sites", "--url", server.url]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    assert re.search(rf"^{dead} +shut ", shown, re.MULTILINE)
+    assert re.search(rf"^root://{second.address}\S* +well ", shown, re.MULTILINE)
+    server.stop()
+    server.start()
+    again = ask(server, tmp_path, places)
+    assert (again["status"], again["files-completed"]) == ("Complete", 40)
+    assert tries_at(server, again["request_id"], dead) == 1  # somebody has to see whether it is up
+
+
+def test_a_door_that_is_frozen_costs_a_few_deadlines(
+    doors: tuple[XRootD, XRootD], start: Callable[..., Server], tmp_path: Path
+) -> None:
+    """Those that the operator has set, and not one for each file."""
+    _, second = doors
+    put(second.folder, "x.root", ZMUMU)
+    server = start(SERVICEX_SERVER_OPEN_SECONDS="2", SERVICEX_SERVER_SILENCE_SECONDS="2")
+    with xrootd("127.0.0.3") as third:
+        put(third.folder, "x.root", ZMUMU)
+        urls = [third.url("x.root"), second.url("x.root")]
+        with third.frozen():
+            found = ask(server, tmp_path, [urls] * 30)
+    assert (found["status"], found["files-completed"]) == ("Complete", 30)
+    door = f"root://{third.address}"
+    assert SHUT_AFTER <= tries_at(server, found["request_id"], door) <= SHUT_AFTER + 4
+    assert set(site(server, door, "shut")["failed"]) == {"Slow"}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[Http]:
+    """Give a server of files by HTTP."""
+    with http() as door:
+        yield door
+
+
+def test_the_finder_of_the_page_works(
+    files: Http, new_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    """As it stands there, with the option that it has, on files that are there."""
+    text = PAGE.read_text(encoding="utf-8")
+    source = next(iter(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)))
+    environment = plug_in(tmp_path / "installed", "mylab", "MyLab", source)
+    (files.folder / "2024-a").mkdir()
+    for number in range(3):
+        put(files.folder / "2024-a", f"{number}.root", ZMUMU)
+    door = files.url("").rstrip("/")
+    server = new_server(**environment, SERVICEX_SERVER_FINDERS__MYLAB__DOOR=door)
+    for asked, count in (("2024-a", 3), ("2024-a?files=2", 2)):
+        request_id = server.submit(did=f"mylab://{asked}", selection=QUERY).json()["request_id"]
+        found = server.wait(request_id)
+        assert (found["status"], found["files-completed"]) == ("Complete", count)
+    refused = server.submit(did="mylab://nonsense", selection=QUERY)
+    assert (refused.status_code, refused.json()["message"]) == (
+        400,
+        "did: 'nonsense' is no run (write mylab://2024-a)",
+    )
+    unknown = server.wait(server.submit(did="mylab://a-b", selection=QUERY).json()["request_id"])
+    assert (unknown["status"], unknown["failure-info"]) == ("Bad Dataset", "there is no run a-b")
