@@ -23,9 +23,7 @@ def doors(repeats: int) -> list[Section]:
     seconds: dict[str, list[float]] = {"well": [], "closed": [], "frozen": []}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="servicex-bench-")))
-        first, second = (
-            stack.enter_context(xrootd(f"127.0.0.{number}")) for number in (2, 3)
-        )
+        first, second = (stack.enter_context(xrootd(f"127.0.0.{number}")) for number in (2, 3))
         for door in (first, second):
             for number in range(FILES):
                 put(door.folder, f"{number}.root", sample("uproot-Zmumu.root"))

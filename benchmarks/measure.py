@@ -40,7 +40,9 @@ def serving(
     """Run a server in a temporary folder; the settings as in its environment, and more of that."""
     chosen = {f"SERVICEX_SERVER_{name.upper()}": value for name, value in settings.items()}
     with tempfile.TemporaryDirectory(prefix="servicex-bench-") as name:
-        server = Server(Path(name) / "data", ["--workers", str(workers)], (environment or {}) | chosen).start()
+        server = Server(
+            Path(name) / "data", ["--workers", str(workers)], (environment or {}) | chosen
+        ).start()
         try:
             yield server
         finally:
@@ -72,8 +74,8 @@ def deliver(
             status = client.get(path).json()
             if status["status"] in TERMINAL:
                 break
-            # asking takes of the cores that the work is on: no oftener than a hundredth of the time
-            time.sleep(max(0.005, (time.perf_counter() - began) / 100))
+            # asking takes of the cores that the work is on: no oftener than a thirtieth of the time
+            time.sleep(max(0.005, (time.perf_counter() - began) / 30))
         seconds = time.perf_counter() - began
     if status["status"] != "Complete" or status["files-failed"]:
         sys.exit(f"a request failed: {server.output[-2000:]}")

@@ -98,10 +98,13 @@ class Dispatcher:
         self._asked = scaling.last.workers
         self._asking: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
-        """Take up what the last run left, and begin."""
+    async def recall(self) -> None:
+        """Have in mind how the doors of sites were when it was last written down."""
         known = await self._database.read(snapshots.get, snapshots.SITES)
         self.doors = Doors.of(known.value if known else None)
+
+    async def start(self) -> None:
+        """Take up what the last run left, and begin."""
         await self._engine.start(self._on_end, self._bell.set)
         await self._take_up(await self._database.read(rows.running))
         self._loop = asyncio.create_task(self._run(), name="dispatch")

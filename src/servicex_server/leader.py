@@ -106,7 +106,8 @@ class Leader:
             The workers cannot be started.
         """
         try:
-            # what the last leader wrote down is not so any more
+            await self.dispatcher.recall()
+            # what the last leader wrote down of its workers is not so any more
             await self._reporter.write()
             await self.dispatcher.start()
         except BaseException:

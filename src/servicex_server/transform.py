@@ -34,6 +34,7 @@ from servicex_server.errors import (
     QueryError,
     ReplicaError,
     ServiceXError,
+    TruncatedError,
     UnknownNameError,
     UploadError,
 )
@@ -92,6 +93,7 @@ def transform(spec: TaskSpec, step: Callable[[], None] = lambda: None) -> Outcom
                 outcome = _one_replica(spec, work, replica, result, blank)
             except Exception as error:  # noqa: BLE001  # nothing may be raised out of a task
                 failure = _known(error)
+                result.failed(failure)
                 record = failure.record()
                 attempts.append(Attempt(replica.url, time.monotonic() - began, record))
                 tail = getattr(failure, "log_tail", "")
@@ -214,11 +216,16 @@ class _Result:
         self._spec = spec
         self._step = step
         self._writing = writing
+        self._doubtful = False
+        self.fetched = 0
+        self._begin()
+
+    def _begin(self) -> None:
         self._writer: Writer | None = None
         self._at: dict[int, int] = {}
         self._entries: dict[int, int] = {}
         self._copied: set[str] = set()
-        self.read = self.kept = self.fetched = 0
+        self.read = self.kept = 0
 
     def take(self, query: Query, replica: Replica) -> tuple[Entries, ...]:
         """Write what is not there yet from a replica; return the parts if it is done in parts.
@@ -232,6 +239,7 @@ class _Result:
         with _opened(replica, self._spec.limits) as file:
             try:
                 plans = _plans(query, file)
+                self._compare([tree for _, _, tree in plans])
                 if self._writer is None:
                     if found := self._parts(query, plans):
                         return found
@@ -245,6 +253,29 @@ class _Result:
         self._writing.close()
         return ()
 
+    def failed(self, error: ServiceXError) -> None:
+        """Hear of what was wrong with a replica; one that is broken is not believed any more."""
+        self._doubtful |= isinstance(error, TruncatedError | CorruptError)
+
+    def _compare(self, trees: list[Tree]) -> None:
+        """Hold the trees of another replica against those that a part was written of.
+
+        Raises
+        ------
+        CorruptError
+            They differ, and nothing is known against the former one.
+        """
+        for number, entries in self._entries.items():
+            if trees[number].entries == entries:
+                continue
+            if not self._doubtful:
+                found = f"{trees[number].url} has {trees[number].entries} entries"
+                raise CorruptError(f"{found} where another replica has {entries}")
+            with suppress(_UnfinishedError), self._writing.pop_all():
+                raise _UnfinishedError  # what was written is dropped
+            self._begin()
+            return
+
     def _parts(self, query: Query, plans: list[tuple[str, Plan, Tree]]) -> tuple[Entries, ...]:
         if self._spec.entries is not None or len(plans) > 1 or query.copies:
             return ()  # only a single tree has parts
@@ -253,11 +284,6 @@ class _Result:
 
     def _tree(self, writer: Writer, number: int, name: str, plan: Plan, tree: Tree) -> None:
         first, last = self._spec.entries or (0, None)
-        if self._entries.setdefault(number, tree.entries) != tree.entries:
-            raise CorruptError(
-                f"{tree.url} has {tree.entries} entries where another replica has "
-                f"{self._entries[number]}"
-            )
         for end, count, arrays in chunks(
             plan,
             tree,
@@ -271,7 +297,7 @@ class _Result:
                 writer.write(name, arrays)
             self.kept += count
             self.read += end - self._at.get(number, first)
-            self._at[number] = end
+            self._at[number], self._entries[number] = end, tree.entries
 
     def _copy_objects(self, writer: Writer, query: Query, file: RootFile) -> None:
         for pattern in query.copies:

@@ -44,7 +44,7 @@ def ask(server: Server, folder: Path, places: list[list[str]]) -> dict[str, Any]
     """Ask for files that are in these places, and wait."""
     catalogue = folder / f"{len(list(folder.iterdir()))}.json"
     catalogue.write_text(json.dumps(places))
-    answer = server.submit(did=f"listed://{catalogue}", selection=QUERY)
+    answer = server.submit(file_list=None, did=f"listed://{catalogue}", selection=QUERY)
     assert answer.status_code == 200, answer.text
     request_id = answer.json()["request_id"]
     return {"request_id": request_id, **server.wait(request_id)}
@@ -101,6 +101,7 @@ def test_bad_replicas_cost_no_file_and_are_known(
     server = start()
     clean = ask(server, tmp_path, [[second.url(name)] for name in names])
     found = ask(server, tmp_path, [[first.url(name), second.url(name)] for name in names])
+    assert server.errors(found["request_id"]) == []
     assert (found["status"], found["files-completed"], found["files-failed"]) == ("Complete", 20, 0)
     assert objects(server, found["request_id"]) == objects(server, clean["request_id"])
     told = server.get("/servicex/replicas/bad").json()["replicas"]
@@ -182,13 +183,17 @@ def test_the_finder_of_the_page_works(
     door = files.url("").rstrip("/")
     server = new_server(**environment, SERVICEX_SERVER_FINDERS__MYLAB__DOOR=door)
     for asked, count in (("2024-a", 3), ("2024-a?files=2", 2)):
-        request_id = server.submit(did=f"mylab://{asked}", selection=QUERY).json()["request_id"]
+        request_id = server.submit(file_list=None, did=f"mylab://{asked}", selection=QUERY).json()[
+            "request_id"
+        ]
         found = server.wait(request_id)
         assert (found["status"], found["files-completed"]) == ("Complete", count)
-    refused = server.submit(did="mylab://nonsense", selection=QUERY)
+    refused = server.submit(file_list=None, did="mylab://nonsense", selection=QUERY)
     assert (refused.status_code, refused.json()["message"]) == (
         400,
         "did: 'nonsense' is no run (write mylab://2024-a)",
     )
-    unknown = server.wait(server.submit(did="mylab://a-b", selection=QUERY).json()["request_id"])
+    unknown = server.wait(
+        server.submit(file_list=None, did="mylab://a-b", selection=QUERY).json()["request_id"]
+    )
     assert (unknown["status"], unknown["failure-info"]) == ("Bad Dataset", "there is no run a-b")

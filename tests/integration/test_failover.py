@@ -156,6 +156,24 @@ def test_a_replica_of_another_length_is_none(doors: tuple[Http, Http], tmp_path:
     assert result(tmp_path, ResultFormat.PARQUET) == expected
 
 
+def test_a_broken_replica_is_not_believed(tmp_path: Path) -> None:
+    """One that had another length, and broke on the way, is begun anew with the next one."""
+    good = made(tmp_path / "good.root")
+    longer = made(tmp_path / "longer.root", CLUSTERS + 1, other=False)
+    content = longer.read_bytes()
+    with uproot.open(longer) as file:
+        place = int(file["events"]["y"].member("fBasketSeek")[CLUSTERS // 2])
+    longer.write_bytes(content[: place + 100] + bytes(500) + content[place + 600 :])
+    folder = tmp_path / "out"
+    selection: list[object] = [{"treename": "events"}]
+    assert run(folder, selection, ResultFormat.PARQUET, str(good)).error is None
+    expected = result(folder, ResultFormat.PARQUET)
+    outcome = run(folder, selection, ResultFormat.PARQUET, str(longer), str(good))
+    assert [one.error and one.error.kind for one in outcome.attempts] == ["Corrupt", None]
+    assert result(folder, ResultFormat.PARQUET) == expected
+    assert outcome.events_read == outcome.events_written == CLUSTERS * EVENTS
+
+
 def test_of_what_fails_everywhere_nothing_is_left(doors: tuple[Http, Http], tmp_path: Path) -> None:
     """Neither a result nor a part of one."""
     for door in doors:

@@ -73,6 +73,7 @@ def fill(folder: Path, scratch: Path) -> None:
     put(folder, "cut_short.root", cut_short(scratch))
     put(folder, "empty.root", b"")
     put(folder, "no_root.root", b"x" * 999)
+    put(folder, "hollow.root", b"root" + bytes(400))
     put(folder, "corrupt.root", corrupt())
     put(folder, "denied.root", HZZ).chmod(0)
     put(folder, ODD, HZZ)
@@ -267,6 +268,7 @@ BAD: list[tuple[Protocol, str, str, str]] = [
     ("root", "cut_short.root", "Truncated", "ends before"),
     ("root", "corrupt.root", "Corrupt", "branch Jet_Px of .* is corrupt"),
     ("root", "no_root.root", "Corrupt", "not a ROOT file"),
+    ("root", "hollow.root", "Corrupt", "not a ROOT file"),
     ("root", "timeout eof [3011].root", "Corrupt", "not a ROOT file"),
     ("root", "denied.root", "Denied", "may not be read: .*permission denied"),
     ("http", "missing.root", "Missing", "does not exist"),

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from servicex_server.columnar.clusters import ntuple_class
 from servicex_server.columnar.treeindex import classes
-from servicex_server.errors import MissingError, TruncatedError, UnreachableError
+from servicex_server.errors import CorruptError, MissingError, TruncatedError, UnreachableError
 
 OPENING, SILENCE = 20.0, 30.0
 """Seconds that a server has to take a connection, and may be without sending a byte, if it is not
@@ -91,12 +91,18 @@ def open_source(
     file = kind.__new__(kind)
     try:
         file.__init__(place, **options)
-        top = file.root_directory
+        top = _top(file, url)
     except BaseException:
         if (source := vars(file).get("_source")) is not None:
             source.close()
         raise
     return top
+
+
+def _top(file: Any, url: str) -> Any:
+    if not 0 < file.fBEGIN < file.fEND:
+        raise CorruptError(f"{url} is not a ROOT file: there is nothing behind its first word")
+    return file.root_directory
 
 
 def xrootd_settings(opening: float, silence: float) -> dict[str, str]:
