@@ -105,7 +105,7 @@ class Dispatcher:
 
     async def start(self) -> None:
         """Take up what the last run left, and begin."""
-        await self._engine.start(self._on_end, self._bell.set)
+        await self._engine.start(self._on_end, self._bell.set, self._latest)
         await self._take_up(await self._database.read(rows.running))
         self._loop = asyncio.create_task(self._run(), name="dispatch")
 
@@ -200,8 +200,13 @@ class Dispatcher:
         self._bell.set()
 
     def _on_end(self, outcome: Outcome) -> None:
+        self.doors.heard(outcome)
         self._ended.append(outcome)
         self._bell.set()
+
+    def _latest(self, spec: TaskSpec) -> TaskSpec:
+        """Return a task with its replicas in the order that is best by now."""
+        return replace(spec, replicas=self.doors.ranked(spec.replicas))
 
     async def _run(self) -> None:
         while True:
@@ -263,7 +268,6 @@ class Dispatcher:
         for result in results:
             if self._inside.pop(result.outcome.key, None) and not result.outcome.parts:
                 self.counts.task(result.outcome)
-                self.doors.heard(result.outcome)
             _tell(result.outcome)
         self._resting -= wanted
         await self._objects.delete(orphans)
@@ -341,7 +345,7 @@ class Dispatcher:
             request_id=work.request_id,
             file_id=work.file_id,
             attempt=work.attempt,
-            replicas=self.doors.ranked(work.file.replicas),
+            replicas=work.file.replicas,
             language=work.language,
             selection=work.selection,
             format=work.format,

@@ -21,7 +21,8 @@ OF_CONTENT = frozenset({"Missing", "Truncated", "Corrupt"})
 """Errors that say that a replica is bad, at a door that answers."""
 
 SHUT_AFTER = 3
-"""Failures in a row after which a door is shut."""
+"""Failures in a row after which a door is shut. One that was waited for in vain counts as many: it
+has cost as much as a thousand refusals."""
 
 PAUSE, LONGEST_PAUSE = 30.0, 1800.0
 """Seconds until a door that was shut is tried again; after each failure twice as many."""
@@ -103,7 +104,7 @@ class Door:
     def failed_by(self, error: ErrorRecord, moment: float) -> None:
         """Note that it did not answer."""
         self.rate *= _MEMORY
-        self.in_row += 1
+        self.in_row += SHUT_AFTER if error.kind == "Slow" else 1
         self.last_error = error.message[:500]
         if self.shut:
             self.pause = min(2 * self.pause, LONGEST_PAUSE)

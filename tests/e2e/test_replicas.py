@@ -127,8 +127,8 @@ def test_a_dead_door_is_tried_a_few_times_only(
     server = start()
     found = ask(server, tmp_path, places)
     assert (found["status"], found["files-completed"]) == ("Complete", 40)
-    at_once = 4  # tasks inside the engine for two workers, which were handed over before
-    assert SHUT_AFTER <= tries_at(server, found["request_id"], dead) <= SHUT_AFTER + at_once
+    at_work = 2  # which had begun when it was shut
+    assert SHUT_AFTER <= tries_at(server, found["request_id"], dead) < SHUT_AFTER + at_work
     shut = site(server, dead, "shut")
     assert (shut["worked"], shut["attempts"]) == (0, shut["failed"]["Unreachable"])
     assert "cannot be reached" in shut["last-error"]
@@ -159,7 +159,7 @@ def test_a_door_that_is_frozen_costs_a_few_deadlines(
             found = ask(server, tmp_path, [urls] * 30)
     assert (found["status"], found["files-completed"]) == ("Complete", 30)
     door = f"root://{third.address}"
-    assert SHUT_AFTER <= tries_at(server, found["request_id"], door) <= SHUT_AFTER + 4
+    assert 1 <= tries_at(server, found["request_id"], door) <= 2  # once for each worker
     assert set(site(server, door, "shut")["failed"]) == {"Slow"}
 
 

@@ -325,9 +325,7 @@ async def test_a_process_whose_workers_cannot_start_does_not_keep_the_lead(
     """It says why and leaves, and the next one leads."""
 
     class Broken(MemoryEngine):
-        async def start(
-            self, ended: Callable[[Outcome], None], ready: Callable[[], None] = lambda: None
-        ) -> None:
+        async def start(self, *told: Callable[..., Any]) -> None:
             raise StartupError("the workers cannot be started: no")
 
     with pytest.raises(StartupError, match="no"):

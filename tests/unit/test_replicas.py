@@ -73,6 +73,15 @@ def test_a_door_that_fails_comes_last_and_is_tried_once_in_a_while(clock: Clock)
     assert about["failed"] == {"Unreachable": 6}
 
 
+def test_a_door_that_was_waited_for_in_vain_is_shut_at_once(clock: Clock) -> None:
+    """Each more of them would cost a deadline."""
+    doors = Doors()
+    hear(doors, (A, SlowError("it hangs")), (B, None))
+    assert doors.ranked((A, B)) == (B, A)
+    clock.moment += PAUSE + 1
+    assert doors.ranked((A, B)) == (A, B)
+
+
 def test_the_pause_has_an_end(clock: Clock) -> None:
     doors = Doors()
     for _ in range(SHUT_AFTER + 20):

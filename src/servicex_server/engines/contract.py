@@ -31,7 +31,10 @@ class Engine(ABC):
 
     @abstractmethod
     async def start(
-        self, ended: Callable[[Outcome], None], ready: Callable[[], None] = lambda: None
+        self,
+        ended: Callable[[Outcome], None],
+        ready: Callable[[], None] = lambda: None,
+        latest: Callable[[TaskSpec], TaskSpec] = lambda spec: spec,
     ) -> None:
         """Bring the workers up.
 
@@ -41,6 +44,9 @@ class Engine(ABC):
             Called in the event loop with the outcome of every task.
         ready
             Called in the event loop when there are more slots.
+        latest
+            Called in the event loop when a worker is to have a task; returns it as it is to be
+            done by what is known now, which may be more than when it was handed over.
 
         Raises
         ------

@@ -82,13 +82,17 @@ class DaskEngine(Engine):
         self._run, self._numbers = uuid4().hex[:8], itertools.count()
         self._ended: Callable[[Outcome], None] = _nobody
         self._more: Callable[[], None] = lambda: None
+        self._latest: Callable[[TaskSpec], TaskSpec] = lambda spec: spec
         self.restarts = 0
 
     async def start(
-        self, ended: Callable[[Outcome], None], ready: Callable[[], None] = lambda: None
+        self,
+        ended: Callable[[Outcome], None],
+        ready: Callable[[], None] = lambda: None,
+        latest: Callable[[TaskSpec], TaskSpec] = lambda spec: spec,
     ) -> None:
         """Reach the scheduler, bring workers up, and begin to look after them."""
-        self._ended, self._more = ended, ready
+        self._ended, self._more, self._latest = ended, ready, latest
         await self._reach()
         await self._look()
         await asyncio.gather(*(worker.admission for worker in self._workers.values()))
@@ -168,7 +172,7 @@ class DaskEngine(Engine):
         # under a key of its own: what a scheduler has left of an earlier run is something else
         job.future = self._client.submit(
             run,
-            job.spec,
+            self._latest(job.spec),
             key=f"{job.spec.key}/{self._run}/{next(self._numbers)}",
             workers=[worker.address],
             allow_other_workers=False,

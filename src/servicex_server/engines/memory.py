@@ -41,16 +41,20 @@ class MemoryEngine(Engine):
         self._waiting: deque[TaskSpec] = deque()
         self._running: set[str] = set()
         self._ended: Callable[[Outcome], None] | None = None
+        self._latest: Callable[[TaskSpec], TaskSpec] = lambda spec: spec
         self.seen: list[TaskSpec] = []
         self.checked: list[CheckSpec] = []
         self.scaled: list[int] = []
 
     async def start(
-        self, ended: Callable[[Outcome], None], ready: Callable[[], None] = lambda: None
+        self,
+        ended: Callable[[Outcome], None],
+        ready: Callable[[], None] = lambda: None,
+        latest: Callable[[TaskSpec], TaskSpec] = lambda spec: spec,
     ) -> None:
         """Remember whom to tell; all slots are there from the beginning."""
         del ready
-        self._ended = ended
+        self._ended, self._latest = ended, latest
 
     async def close(self) -> None:
         """Forget all tasks."""
@@ -77,6 +81,7 @@ class MemoryEngine(Engine):
     def _run(self, spec: TaskSpec) -> None:
         if spec.key not in self._running or self._ended is None:
             return
+        spec = self._latest(spec)
         self.seen.append(spec)
         outcome = self._work(spec)
         self._running.discard(spec.key)
