@@ -60,6 +60,8 @@ class XRootD:
     def frozen(self) -> Iterator[None]:
         """Stop the process without ending it: connections stay, answers do not come."""
         self.process.send_signal(signal.SIGSTOP)
+        # until the last of its threads stands it may still answer
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
         try:
             yield
         finally:

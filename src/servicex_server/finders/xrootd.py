@@ -182,6 +182,7 @@ class _Server:
         self._pattern = pattern
         self._system = system
         self._seconds = seconds
+        self._is_redirector: bool | None = None
 
     async def find(self) -> AsyncGenerator[tuple[str, int], None]:
         """Yield the paths and sizes of what matches, a folder at a time.
@@ -286,8 +287,10 @@ class _Server:
         from XRootD.client.filesystem import FileSystem
         from XRootD.client.flags import HostTypes
 
-        about = await self._ask(self._system.protocol)
-        if about is None or not about.hostinfo & HostTypes.IS_MANAGER:
+        if self._is_redirector is None:
+            about = await self._ask(self._system.protocol)
+            self._is_redirector = bool(about and about.hostinfo & HostTypes.IS_MANAGER)
+        if not self._is_redirector:
             return [self._system]
         found = await self._ask(self._system.deeplocate, f"*{folder}", _EACH_SERVER)
         scheme = self._pattern.server.partition("://")[0]
@@ -317,18 +320,21 @@ class _Server:
             raise self._silent() from None
         if status.ok and found is not None and (partly or status.code != status.suPartial):
             return found
-        url = self._pattern.url(arguments[0].lstrip("*")) if arguments else self._pattern.server
+        server = self._pattern.server
+        path = arguments[0].lstrip("*") if arguments else "/"
         if status.ok:
-            raise CatalogueError(f"not all servers can be asked that may have {url}")
+            raise CatalogueError(f"not all servers behind {server} can be asked for {path}")
         said = re.sub(r"^\[\w+\] ", "", str(status.message).strip())
         answered = status.errno if status.code == status.errErrorResponse else None
         if answered == _NOT_FOUND or status.code == status.errNotFound:
             return None
         if answered in _DENIED or status.code in (status.errAuthFailed, status.errLoginFailed):
-            raise CatalogueDeniedError(f"{url} may not be looked at by this service: {said}")
+            raise CatalogueDeniedError(
+                f"{self._pattern.url(path)} may not be looked at by this service: {said}"
+            )
         if status.code in (status.errOperationExpired, status.errSocketTimeout):
             raise self._silent()
-        raise CatalogueError(f"{url} cannot be asked for: {said}")
+        raise CatalogueError(f"{server} cannot be asked for {path}: {said}")
 
     def _silent(self) -> CatalogueError:
         return CatalogueError(f"{self._pattern.server} did not answer within {self._seconds:g} s")
