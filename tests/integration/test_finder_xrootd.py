@@ -312,6 +312,31 @@ async def test_a_frozen_server_is_given_up(*, connected: bool) -> None:
                     await asyncio.sleep(0.1)
 
 
+ENDS = """
+import asyncio, sys
+from servicex_server.finders.xrootd import XRootD
+
+async def main():
+    try:
+        async with asyncio.timeout(0.5):
+            await anext(XRootD().find(sys.argv[1]))
+    except TimeoutError:
+        print("given up", flush=True)
+
+asyncio.run(main())
+"""
+
+
+def test_a_process_that_ends_does_not_wait_for_a_frozen_server() -> None:
+    with xrootd("127.0.0.5") as running, running.frozen():
+        began = time.monotonic()
+        command = [sys.executable, "-c", ENDS, running.url("*.root")]
+        ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    assert ran.stdout == "given up\n"
+    assert ran.stderr == ""
+    assert time.monotonic() - began < 10
+
+
 async def test_a_redirector_lists_what_its_servers_have_each_file_once() -> None:
     """A folder is on both servers, with files on one of them or on both.
 

@@ -4,8 +4,9 @@ import asyncio
 import math
 import posixpath
 import re
+import threading
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, TypeAlias
@@ -175,6 +176,35 @@ def _system(pattern: Pattern, seconds: float) -> Any:
     return FileSystem(pattern.server)
 
 
+async def _apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what a function returns that blocks, and for which nobody waits who needs it no more.
+
+    A service that ends would wait for a thread of `asyncio.to_thread`, and so for the server.
+    """
+    loop = asyncio.get_running_loop()
+    answered: asyncio.Future[Any] = loop.create_future()
+
+    def tell(answer: Any, error: BaseException | None) -> None:
+        if answered.done():
+            return
+        if error is None:
+            answered.set_result(answer)
+        else:
+            answered.set_exception(error)
+
+    def run() -> None:
+        answer, error = None, None
+        try:
+            answer = function(*arguments)
+        except BaseException as raised:  # noqa: BLE001  # it is raised again where it is waited for
+            error = raised
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(tell, answer, error)
+
+    threading.Thread(target=run, name="look-up in XRootD", daemon=True).start()
+    return await answered
+
+
 class _Server:
     """A server that is asked for the files of a pattern."""
 
@@ -313,9 +343,7 @@ class _Server:
         try:
             # by its own clock XrdCl may take longer, to find the address of a host for instance
             async with asyncio.timeout(self._seconds):
-                status, found = await asyncio.to_thread(
-                    function, *arguments, math.ceil(self._seconds)
-                )
+                status, found = await _apart(function, *arguments, math.ceil(self._seconds))
         except TimeoutError:
             raise self._silent() from None
         if status.ok and found is not None and (partly or status.code != status.suPartial):
