@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from fastapi.routing import APIRoute
 from servicex_server import errors
 from servicex_server.cli import cli
 from servicex_server.engines.options import JobQueueOptions, kinds
+from servicex_server.finders.contract import Finder
+from servicex_server.finders.file_list import FileList
 from servicex_server.languages.uproot_raw import UprootRaw
 from servicex_server.model import RequestState, ResultFormat
 from servicex_server.settings import PREFIX, Settings
@@ -76,6 +79,33 @@ def test_every_kind_of_engine_has_a_complete_example() -> None:
     assert {engine.kind for engine in engines} == set(kinds()) - {"local"}
     systems = {engine.system for engine in engines if isinstance(engine, JobQueueOptions)}
     assert systems == {"slurm", "htcondor"}
+
+
+def finders() -> list[type[Finder]]:
+    """Return the finders that the project registers, installed or not."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    points = project["entry-points"]["servicex_server.finders"]
+    found: list[type[Finder]] = [
+        EntryPoint(name, value, "servicex_server.finders").load() for name, value in points.items()
+    ]
+    assert [kind.scheme for kind in found] == list(points)
+    return found
+
+
+@pytest.mark.parametrize("finder", finders(), ids=lambda finder: str(finder.scheme))
+def test_every_option_of_a_finder_is_described(finder: type[Finder]) -> None:
+    fields = finder.Options.model_fields
+    text = page("catalogues").partition(f"\n## {finder.scheme}\n")[2].partition("\n## ")[0]
+    assert text.strip() or finder is FileList
+    described = {name: row for name, row in rows(text).items() if len(row) == 3}
+    assert set(described) == set(fields)
+    for name, field in fields.items():
+        variable, default = described[name][:2]
+        assert variable == f"`{PREFIX}FINDERS__{finder.scheme.upper()}__{name.upper()}`"
+        shown = "needed" if field.is_required() else str(field.default or "none").removesuffix(".0")
+        if isinstance(field.default, list | tuple):
+            shown = json.dumps(field.default)
+        assert default.strip("`") == shown, name
 
 
 def test_every_command_and_option_is_described() -> None:

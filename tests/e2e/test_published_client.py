@@ -12,6 +12,7 @@ import awkward as ak
 import pytest
 import uproot
 
+from tests.integration.servers import put, xrootd
 from tests.support import Server, sample
 
 ZMUMU = sample("uproot-Zmumu.root")
@@ -104,6 +105,21 @@ def test_deliver_gives_urls_that_open(config: Path, region: str) -> None:
     link = found["muons"][0]
     assert ("X-Amz-Signature" if region else "AWSAccessKeyId") in link
     check(found, read_root)
+
+
+def test_a_pattern_of_xrootd_is_delivered(config: Path) -> None:
+    """Files are found on a server and read from there; where there are none, it is said."""
+    with xrootd() as door:
+        for name in ("a", "b"):
+            (door.folder / name).mkdir()
+            put(door.folder / name, "muons, 50%.root", ZMUMU)
+        samples = {"two": (door.url("*/*.root"), MUONS), "none": (door.url("c/*.root"), MUONS)}
+        found = ask(config, samples, OutputFormat="parquet")
+    with uproot.open({ZMUMU: "events"}) as tree:
+        expected = tree.arrays(["E1", "Q1"], "(Q1 > 0) & (E1 > 50)")
+    assert len(found["two"]) == 2
+    assert all(ak.array_equal(ak.from_parquet(path).E1, expected.E1) for path in found["two"])
+    assert "Dataset does not exist" in found["none"]
 
 
 def test_a_failed_file_is_told(config: Path) -> None:

@@ -1,4 +1,4 @@
-"""Real servers of files on loopback addresses: XRootD, and HTTP that goes wrong on demand."""
+"""Servers on loopback addresses: of files by XRootD and HTTP, and stand-ins for catalogues."""
 
 import contextlib
 import functools
@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
@@ -20,7 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import pytest
 from cryptography import x509
@@ -60,6 +60,8 @@ class XRootD:
     def frozen(self) -> Iterator[None]:
         """Stop the process without ending it: connections stay, answers do not come."""
         self.process.send_signal(signal.SIGSTOP)
+        # until the last of its threads stands it may still answer
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
         try:
             yield
         finally:
@@ -73,40 +75,94 @@ def xrootd(address: str = "127.0.0.1", *, port: int = 0) -> Iterator[XRootD]:
     It has no option for an address, so a preloaded library confines it; and it refuses to run as
     root, so it changes its user.
     """
-    program = needed("xrootd", "apt-get install xrootd-server")
     # pytest's own folders are for one user only, and the server is another
-    with tempfile.TemporaryDirectory(prefix="sx-") as made:
+    with tempfile.TemporaryDirectory(prefix="sx-") as made, contextlib.ExitStack() as started:
         home = Path(made)
-        folder, admin, log = home / "files", home / "admin", home / "log"
-        port = port or free_port(address)
-        (home / "xrootd.cfg").write_text(
-            f"xrd.port {port}\noss.localroot {folder}\nall.export / readonly\n"
-            f"all.adminpath {admin}\nall.pidpath {admin}\n"
-        )
-        command = [program, "-c", str(home / "xrootd.cfg"), "-l", str(log / "log")]
         home.chmod(0o755)
-        for one in (folder, admin, log):
-            one.mkdir()
-        if os.getuid() == 0:
-            user = pwd.getpwnam("nobody")
-            for one in (admin, log):
-                os.chown(one, user.pw_uid, user.pw_gid)
-            command += ["-R", user.pw_name]
-        environment = os.environ | {
-            "LD_PRELOAD": str(preloadable("loopback_bind", home)),
-            "LOOPBACK_BIND": address,
-        }
-        with (home / "output").open("wb") as output:
-            process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=home
+        port = port or free_port(address)
+        _prepare(home, f"xrd.port {port}\nall.export / readonly\n")
+        library = preloadable("loopback_bind", home)
+        process = started.enter_context(_daemon("xrootd", home, address, library))
+        _until_it_answers(address, port, process, home / "log" / "log")
+        yield XRootD(home / "files", address, port, process)
+
+
+@contextlib.contextmanager
+def redirector(address: str = "127.0.0.1") -> Iterator[tuple[XRootD, XRootD, XRootD]]:
+    """Run a redirector and two servers behind it; give it, which has no files, and these two.
+
+    What is below ``data`` in their folders is served. Beside each of the three a ``cmsd`` tells the
+    redirector who has what.
+    """
+    with tempfile.TemporaryDirectory(prefix="sx-") as made, contextlib.ExitStack() as started:
+        home = Path(made)
+        home.chmod(0o755)
+        port, knows = free_port(address), free_port(address)
+        common = (
+            f"all.manager {address}:{knows}\nall.export /data\nxrd.network nodnr\n"
+            "cms.delay startup 1 servers 2 lookup 1\n"
+            "cms.space linger 0 recalc 5 min 1% 1m 2% 2m\n"
+        )
+        library = preloadable("loopback_bind", home)
+        doors: list[XRootD] = []
+        for name in ("manager", "one", "two"):
+            place = home / name
+            place.mkdir(mode=0o755)
+            role = "server" if doors else "manager"
+            ports = (free_port(address), free_port(address)) if doors else (knows, port)
+            config = (
+                f"{common}all.role {role}\n"
+                f"if exec cmsd\nxrd.port {ports[0]}\nelse\nxrd.port {ports[1]}\nfi\n"
             )
-        try:
-            _until_it_answers(address, port, process, log / "log")
-            yield XRootD(folder, address, port, process)
-        finally:
-            # a frozen process ends only by this, and nothing here is kept
-            process.kill()
-            process.wait(10)
+            _prepare(place, config)
+            (place / "files" / "data").mkdir()
+            started.enter_context(_daemon("cmsd", place, address, library))
+            process = started.enter_context(_daemon("xrootd", place, address, library))
+            doors.append(XRootD(place / "files", address, ports[1], process))
+        for door in doors:
+            log = door.folder.with_name("log") / "log"
+            _until_it_answers(address, door.port, door.process, log)
+        _until_it_knows(doors[0], 2)
+        manager, one, two = doors
+        yield manager, one, two
+
+
+def _prepare(home: Path, config: str) -> None:
+    """Make what a program of XRootD needs: a folder ``files`` to serve, and a configuration."""
+    folder, admin, log = home / "files", home / "admin", home / "log"
+    for one in (folder, admin, log):
+        one.mkdir()
+    if os.getuid() == 0:
+        user = pwd.getpwnam("nobody")
+        for one in (admin, log):
+            os.chown(one, user.pw_uid, user.pw_gid)
+    place = f"oss.localroot {folder}\nall.adminpath {admin}\nall.pidpath {admin}\n"
+    (home / "xrootd.cfg").write_text(place + config)
+
+
+@contextlib.contextmanager
+def _daemon(
+    program: str, home: Path, address: str, library: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program of XRootD in a folder that is prepared for it."""
+    command = [needed(program, "apt-get install xrootd-server")]
+    command += ["-c", str(home / "xrootd.cfg"), "-l", str(home / "log" / "log")]
+    if os.getuid() == 0:
+        command += ["-R", "nobody"]
+    environment = os.environ | {
+        "LD_PRELOAD": str(library),
+        "LOOPBACK_BIND": address,
+    }
+    with (home / "output").open("ab") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=home
+        )
+    try:
+        yield process
+    finally:
+        # a frozen process ends only by this, and nothing here is kept
+        process.kill()
+        process.wait(10)
 
 
 @functools.cache
@@ -140,6 +196,22 @@ def _until_it_answers(address: str, port: int, process: subprocess.Popen[bytes],
             time.sleep(0.02)
     text = log.read_text(errors="replace")[-3000:] if log.exists() else "it wrote no log"
     pytest.fail(f"xrootd was not ready after {READY_SECONDS} s:\n{text}")
+
+
+def _until_it_knows(door: XRootD, count: int) -> None:
+    """Wait until a redirector has heard of so many servers."""
+    from XRootD.client.filesystem import FileSystem
+    from XRootD.client.flags import OpenFlags
+
+    system = FileSystem(f"root://{door.address}:{door.port}")
+    deadline = time.monotonic() + 3 * READY_SECONDS
+    while time.monotonic() < deadline:
+        status, found = system.locate("*/data", OpenFlags.REFRESH, 20)
+        if status.ok and len(found.locations) == count:
+            return
+        time.sleep(0.1)
+    text = (door.folder.with_name("log") / "log").read_text(errors="replace")[-3000:]
+    pytest.fail(f"the redirector does not know {count} servers:\n{text}")
 
 
 # --- HTTP ----------------------------------------------------------------------------------
@@ -245,8 +317,8 @@ class _Server(ThreadingHTTPServer):
 
     door: Http
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, handler: type[BaseHTTPRequestHandler] = _Handler) -> None:
+        super().__init__(("127.0.0.1", 0), handler)
         self.open: set[socket.socket] = set()
 
     def get_request(self) -> tuple[socket.socket, Any]:
@@ -279,30 +351,106 @@ def http(
             )
             door.scheme = "https"
         server.door = door
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
+        with _running(server, door.ended):
             yield door
-        finally:
-            door.ended.set()
-            server.shutdown()
-            for connection in list(server.open):
-                with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
-            server.server_close()
-            thread.join()
 
 
-def certificate(folder: Path) -> tuple[Path, Path]:
-    """Make a certificate for 127.0.0.1 that vouches for itself; return its file and its key's."""
+@contextlib.contextmanager
+def _running(server: _Server, ended: threading.Event) -> Iterator[None]:
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        server.shutdown()
+        for connection in list(server.open):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        server.server_close()
+        thread.join()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a stand-in is asked: the path, the query, and the subject of the certificate shown."""
+
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    subject: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a stand-in says: all of the body, or so many bytes of it before it hangs up.
+
+    Without a body it says nothing at all, until it ends.
+    """
+
+    body: bytes | None
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    sent: int | None = None
+
+
+@dataclass
+class StandIn:
+    """A program that stands in for a service on the web, and what it was asked."""
+
+    answer: Callable[[Asked], Answer]
+    url: str = ""
+    asked: list[Asked] = field(default_factory=list)
+    ended: threading.Event = field(default_factory=threading.Event)
+
+
+@contextlib.contextmanager
+def stand_in(
+    answer: Callable[[Asked], Answer], *, context: ssl.SSLContext | None = None
+) -> Iterator[StandIn]:
+    """Serve what a function answers, in threads; by HTTPS with a context."""
+    made = StandIn(answer)
+
+    class Handler(_Handler):
+        def do_GET(self) -> None:
+            place = urlsplit(self.path)
+            shown = self.connection.getpeercert() if context else None
+            subject = "".join(pair[1] for part in (shown or {}).get("subject", ()) for pair in part)
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            asked = Asked(place.path, dict(parse_qsl(place.query)), headers, subject)
+            made.asked.append(asked)
+            said = made.answer(asked)
+            if said.body is None:
+                made.ended.wait()
+                self.close_connection = True
+            else:
+                self._reply(said.status, said.body, said.headers, sent=said.sent)
+
+    server = _Server(Handler)
+    if context:
+        server.socket = context.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
+    made.url = f"{'https' if context else 'http'}://127.0.0.1:{server.server_port}"
+    with _running(server, made.ended):
+        yield made
+
+
+def certificate(
+    folder: Path, *, name: str = "a test", days: float = 1, stem: str = "certificate"
+) -> tuple[Path, Path]:
+    """Make a certificate for 127.0.0.1 that vouches for itself; return its file and its key's.
+
+    It is good for so many days from today; with less than none it has expired.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a test")])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     host = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
     today = datetime.now(UTC)
     made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(today - timedelta(days=1))
-        .not_valid_after(today + timedelta(days=1))
+        x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+        .not_valid_before(today - timedelta(days=10))
+        .not_valid_after(today + timedelta(days=days))
         .add_extension(host, critical=False)
         .sign(key, hashes.SHA256())
     )
@@ -311,8 +459,8 @@ def certificate(folder: Path) -> tuple[Path, Path]:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    certificate_file = put(folder, "certificate.pem", made.public_bytes(serialization.Encoding.PEM))
-    return certificate_file, put(folder, "key.pem", private)
+    public = made.public_bytes(serialization.Encoding.PEM)
+    return put(folder, f"{stem}.pem", public), put(folder, f"{stem}-key.pem", private)
 
 
 def put(folder: Path, name: str, content: bytes | Path) -> Path:

@@ -4,12 +4,15 @@ A finder is a class with a ``scheme``, registered under the entry point group
 ``servicex_server.finders`` by that scheme: ``rucio`` finds what users call ``rucio://...``.
 """
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from servicex_server.errors import CatalogueDeniedError, CatalogueError
 from servicex_server.model import InputFile
 
 
@@ -35,7 +38,7 @@ class Finder(ABC):
     Options: ClassVar[type[FinderOptions]] = FinderOptions
 
     def __init__(self, options: Any = None) -> None:
-        self.options = self.Options() if options is None else options
+        self.options: Any = self.Options() if options is None else options
 
     def check(self, reference: str) -> None:  # noqa: B027  # a finder may take any reference
         """Refuse a reference that cannot be right, without asking the catalogue.
@@ -65,3 +68,58 @@ class Finder(ABC):
             The catalogue does not answer, or refuses us. Those that can pass are tried again,
             and what has been yielded by then is not taken twice.
         """
+
+
+def adler32(checksum: object) -> str | None:
+    """Return a checksum with its eight hexadecimal digits, None if it is no Adler-32.
+
+    Catalogues leave out zeros at the front, put the kind and a colon before it, or write NOTSET.
+
+    Examples
+    --------
+    >>> adler32("adler32:fa61aca")
+    '0fa61aca'
+    >>> adler32("NOTSET") is None
+    True
+    """
+    found = re.fullmatch(r"(?:adler32:)?([0-9a-f]{1,8})", str(checksum), re.IGNORECASE)
+    return found[1].lower().zfill(8) if found else None
+
+
+def number(value: object) -> int:
+    """Return a size or a number of events, 0 if the catalogue does not know it.
+
+    Examples
+    --------
+    >>> number(3), number(None), number(-1)
+    (3, 0, 0)
+    """
+    return max(value, 0) if isinstance(value, int) else 0
+
+
+@contextmanager
+def asking(catalogue: str, seconds: float) -> Iterator[None]:
+    """Turn what httpx raises into errors of a catalogue, which is called by this name.
+
+    Raises
+    ------
+    CatalogueError
+        It cannot be reached, says nothing for so many seconds, or breaks off.
+    """
+    import httpx
+
+    try:
+        yield
+    except httpx.TimeoutException as error:
+        raise CatalogueError(f"{catalogue} did not answer within {seconds:g} s") from error
+    except (httpx.HTTPError, httpx.StreamError) as error:
+        said = str(error) or type(error).__name__
+        raise CatalogueError(f"{catalogue} cannot be asked: {said}") from error
+
+
+def refusal(catalogue: str, status: int, said: str, *, hint: str = "") -> CatalogueError:
+    """Return the error for an HTTP status that is no success; ``hint`` is about the credential."""
+    words = f"{catalogue} answers with status {status}" + (f": {said[:300]}" if said else "")
+    if status in (401, 403):
+        return CatalogueDeniedError(words, hint=hint)
+    return CatalogueError(words)

@@ -1,0 +1,277 @@
+"""Datasets of CMS in its Data Bookkeeping Service: ``dbs:///Primary/Processed/TIER``."""
+
+import asyncio
+import json
+import re
+import ssl
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import DirectoryPath, Field
+
+from servicex_server.errors import (
+    CatalogueDeniedError,
+    CatalogueError,
+    DatasetError,
+    UnknownDatasetError,
+)
+from servicex_server.finders.contract import (
+    Finder,
+    FinderOptions,
+    adler32,
+    asking,
+    number,
+    refusal,
+)
+from servicex_server.model import InputFile, Replica, now
+
+if TYPE_CHECKING:
+    import httpx
+
+_LOOKS_LIKE = "write dbs:///Primary/Processed/TIER, as DAS shows it"
+
+_NAME = re.compile(
+    r"/([a-zA-Z0-9]+[a-zA-Z0-9\-._]*)/([a-zA-Z]+[a-zA-Z0-9_\-.]*)/([A-Z_\-.]+)", re.ASCII
+)
+_LONGEST = 301
+"""What the server accepts as a name of a dataset (dbs2go: static/lexicon_reader.json)."""
+
+_READABLE = ("VALID", "PRODUCTION")
+"""Types of datasets whose files ``validFileOnly`` lets through (dbs2go: dbs/files.go)."""
+
+
+class DbsOptions(FinderOptions):
+    """What an operator chooses, as ``finders: {dbs: {x509_file: ...}}`` in the settings."""
+
+    url: str = Field(
+        default="https://cmsweb.cern.ch/dbs/prod/global/DBSReader", pattern="^https?://[^/]"
+    )
+    """The reader of an instance of DBS."""
+
+    x509_file: Path | None = None
+    """PEM file of the proxy, or of the certificate and its key, that the service shows."""
+
+    x509_key_file: Path | None = None
+    """PEM file of the key, where it is not in ``x509_file``."""
+
+    ca_folder: DirectoryPath | None = None
+    """Folder of the authorities that may sign the server's certificate, by their hashes. The
+    default are the authorities that Python trusts."""
+
+    redirector: str = Field(default="root://cms-xrd-global.cern.ch/", pattern="^x?roots?://[^/]")
+    """Where files are read, by their logical names."""
+
+    seconds: float = Field(default=60.0, gt=0, le=3600)
+    """Seconds for which the server may say nothing."""
+
+    at_once: int = Field(default=4, ge=1, le=100)
+    """Blocks whose files are asked for at the same time."""
+
+
+class Dbs(Finder):
+    """The valid files of a dataset, block by block, read through a redirector."""
+
+    scheme: ClassVar[str] = "dbs"
+    Options = DbsOptions
+
+    def check(self, reference: str) -> None:
+        """Refuse what is no name of one dataset."""
+        shown = repr(reference[:_LONGEST])
+        if "*" in reference:
+            raise DatasetError(
+                f"did: {shown} is a pattern, and one dataset is needed", hint=_LOOKS_LIKE
+            )
+        if "#" in reference:
+            raise DatasetError(f"did: {shown} is a block, and no dataset", hint=_LOOKS_LIKE)
+        if len(reference) > _LONGEST or not _NAME.fullmatch(reference):
+            raise DatasetError(f"did: {shown} is no name of a dataset", hint=_LOOKS_LIKE)
+
+    async def find(self, reference: str) -> AsyncGenerator[InputFile, None]:
+        """Yield the files of a dataset, in the order of the names of its blocks, and of theirs.
+
+        DBS itself promises no order. A list that ends early is not told from one that is whole by
+        what the server says, so it is counted against the number of files that DBS knows.
+        """
+        import httpx
+
+        context = await asyncio.to_thread(self._context)
+        async with httpx.AsyncClient(
+            base_url=self._url, timeout=self.options.seconds, verify=context
+        ) as client:
+            await self._check_state(client, reference)
+            expected = await self._count(client, reference)
+            blocks = sorted(
+                str(self._field(one, "block_name"))
+                for one in await self._all(client, "blocks", dataset=reference)
+            )
+            found = 0
+            asked: deque[asyncio.Task[list[InputFile]]] = deque()
+            left = iter(blocks)
+            try:
+                while True:
+                    while len(asked) < self.options.at_once and (block := next(left, None)):
+                        asked.append(asyncio.create_task(self._block(client, block)))
+                    if not asked:
+                        break
+                    for file in await asked[0]:
+                        found += 1
+                        yield file
+                    asked.popleft()
+            finally:
+                for task in asked:
+                    task.cancel()
+                await asyncio.gather(*asked, return_exceptions=True)
+        if found < expected:
+            raise CatalogueError(
+                f"{self._url} lists {found} of the {expected} files of {reference}, and no more"
+            )
+        if not found:
+            raise DatasetError(f"{reference} has no valid files")
+
+    @property
+    def _url(self) -> str:
+        return str(self.options.url).rstrip("/")
+
+    @property
+    def _shown(self) -> str:
+        """What is said of the credential."""
+        if self.options.x509_file is None:
+            return "a proxy is needed; name its file in the setting finders.dbs.x509_file"
+        return f"a proxy of a member of CMS is needed; shown was {self.options.x509_file}"
+
+    def _context(self) -> ssl.SSLContext:
+        """Return whom to trust, and what to show.
+
+        Raises
+        ------
+        CatalogueDeniedError
+            What is to be shown cannot be read, or has expired.
+        """
+        import httpx
+
+        folder, shown = self.options.ca_folder, self.options.x509_file
+        if folder is None:
+            context = httpx.create_ssl_context()
+        else:
+            context = ssl.create_default_context(capath=folder)
+        if shown is not None:
+            try:
+                _check_time(shown)
+                # a key with a password would be asked for on the terminal
+                context.load_cert_chain(shown, self.options.x509_key_file, password="")
+            except (OSError, ValueError) as error:
+                raise CatalogueDeniedError(
+                    f"the certificate in {shown} cannot be shown to {self._url}: {error}"
+                ) from error
+        return context
+
+    async def _check_state(self, client: "httpx.AsyncClient", name: str) -> None:
+        """Refuse a dataset that is not there, or whose files are not to be used."""
+        found = await self._all(client, "datasets", dataset=name, dataset_access_type="*", detail=1)
+        if not found:
+            raise UnknownDatasetError(f"there is no dataset {name} in {self._url}")
+        state = str(self._field(found[0], "dataset_access_type"))
+        if state not in _READABLE:
+            raise DatasetError(f"{name} is {state} in DBS, and not to be used")
+
+    async def _count(self, client: "httpx.AsyncClient", name: str) -> int:
+        found = await self._all(client, "filesummaries", dataset=name, validFileOnly=1)
+        return number(self._field(found[0], "num_file")) if found else 0
+
+    async def _block(self, client: "httpx.AsyncClient", name: str) -> list[InputFile]:
+        rows = await self._all(client, "files", block_name=name, detail=1, validFileOnly=1)
+        return sorted(self._files(rows), key=lambda file: file.name)
+
+    def _files(self, rows: Iterable[Any]) -> Iterable[InputFile]:
+        redirector = str(self.options.redirector).rstrip("/")
+        for row in rows:
+            name = str(self._field(row, "logical_file_name"))
+            yield InputFile(
+                (Replica(f"{redirector}//{name.lstrip('/')}"),),
+                size=number(row.get("file_size")),
+                events=number(row.get("event_count")),
+                adler32=adler32(row.get("adler32")),
+                name=name,
+            )
+
+    async def _all(self, client: "httpx.AsyncClient", what: str, **query: str | int) -> list[Any]:
+        """Return the rows of an answer; they come as lines, which are read as they come.
+
+        Raises
+        ------
+        CatalogueError
+            It is refused, or breaks off.
+        """
+        rows: Any
+        with asking(self._url, self.options.seconds):
+            async with client.stream(
+                "GET", what, params=query, headers={"Accept": "application/ndjson"}
+            ) as answer:
+                if not answer.is_success:
+                    raise self._refused(answer.status_code, await answer.aread())
+                if "ndjson" in answer.headers.get("Content-Type", ""):
+                    lines = answer.aiter_lines()
+                    rows = [self._parsed(what, line) async for line in lines if line.strip()]
+                else:
+                    rows = self._parsed(what, await answer.aread())
+        # what goes wrong after the first row has the status of a success, and an error in it
+        rows = rows if isinstance(rows, list) else [rows]
+        for row in rows:
+            wrong = row[0] if isinstance(row, list) and row else row
+            if not isinstance(wrong, dict) or "error" in wrong or "exception" in wrong:
+                raise CatalogueError(f"{self._url} breaks off its {what}: {_reason(wrong)}")
+        return list(rows)
+
+    def _parsed(self, what: str, text: str | bytes) -> Any:
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise CatalogueError(
+                f"{self._url} breaks off its {what} in the middle of a row: {error}"
+            ) from error
+
+    def _field(self, row: Any, name: str) -> Any:
+        if row.get(name) is None:
+            raise CatalogueError(f"{self._url} answers with a row that has no {name}")
+        return row[name]
+
+    def _refused(self, status: int, body: bytes) -> CatalogueError:
+        if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
+            return CatalogueDeniedError(f"{self._url} sends to another page", hint=self._shown)
+        try:
+            said = json.loads(body)
+        except ValueError:
+            said = body[:300].decode(errors="replace")
+        # today's server sends a list of one, the former one sent it bare
+        only = said[0] if isinstance(said, list) and said else said
+        return refusal(self._url, status, _reason(only), hint=self._shown)
+
+
+def _reason(said: Any) -> str:
+    """Return the reason in what DBS says of an error (dbs2go: web/handlers.go, dbs/errors.go)."""
+    if not isinstance(said, dict):
+        return str(said)[:300]
+    inner = said.get("error")
+    reason = inner.get("reason") if isinstance(inner, dict) else None
+    return str(reason or said.get("message") or said)[:300]
+
+
+def _check_time(path: Path) -> None:
+    """Refuse certificates of which one has expired.
+
+    Raises
+    ------
+    CatalogueDeniedError
+        Says when.
+    """
+    from cryptography.x509 import load_pem_x509_certificates
+
+    end = min(one.not_valid_after_utc for one in load_pem_x509_certificates(path.read_bytes()))
+    if end < now():
+        raise CatalogueDeniedError(
+            f"the certificate in {path} expired at {end:%Y-%m-%d %H:%M} UTC",
+            hint="renew it, as with voms-proxy-init",
+        )

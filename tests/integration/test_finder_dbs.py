@@ -1,0 +1,519 @@
+"""Datasets of CMS as files.
+
+DBS cannot be had here, and its data only by members. A stand-in answers instead, written from the
+server's own code, `dbs2go`: its parameters and their defaults, rows as JSON or a line each, its
+errors. What it does not show is that the server at CERN does so.
+"""
+
+import asyncio
+import json
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from pydantic import ValidationError
+
+from servicex_server.errors import (
+    CatalogueDeniedError,
+    CatalogueError,
+    DatasetError,
+    ServiceXError,
+    UnknownDatasetError,
+)
+from servicex_server.finders.dbs import Dbs, DbsOptions
+from servicex_server.model import InputFile
+from tests.integration.servers import (
+    Answer,
+    Asked,
+    StandIn,
+    certificate,
+    free_port,
+    put,
+    stand_in,
+)
+from tests.support import needed
+
+pytestmark = pytest.mark.anyio
+
+NAME = "/DoubleMuon/Run2016H-UL2016_MiniAODv2_NanoAODv9-v1/NANOAOD"
+LFN = "/store/data/Run2016H/DoubleMuon/NANOAOD/UL2016_MiniAODv2_NanoAODv9-v1/2510000"
+
+
+def row(name: str, **more: Any) -> dict[str, Any]:
+    """Return a row of ``files`` with details as the server has it."""
+    return {
+        "logical_file_name": f"{LFN}/{name}.root",
+        "is_file_valid": 1,
+        "file_size": 2_000_000_000 + len(name),
+        "event_count": 1000,
+        "check_sum": "1525110204",
+        "adler32": "1fa61aca",
+        "md5": None,
+    } | more
+
+
+def refused(reason: str, code: int = 118, status: int = 400) -> dict[str, Any]:
+    """Return what the server says of an error; today's server puts it into a list."""
+    return {
+        "error": {"reason": reason, "message": "not valid", "function": "dbs.f", "code": code},
+        "http": {"method": "GET", "code": status, "path": "/", "user_agent": ""},
+        "exception": status,
+        "type": "HTTPError",
+        "message": "DBSError Code:118",
+    }
+
+
+@dataclass
+class Reader:
+    """Datasets with their blocks, answered as DBS answers; a test may have it go wrong.
+
+    Parameters
+    ----------
+    wrong
+        What is answered instead, by the name of the call or by the block whose files are asked for.
+    held
+        Blocks whose files are not answered before that is set.
+    """
+
+    types: dict[str, str] = field(default_factory=dict)
+    blocks: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    wrong: dict[str, Answer] = field(default_factory=dict)
+    held: dict[str, threading.Event] = field(default_factory=dict)
+    under_way: int = 0
+    most: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, name: str, *blocks: Sequence[dict[str, Any]], kind: str = "VALID") -> list[str]:
+        """Add a dataset; return the names of its blocks."""
+        self.types[name] = kind
+        made = {f"{name}#{n:04d}a-0": list(rows) for n, rows in enumerate(blocks)}
+        self.blocks |= made
+        return list(made)
+
+    def __call__(self, asked: Asked) -> Answer:
+        call = asked.path.rpartition("/")[2]
+        query = asked.query
+        if answer := self.wrong.get(query.get("block_name", ""), self.wrong.get(call)):
+            return answer
+        if call == "datasets":
+            kind = query.get("dataset_access_type", "VALID")
+            found = {n: t for n, t in self.types.items() if n == query["dataset"]}
+            rows: list[dict[str, Any]] = [
+                {"dataset": name, "dataset_access_type": one}
+                for name, one in found.items()
+                if kind in ("*", one)
+            ]
+        elif call == "blocks":
+            names = [name for name in self.blocks if name.startswith(f"{query['dataset']}#")]
+            rows = [{"block_name": name} for name in reversed(names)]
+        elif call == "filesummaries":
+            counts = [
+                len(self._valid(name, query))
+                for name in self.blocks
+                if name.startswith(f"{query['dataset']}#")
+            ]
+            rows = [{"num_file": sum(counts), "num_block": len(counts)}]
+        elif call == "files":
+            rows = self._files(query)
+        else:
+            return Answer(json.dumps([refused("no such API")]).encode(), 400)
+        return answered(asked, rows)
+
+    def _valid(self, block: str, query: Any) -> list[dict[str, Any]]:
+        """Leave invalid files out only if that is asked for, and then those of odd datasets too."""
+        if query.get("validFileOnly") != "1":
+            return self.blocks[block]
+        if self.types[block.partition("#")[0]] not in ("VALID", "PRODUCTION"):
+            return []
+        return [one for one in self.blocks[block] if one["is_file_valid"] == 1]
+
+    def _files(self, query: Any) -> list[dict[str, Any]]:
+        block = query["block_name"]
+        with self.lock:
+            self.under_way += 1
+            self.most = max(self.most, self.under_way)
+        if block in self.held:
+            self.held[block].wait(20)
+        with self.lock:
+            self.under_way -= 1
+        rows = self._valid(block, query)[::-1]
+        if query.get("detail") not in ("1", "true", "True"):
+            return [{"logical_file_name": one["logical_file_name"]} for one in rows]
+        return rows
+
+
+def answered(asked: Asked, rows: Sequence[dict[str, Any]]) -> Answer:
+    """Return rows as the server writes them: a line each if that is all that is accepted."""
+    lines = [json.dumps(one) + "\n" for one in rows]
+    if asked.headers["accept"] == "application/ndjson":
+        return Answer("".join(lines).encode(), headers={"Content-Type": "application/ndjson"})
+    text = "[\n" + ",".join(lines) + "]\n" if lines else "[]"
+    return Answer(text.encode(), headers={"Content-Type": "application/json"})
+
+
+def lines(*texts: str) -> Answer:
+    """Return lines as an answer that began well."""
+    return Answer("".join(texts).encode(), headers={"Content-Type": "application/ndjson"})
+
+
+@pytest.fixture
+def reader() -> Reader:
+    """Give what the stand-in answers from."""
+    return Reader()
+
+
+@pytest.fixture
+def served(reader: Reader) -> Iterator[StandIn]:
+    """Give the stand-in."""
+    with stand_in(reader) as running:
+        yield running
+        for event in reader.held.values():
+            event.set()
+
+
+@pytest.fixture
+def finder(served: StandIn) -> Dbs:
+    """Give a finder that asks the stand-in."""
+    return Dbs(DbsOptions(url=f"{served.url}/dbs/prod/global/DBSReader", seconds=5))
+
+
+async def files_of(finder: Dbs, reference: str = NAME) -> list[InputFile]:
+    finder.check(reference)
+    return [file async for file in finder.find(reference)]
+
+
+async def fault_of(finder: Dbs, reference: str = NAME) -> ServiceXError:
+    with pytest.raises(ServiceXError) as caught:
+        await files_of(finder, reference)
+    return caught.value
+
+
+def names(files: Sequence[InputFile]) -> list[str]:
+    return [Path(file.name).stem for file in files]
+
+
+async def test_a_file_has_all_that_dbs_knows_of_it(
+    reader: Reader, served: StandIn, finder: Dbs
+) -> None:
+    reader.add(NAME, [row("A1")])
+    (file,) = await files_of(finder)
+    assert file.name == f"{LFN}/A1.root"
+    assert [one.url for one in file.replicas] == [f"root://cms-xrd-global.cern.ch/{file.name}"]
+    assert (file.size, file.events, file.adler32) == (2_000_000_002, 1000, "1fa61aca")
+    calls = [asked.path.removeprefix("/dbs/prod/global/DBSReader/") for asked in served.asked]
+    assert calls == ["datasets", "filesummaries", "blocks", "files"]
+    assert served.asked[-1].query["block_name"] == f"{NAME}#0000a-0"
+
+
+@pytest.mark.parametrize(
+    "redirector", ["root://host:1095", "root://host:1095/", "root://host:1095//"]
+)
+async def test_files_are_read_where_the_operator_says(
+    reader: Reader, served: StandIn, redirector: str
+) -> None:
+    reader.add(NAME, [row("A1")])
+    (file,) = await files_of(Dbs(DbsOptions(url=f"{served.url}/", redirector=redirector)))
+    assert file.path == f"root://host:1095/{LFN}/A1.root"
+
+
+@pytest.mark.parametrize(
+    ("of_dbs", "expected"),
+    [
+        ({"event_count": None, "adler32": "NOTSET", "file_size": None}, (0, 0, None)),
+        ({"event_count": -1, "adler32": None, "file_size": 0}, (0, 0, None)),
+        ({"event_count": 0, "adler32": "a6", "file_size": 7}, (7, 0, "000000a6")),
+        ({"event_count": 5, "adler32": "1FA61ACA", "file_size": 7}, (7, 5, "1fa61aca")),
+    ],
+)
+async def test_what_dbs_does_not_know_is_not_made_up(
+    reader: Reader, finder: Dbs, of_dbs: dict[str, Any], expected: tuple[int, int, str | None]
+) -> None:
+    reader.add(NAME, [row("A1", **of_dbs)])
+    (file,) = await files_of(finder)
+    assert (file.size, file.events, file.adler32) == expected
+
+
+async def test_invalid_files_are_left_out(reader: Reader, finder: Dbs) -> None:
+    reader.add(NAME, [row("good"), row("bad", is_file_valid=0)], [row("bad2", is_file_valid=0)])
+    assert names(await files_of(finder)) == ["good"]
+
+
+async def test_a_dataset_that_is_still_made_is_read(reader: Reader, finder: Dbs) -> None:
+    reader.add(NAME, [row("A1")], kind="PRODUCTION")
+    assert names(await files_of(finder)) == ["A1"]
+
+
+async def test_blocks_are_asked_for_at_once_and_come_in_their_order(
+    reader: Reader, served: StandIn, finder: Dbs
+) -> None:
+    """The first block answers last; nothing of the others comes before it, and none is lost.
+
+    The stand-in has both blocks and files in another order.
+    """
+    blocks = reader.add(NAME, *([row(f"{n}-0"), row(f"{n}-1")] for n in range(10)))
+    reader.held = {blocks[0]: threading.Event()}
+    found: list[InputFile] = []
+
+    async def collect() -> None:
+        found.extend(await files_of(finder))
+
+    async with asyncio.timeout(20):
+        collecting = asyncio.create_task(collect())
+        while sum("block_name" in asked.query for asked in served.asked) < 4:
+            await asyncio.sleep(0.01)
+        assert not found
+        reader.held[blocks[0]].set()
+        await collecting
+    assert names(found) == [f"{n}-{i}" for n in range(10) for i in (0, 1)]
+    assert 1 < reader.most <= 4
+
+
+async def test_who_has_enough_leaves_no_question_behind(
+    reader: Reader, served: StandIn, finder: Dbs
+) -> None:
+    """A look-up that is ended after the first files asks for no more blocks."""
+    blocks = reader.add(NAME, *([row(f"{n}")] for n in range(100)))
+    reader.held = {name: threading.Event() for name in blocks[2:]}
+    before = asyncio.all_tasks()
+    async with aclosing(finder.find(NAME)) as found:
+        assert names([await anext(found), await anext(found)]) == ["0", "1"]
+    assert sum("block_name" in asked.query for asked in served.asked) <= 6
+    assert asyncio.all_tasks() == before
+
+
+@pytest.mark.parametrize("empty", [lines(), Answer(b"[]")])
+async def test_an_unknown_dataset_is_unknown(reader: Reader, finder: Dbs, empty: Answer) -> None:
+    reader.wrong["datasets"] = empty
+    error = await fault_of(finder)
+    assert type(error) is UnknownDatasetError
+    assert f"there is no dataset {NAME}" in error.message
+
+
+@pytest.mark.parametrize("kind", ["INVALID", "DEPRECATED", "DELETED"])
+async def test_a_dataset_that_was_withdrawn_is_refused_as_that(
+    reader: Reader, finder: Dbs, kind: str
+) -> None:
+    reader.add(NAME, [row("A1")], kind=kind)
+    error = await fault_of(finder)
+    assert type(error) is DatasetError
+    assert f"{NAME} is {kind} in DBS" in error.message
+
+
+@pytest.mark.parametrize("blocks", [[], [[]], [[row("A1", is_file_valid=0)]]])
+async def test_a_dataset_without_valid_files_is_of_no_use(
+    reader: Reader, finder: Dbs, blocks: list[list[dict[str, Any]]]
+) -> None:
+    reader.add(NAME, *blocks)
+    error = await fault_of(finder)
+    assert type(error) is DatasetError
+    assert "has no valid files" in error.message
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "",
+        NAME[1:],
+        NAME.rpartition("/")[0],
+        f"{NAME}/more",
+        f"{NAME}#0000a-0",
+        "/DoubleMuon/*/NANOAOD",
+        "/DoubleMuon/Run 2016H/NANOAOD",
+        "/DoubleMuon/2016H/NANOAOD",
+        "/DoubleMuon/Run2016H/nanoaod",
+        f"/DoubleMuon/{'x' * 301}/NANOAOD",
+        f"{NAME}\n",
+    ],
+)
+def test_what_is_no_name_of_a_dataset_is_refused_without_asking(reference: str) -> None:
+    with pytest.raises(DatasetError, match=r"^did: .*dbs:///Primary/Processed/TIER"):
+        Dbs().check(reference)
+
+
+@pytest.mark.parametrize(
+    "reference", [NAME, "/a.b-c_d1/user-x.y_z-0123abcd/USER", "/1x/A/GEN-SIM-RAW_X"]
+)
+def test_names_that_dbs_takes_are_taken(reference: str) -> None:
+    Dbs().check(reference)
+
+
+WHOLE = [json.dumps(row(f"1-{n}")) + "\n" for n in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lines(*WHOLE[:2], WHOLE[2][:50]), "in the middle of a row"),
+        (lines(*WHOLE[:2]), "5 of the 6 files"),
+        (lines(*WHOLE[:2], json.dumps([refused("ORA-03113")])), "ORA-03113"),
+        (lines(*WHOLE, json.dumps(refused("ORA-03113"))), "ORA-03113"),
+        (lines(*WHOLE, "{}"), "no logical_file_name"),
+        (lines(*WHOLE, "3"), "breaks off its files"),
+        (Answer(b"".join(map(str.encode, WHOLE)), sent=40), "cannot be asked"),
+        (Answer(json.dumps([refused("too busy")]).encode(), 500), "too busy"),
+        (Answer(json.dumps(refused("too busy")).encode(), 400), "too busy"),
+        (Answer(b"<html>no</html>", 502), "status 502: <html>no</html>"),
+    ],
+)
+async def test_a_list_that_breaks_off_is_no_shorter_dataset(
+    reader: Reader, finder: Dbs, wrong: Answer, said: str
+) -> None:
+    """What came before is good; then the look-up fails, so that it is asked again."""
+    blocks = reader.add(NAME, *([row(f"{b}-{n}") for n in range(3)] for b in range(2)))
+    reader.wrong[blocks[1]] = wrong
+    found: list[InputFile] = []
+    with pytest.raises(CatalogueError) as caught:
+        found.extend([file async for file in finder.find(NAME)])
+    assert said in caught.value.message
+    assert type(caught.value) is CatalogueError
+    assert caught.value.retryable
+    del reader.wrong[blocks[1]]
+    assert len(await files_of(finder)) == 6
+
+
+@pytest.mark.parametrize("call", ["datasets", "filesummaries", "blocks"])
+@pytest.mark.parametrize("text", ['{"x": 1}\n', '{"block', '"no"\n'])
+async def test_answers_that_mean_nothing_are_the_fault_of_dbs(
+    reader: Reader, finder: Dbs, call: str, text: str
+) -> None:
+    reader.add(NAME, [row("A1")])
+    reader.wrong[call] = lines(text)
+    error = await fault_of(finder)
+    assert type(error) is CatalogueError
+
+
+@pytest.mark.parametrize("status", [401, 403, 302])
+async def test_who_is_refused_is_told_that_a_proxy_is_needed(
+    reader: Reader, served: StandIn, finder: Dbs, tmp_path: Path, status: int
+) -> None:
+    """And which file was shown, if one was."""
+    reader.wrong["datasets"] = Answer(b"", status, {"Location": "https://auth.example.org/"})
+    error = await fault_of(finder)
+    assert type(error) is CatalogueDeniedError
+    assert "finders.dbs.x509_file" in error.hint
+    proxy, key = certificate(tmp_path)
+    shown = Dbs(DbsOptions(url=served.url, x509_file=proxy, x509_key_file=key))
+    assert str(proxy) in (await fault_of(shown)).hint
+
+
+@pytest.fixture
+def trusted(tmp_path: Path) -> Path:
+    """Give a folder of authorities, empty."""
+    folder = tmp_path / "certificates"
+    folder.mkdir()
+    return folder
+
+
+def trust(folder: Path, authority: Path) -> None:
+    """Place a certificate in a folder under its hash, as grids do."""
+    program = needed("openssl", "apt-get install openssl")
+    command = [program, "x509", "-noout", "-hash", "-in", str(authority)]
+    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    put(folder, f"{found}.0", authority)
+
+
+@pytest.mark.parametrize("one_file", [True, False])
+async def test_the_proxy_is_shown_to_a_server_that_is_known(
+    reader: Reader, tmp_path: Path, trusted: Path, *, one_file: bool
+) -> None:
+    """By HTTPS, with the certificate and its key in one file or in two."""
+    reader.add(NAME, [row("A1")])
+    host, host_key = certificate(tmp_path, stem="host")
+    trust(trusted, host)
+    mine, my_key = certificate(tmp_path, name="a physicist", stem="mine")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(host, host_key)
+    context.load_verify_locations(mine)
+    context.verify_mode = ssl.CERT_REQUIRED
+    shown: dict[str, Any] = {"x509_file": mine, "x509_key_file": my_key}
+    if one_file:
+        shown = {"x509_file": put(tmp_path, "proxy", my_key.read_bytes() + mine.read_bytes())}
+    with stand_in(reader, context=context) as served:
+        options = DbsOptions(url=served.url, ca_folder=trusted, **shown)
+        assert names(await files_of(Dbs(options))) == ["A1"]
+        assert {asked.subject for asked in served.asked} == {"a physicist"}
+
+
+async def test_a_server_that_nobody_vouches_for_is_told_nothing(
+    reader: Reader, tmp_path: Path, trusted: Path
+) -> None:
+    host, host_key = certificate(tmp_path, stem="host")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(host, host_key)
+    with stand_in(reader, context=context) as served:
+        for folder in (trusted, None):
+            error = await fault_of(Dbs(DbsOptions(url=served.url, ca_folder=folder)))
+            assert type(error) is CatalogueError
+            assert "CERTIFICATE_VERIFY_FAILED" in error.message
+        assert served.asked == []
+
+
+async def test_an_expired_proxy_is_seen_before_anything_is_asked(
+    reader: Reader, served: StandIn, tmp_path: Path
+) -> None:
+    """Also if only the last certificate of its chain has expired."""
+    old, old_key = certificate(tmp_path, days=-1, stem="old")
+    good, _ = certificate(tmp_path, stem="good")
+    proxy = put(tmp_path, "proxy", good.read_bytes() + old_key.read_bytes() + old.read_bytes())
+    error = await fault_of(Dbs(DbsOptions(url=served.url, x509_file=proxy)))
+    assert type(error) is CatalogueDeniedError
+    yesterday = time.strftime("%Y-%m-%d", time.gmtime(time.time() - 86400))
+    assert f"the certificate in {proxy} expired at {yesterday}" in error.message
+    assert "voms-proxy-init" in error.hint
+    assert served.asked == []
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no certificate", "no key", "a locked key"])
+async def test_a_proxy_that_cannot_be_shown_is_named(
+    served: StandIn, tmp_path: Path, content: bytes | str | None
+) -> None:
+    """A key with a password is not asked for on the terminal of the service."""
+    proxy = tmp_path / "proxy"
+    good, key = certificate(tmp_path)
+    if content == "a locked key":
+        locked = load_pem_private_key(key.read_bytes(), None).private_bytes(
+            Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")
+        )
+        proxy.write_bytes(good.read_bytes() + locked)
+    elif content == "no key":
+        proxy.write_bytes(good.read_bytes())
+    elif isinstance(content, bytes):
+        proxy.write_bytes(content)
+    error = await fault_of(Dbs(DbsOptions(url=served.url, x509_file=proxy)))
+    assert type(error) is CatalogueDeniedError
+    assert f"the certificate in {proxy} cannot be shown" in error.message
+    assert served.asked == []
+
+
+def test_a_folder_of_authorities_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """As the setting it is, so before the service starts."""
+    with pytest.raises(ValidationError, match=r"ca_folder\n.*directory"):
+        DbsOptions.model_validate({"ca_folder": str(tmp_path / "none")})
+
+
+async def test_a_silent_server_is_given_up(reader: Reader, served: StandIn) -> None:
+    reader.wrong["datasets"] = Answer(None)
+    began = time.monotonic()
+    error = await fault_of(Dbs(DbsOptions(url=served.url, seconds=0.5)))
+    assert time.monotonic() - began < 5
+    assert type(error) is CatalogueError
+    assert "did not answer within 0.5 s" in error.message
+
+
+async def test_a_server_that_is_not_there() -> None:
+    error = await fault_of(Dbs(DbsOptions(url=f"http://127.0.0.1:{free_port()}")))
+    assert type(error) is CatalogueError
+    assert "cannot be asked" in error.message
