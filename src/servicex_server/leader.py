@@ -22,6 +22,7 @@ from servicex_server.lookup import Lookups
 from servicex_server.model import Limits, RequestState
 from servicex_server.objects.contract import ObjectStore
 from servicex_server.reporter import Reporter
+from servicex_server.reporting import Reports, sinks_of
 from servicex_server.retention import clear_left
 from servicex_server.scaling import Scaling
 from servicex_server.settings import Settings
@@ -93,6 +94,7 @@ class Leader:
         )
         self.lookups = Lookups(database, self.dispatcher, settings)
         self._reporter = Reporter(database, self.dispatcher, self._engine)
+        self._reports = Reports(database, sinks_of(settings))
         self._bell = asyncio.Event()
         self._known: set[str] = set()
         self._beside: set[asyncio.Task[None]] = set()
@@ -115,6 +117,7 @@ class Leader:
             raise
         self._keep(self._watch())
         self._keep(self._reporter.run())
+        self._keep(self._reports.run())
         self._keep(self._clear_left())
 
     async def close(self, *, lost: bool = False) -> None:

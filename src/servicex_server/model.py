@@ -130,6 +130,27 @@ class Replica:
 
 
 @dataclass(frozen=True, slots=True)
+class BadReplica:
+    """A replica that failed where another one of the same file worked.
+
+    ``file`` is what the catalogue ``finder`` calls the file, ``kind`` the class of the error,
+    ``reported`` when each sink has had word of it.
+    """
+
+    id: int
+    url: str
+    rse: str
+    file: str
+    finder: str
+    kind: str
+    message: str
+    first_seen: datetime
+    last_seen: datetime
+    times: int
+    reported: Mapping[str, datetime]
+
+
+@dataclass(frozen=True, slots=True)
 class InputFile:
     """One file of a dataset; ``size`` in bytes, ``events`` and ``size`` 0 while unknown.
 

@@ -141,6 +141,15 @@ class Settings(BaseSettings):
     dataset_seconds: float = Field(default=86_400.0, ge=0)
     """Seconds for which a dataset that was looked up is used again as it is."""
 
+    report_file: Path | None = None
+    """File to which bad replicas are written, a line of JSON for each."""
+
+    report_webhook: SecretStr | None = None
+    """URL that is sent bad replicas, as JSON."""
+
+    report_to_catalogue: bool = False
+    """Whether the catalogue that named a replica is told that it is bad: of Rucio, suspicious."""
+
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     """How much is logged."""
 

@@ -42,7 +42,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "accounts",
         }
     ),
-    frozenset({"app", "candidate", "leader", "reporter"}),
+    frozenset({"app", "candidate", "leader", "reporter", "reporting"}),
     frozenset({"web", "cli", "doctor", "processes", "asking"}),
 )
 """From the bottom up: a room imports from its own layer and from those below it."""

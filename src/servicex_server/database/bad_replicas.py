@@ -1,28 +1,14 @@
 """Rows of bad replicas: missing or broken, where another one of the same file worked."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
+from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
-from servicex_server.database.tables import bad_replicas
-from servicex_server.model import InputFile, Outcome, now
-
-
-@dataclass(frozen=True, slots=True)
-class BadReplica:
-    """One bad replica: what it is of, what is wrong with it, when that was seen, and how often."""
-
-    url: str
-    rse: str
-    name: str
-    kind: str
-    message: str
-    first_seen: datetime
-    last_seen: datetime
-    times: int
+from servicex_server.database.tables import bad_replicas, datasets, files
+from servicex_server.model import BadReplica, InputFile, Outcome, now
 
 
 def note(
@@ -53,22 +39,56 @@ def note(
             again = update(bad_replicas).where(bad_replicas.c.mark == mark)
             if connection.execute(again.values(times=bad_replicas.c.times + 1, **values)).rowcount:
                 continue
+            of_file = select(datasets.c.finder).join_from(datasets, files)
+            finder = connection.scalar(of_file.where(files.c.id == outcome.file_id))
             connection.execute(
                 insert(bad_replicas).values(
                     mark=mark,
                     url=attempt.url,
                     rse=rses.get(attempt.url, ""),
-                    name=file.name,
+                    file=file.name,
+                    finder=finder or "",
                     kind=error.kind,
                     first_seen=moment,
                     times=1,
+                    reported={},
                     **values,
                 )
             )
 
 
-def listed(connection: Connection, *, most: int = 100_000) -> list[BadReplica]:
-    """Return the bad replicas, the latest first."""
-    columns = [column for column in bad_replicas.c if column.name not in ("id", "mark")]
-    query = select(*columns).order_by(bad_replicas.c.last_seen.desc(), bad_replicas.c.id)
-    return [BadReplica(*row) for row in connection.execute(query.limit(most))]
+_COLUMNS = [column for column in bad_replicas.c if column.name != "mark"]
+
+
+def listed(
+    connection: Connection, *, since: datetime | None = None, most: int = 100_000
+) -> list[BadReplica]:
+    """Return the bad replicas, the latest first; those seen since a time, if one is given."""
+    query = select(*_COLUMNS).order_by(bad_replicas.c.last_seen.desc(), bad_replicas.c.id)
+    if since is not None:
+        query = query.where(bad_replicas.c.last_seen >= since)
+    return [_bad(row) for row in connection.execute(query.limit(most))]
+
+
+def _bad(row: Any) -> BadReplica:
+    values = dict(row._mapping)  # noqa: SLF001  # SQLAlchemy's documented way to rows by name
+    told = {sink: datetime.fromisoformat(at) for sink, at in values.pop("reported").items()}
+    return BadReplica(**values, reported=told)
+
+
+def reported(connection: Connection, told: Iterable[BadReplica]) -> None:
+    """Write down which sinks have had word of them."""
+    rows = [
+        {
+            "row": bad.id,
+            "sinks": {sink: at.isoformat() for sink, at in bad.reported.items()},
+        }
+        for bad in told
+    ]
+    if rows:
+        connection.execute(
+            update(bad_replicas)
+            .where(bad_replicas.c.id == bindparam("row"))
+            .values(reported=bindparam("sinks", type_=bad_replicas.c.reported.type)),
+            rows,
+        )

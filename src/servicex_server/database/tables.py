@@ -162,12 +162,14 @@ bad_replicas = Table(
     Column("mark", String(64), nullable=False),  # of URL and kind, which may be long
     Column("url", Text, nullable=False),
     Column("rse", Text, nullable=False),
-    Column("name", Text, nullable=False),
+    Column("file", Text, nullable=False),
+    Column("finder", String(64), nullable=False),
     Column("kind", String(64), nullable=False),
     Column("message", Text, nullable=False),
     Column("first_seen", UtcTime, nullable=False),
     Column("last_seen", UtcTime, nullable=False),
     Column("times", Integer, nullable=False),
+    Column("reported", JSON, nullable=False),  # {sink: time}
     Index(None, "mark", unique=True),
     Index(None, "last_seen"),
 )

@@ -6,14 +6,14 @@ A finder is a class with a ``scheme``, registered under the entry point group
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
 from servicex_server.errors import CatalogueDeniedError, CatalogueError
-from servicex_server.model import InputFile
+from servicex_server.model import BadReplica, InputFile
 
 
 class FinderOptions(BaseModel):
@@ -68,6 +68,16 @@ class Finder(ABC):
             The catalogue does not answer, or refuses us. Those that can pass are tried again,
             and what has been yielded by then is not taken twice.
         """
+
+    async def report(self, bad: Sequence[BadReplica]) -> None:
+        """Tell the catalogue of replicas that are bad; most take no word of them.
+
+        Raises
+        ------
+        CatalogueError
+            It could not be told; it is tried again.
+        """
+        del bad
 
 
 def adler32(checksum: object) -> str | None:

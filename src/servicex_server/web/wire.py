@@ -12,10 +12,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from servicex_server.database.bad_replicas import BadReplica
 from servicex_server.database.open_requests import Queued
 from servicex_server.database.snapshots import Snapshot
-from servicex_server.model import Dataset, InputFile, Request, ResultFormat, TaskReport, TaskState
+from servicex_server.model import (
+    BadReplica,
+    Dataset,
+    InputFile,
+    Request,
+    ResultFormat,
+    TaskReport,
+    TaskState,
+)
 from servicex_server.submission import Order
 
 
@@ -293,12 +300,13 @@ def bad_replica_json(bad: BadReplica) -> dict[str, Any]:
     return {
         "replica": bad.url,
         "rse": bad.rse or None,
-        "file": bad.name or None,
+        "file": bad.file or None,
         "error": bad.kind,
         "message": bad.message,
         "first-seen": wire_time(bad.first_seen),
         "last-seen": wire_time(bad.last_seen),
         "times": bad.times,
+        "reported": {sink: wire_time(at) for sink, at in bad.reported.items()},
     }
 
 
@@ -306,7 +314,7 @@ def bad_replicas_csv(listed: Iterable[dict[str, Any]]) -> str:
     """Return bad replicas as a table to send to a site."""
     names = "rse replica file error message first-seen last-seen times".split()
     text = io.StringIO()
-    table = csv.DictWriter(text, names)
+    table = csv.DictWriter(text, names, extrasaction="ignore")
     table.writeheader()
     table.writerows(listed)
     return text.getvalue()

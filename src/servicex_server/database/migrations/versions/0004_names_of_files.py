@@ -16,12 +16,14 @@ def upgrade() -> None:
         "bad_replicas",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True),
         sa.Column("mark", sa.String(length=64), nullable=False),
-        *(sa.Column(name, sa.Text(), nullable=False) for name in ("url", "rse", "name")),
+        *(sa.Column(name, sa.Text(), nullable=False) for name in ("url", "rse", "file")),
+        sa.Column("finder", sa.String(length=64), nullable=False),
         sa.Column("kind", sa.String(length=64), nullable=False),
         sa.Column("message", sa.Text(), nullable=False),
         sa.Column("first_seen", UtcTime(), nullable=False),
         sa.Column("last_seen", UtcTime(), nullable=False),
         sa.Column("times", sa.Integer(), nullable=False),
+        sa.Column("reported", sa.JSON(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_bad_replicas")),
     )
     op.create_index(op.f("ix_bad_replicas_mark"), "bad_replicas", ["mark"], unique=True)

@@ -1,0 +1,239 @@
+"""Reporting bad replicas to those who can repair them: a file, a webhook, the catalogue itself.
+
+A site that is ill makes many replicas bad at once. That is for the operator to know, once, and not
+for a catalogue, which would take each of them for a lost file.
+"""
+
+import asyncio
+import json
+import logging
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, ClassVar
+
+from servicex_server.database import bad_replicas as rows
+from servicex_server.database.connection import Database
+from servicex_server.errors import CatalogueError, RequestError, UploadError
+from servicex_server.finders.contract import Finder
+from servicex_server.lookup import open_finder
+from servicex_server.model import BadReplica, now
+from servicex_server.replicas import door_of
+from servicex_server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 60.0
+"""Seconds between two looks for what has to be reported."""
+
+AGAIN = timedelta(days=1)
+"""For how long a replica is reported to nobody twice, and a site is told of once."""
+
+MOST = 5
+"""Bad replicas of a site in that time, above which it is the site, as Rucio has it too."""
+
+_WEBHOOK_SECONDS = 30.0
+
+
+class Sink(ABC):
+    """Somebody who is told."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    async def report(self, bad: Sequence[BadReplica]) -> None:
+        """Tell of bad replicas.
+
+        Raises
+        ------
+        ServiceXError
+            It could not be told; it is tried again.
+        """
+
+    async def alert(self, site: str, bad: Sequence[BadReplica]) -> None:
+        """Tell that a site is ill; one that is no person is not told."""
+        del site, bad
+
+
+class JsonLines(Sink):
+    """A file, a line for each."""
+
+    name = "file"
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def report(self, bad: Sequence[BadReplica]) -> None:
+        """Append them."""
+        await asyncio.to_thread(self._append, [{"replica": as_json(one)} for one in bad])
+
+    async def alert(self, site: str, bad: Sequence[BadReplica]) -> None:
+        """Append one line for all."""
+        await asyncio.to_thread(self._append, [_alert(site, bad)])
+
+    def _append(self, lines: Sequence[dict[str, Any]]) -> None:
+        text = "".join(f"{json.dumps(line)}\n" for line in lines)
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise UploadError(f"{self._path} cannot be written: {error.strerror}") from error
+
+
+class Webhook(Sink):
+    """A URL that is sent JSON: ``{"replicas": [...]}``, or ``{"alert": site, "replicas": [...]}``.
+
+    The URL may hold a secret, and is in no message.
+    """
+
+    name = "webhook"
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    async def report(self, bad: Sequence[BadReplica]) -> None:
+        """Send them at once."""
+        await self._send({"replicas": [as_json(one) for one in bad]})
+
+    async def alert(self, site: str, bad: Sequence[BadReplica]) -> None:
+        """Send them as one alert."""
+        await self._send(_alert(site, bad))
+
+    async def _send(self, body: dict[str, Any]) -> None:
+        import httpx
+
+        try:
+            async with httpx.AsyncClient(timeout=_WEBHOOK_SECONDS) as client:
+                answer = await client.post(self._url, json=body)
+        except httpx.HTTPError as error:
+            raise UploadError(f"the webhook does not answer: {type(error).__name__}") from error
+        if not answer.is_success:
+            raise UploadError(f"the webhook answers with status {answer.status_code}")
+
+
+class Catalogue(Sink):
+    """The catalogue that named the replica, if it takes such words."""
+
+    name = "catalogue"
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    async def report(self, bad: Sequence[BadReplica]) -> None:
+        """Tell each catalogue of its own."""
+        by_finder: dict[str, list[BadReplica]] = defaultdict(list)
+        for one in bad:
+            by_finder[one.finder].append(one)
+        for scheme, of_finder in by_finder.items():
+            try:
+                finder: Finder = open_finder(scheme, self._settings)
+            except RequestError:
+                continue  # it is not installed any more
+            await finder.report(of_finder)
+
+
+def sinks_of(settings: Settings) -> list[Sink]:
+    """Return who is told, by what the operator chose."""
+    found: list[Sink] = []
+    if settings.report_file is not None:
+        found.append(JsonLines(settings.report_file))
+    if settings.report_webhook is not None:
+        found.append(Webhook(settings.report_webhook.get_secret_value()))
+    if settings.report_to_catalogue:
+        found.append(Catalogue(settings))
+    return found
+
+
+class Reports:
+    """Looks for bad replicas that nobody has had word of, and tells.
+
+    Parameters
+    ----------
+    database
+        Refuses writes once this process does not lead any more.
+    sinks
+        Who is told. If there are none, what would be reported is in the log.
+    """
+
+    def __init__(self, database: Database, sinks: Sequence[Sink]) -> None:
+        self._database = database
+        self._sinks = sinks or [_DryRun()]
+
+    async def run(self) -> None:
+        """Look again and again."""
+        while True:
+            try:
+                await self.tell()
+            except Exception:
+                log.exception("bad replicas cannot be reported; it is tried again")
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def tell(self) -> None:
+        """Tell each sink of what it has not been told of since yesterday."""
+        seen = await self._database.read(rows.listed, since=now() - AGAIN)
+        told = {bad.id: bad for bad in seen}
+        for sink in self._sinks:
+            for site, bad in _by_site(told.values()).items():
+                try:
+                    told |= {one.id: one for one in await self._tell(sink, site, bad)}
+                except (CatalogueError, UploadError) as error:
+                    log.warning("bad replicas of %s are not reported: %s", site, error)
+        changed = [bad for bad in seen if told[bad.id] is not bad]
+        if changed:
+            await self._database.write(rows.reported, [told[bad.id] for bad in changed])
+
+    async def _tell(self, sink: Sink, site: str, bad: Sequence[BadReplica]) -> list[BadReplica]:
+        """Tell a sink of the bad replicas of a site; return those that it knows of by that."""
+        moment = now()
+        known = [one for one in bad if (at := one.reported.get(sink.name)) and moment - at < AGAIN]
+        due = [one for one in bad if one not in known]
+        if not due:
+            return []
+        if len(bad) <= MOST:
+            await sink.report(due)
+            log.info("%d bad replicas of %s are reported (%s)", len(due), site, sink.name)
+        elif len(known) <= MOST:
+            log.warning("%s has %d bad replicas: it is the site (%s)", site, len(bad), sink.name)
+            await sink.alert(site, bad)
+        # one more of a site that is known to be ill is no news
+        return [replace(one, reported={**one.reported, sink.name: moment}) for one in due]
+
+
+class _DryRun(Sink):
+    """Nobody: it is said in the log what would be told."""
+
+    name = "log"
+
+    async def report(self, bad: Sequence[BadReplica]) -> None:
+        """Log them."""
+        for one in bad:
+            log.info("bad replica, which nobody is told of: %s: %s", one.kind, one.url)
+
+
+def as_json(bad: BadReplica) -> dict[str, Any]:
+    """Return a bad replica as a sink is told of it."""
+    return {
+        "url": bad.url,
+        "rse": bad.rse,
+        "file": bad.file,
+        "error": bad.kind,
+        "message": bad.message,
+        "first_seen": bad.first_seen.isoformat(),
+        "last_seen": bad.last_seen.isoformat(),
+        "times": bad.times,
+    }
+
+
+def _alert(site: str, bad: Sequence[BadReplica]) -> dict[str, Any]:
+    return {"alert": site, "replicas": [as_json(one) for one in bad]}
+
+
+def _by_site(bad: Iterable[BadReplica]) -> Mapping[str, list[BadReplica]]:
+    """Return bad replicas by their RSE, or the door where there is none known."""
+    found: dict[str, list[BadReplica]] = defaultdict(list)
+    for one in bad:
+        found[one.rse or door_of(one.url) or "this machine"].append(one)
+    return found

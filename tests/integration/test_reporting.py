@@ -1,0 +1,228 @@
+"""Bad replicas are told of, once, to whom the operator named; an ill site is one alert."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from servicex_server import reporting
+from servicex_server.database import bad_replicas as rows
+from servicex_server.database import datasets as dataset_rows
+from servicex_server.database.connection import Database
+from servicex_server.errors import CatalogueError, MissingError, ServiceXError, UnreachableError
+from servicex_server.model import Attempt, BadReplica, InputFile, Outcome, Replica, now
+from servicex_server.replicas import OF_CONTENT
+from servicex_server.reporting import JsonLines, Reports, Sink, Webhook, sinks_of
+from servicex_server.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+GONE = MissingError("it is not there")
+
+
+def url(number: int, site: str = "a") -> str:
+    """Return the place of a bad replica."""
+    return f"root://{site}.org//{number}.root"
+
+
+async def see(
+    database: Database, *numbers: int, site: str = "a", error: ServiceXError = GONE
+) -> None:
+    """Have replicas that fail at a site, of files that are well at another."""
+    dataset_id = await database.write(
+        dataset_rows.create, name="set", finder="cat", owner=None, reference={}
+    )
+    files = [
+        InputFile((Replica(url(n, site), site.upper()), Replica(f"/{n}.root")), name=f"s:{n}")
+        for n in numbers
+    ]
+    await database.write(dataset_rows.add_files, dataset_id, 0, files)
+    ids = await database.read(
+        lambda connection: list(
+            connection.exec_driver_sql(
+                f"select id from files where dataset_id = {dataset_id} order by position"  # noqa: S608  # our number
+            ).scalars()
+        )
+    )
+    ended = []
+    for file_id, file in zip(ids, files, strict=True):
+        first, second = file.replicas
+        tried = (Attempt(first.url, 1.0, error.record()), Attempt(second.url, 1.0))
+        ended.append((Outcome("r", file_id, 1, attempts=tried), file))
+    await database.write(rows.note, ended, OF_CONTENT)
+
+
+@dataclass
+class Listener(Sink):
+    """Whom the test asks what was told; it may be away."""
+
+    name = "listener"
+    told: list[list[str]] = field(default_factory=list)
+    alerts: list[tuple[str, int]] = field(default_factory=list)
+    away: bool = False
+
+    async def report(self, bad: Any) -> None:
+        """Note the replicas."""
+        if self.away:
+            raise CatalogueError("it is away")
+        self.told.append(sorted(one.url for one in bad))
+
+    async def alert(self, site: str, bad: Any) -> None:
+        """Note the site."""
+        self.alerts.append((site, len(bad)))
+
+
+async def test_a_bad_replica_is_told_once_a_day(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To each who is told, also by the next process; and again when it is still bad."""
+    listener = Listener()
+    await see(database, 1, 2)
+    for _ in range(2):
+        await Reports(database, [listener]).tell()
+    assert listener.told == [[url(1), url(2)]]
+    await see(database, 2, 3)
+    await Reports(database, [listener]).tell()
+    assert listener.told[1:] == [[url(3)]]
+    found = {bad.url: bad for bad in await database.read(rows.listed)}
+    assert [found[url(n)].times for n in (1, 2, 3)] == [1, 2, 1]
+    assert {tuple(bad.reported) for bad in found.values()} == {("listener",)}
+    tomorrow = now() + timedelta(days=1, minutes=1)
+    monkeypatch.setattr(reporting, "now", lambda: tomorrow)
+    monkeypatch.setattr(rows, "now", lambda: tomorrow)
+    await Reports(database, [listener]).tell()  # nothing has been seen since
+    await see(database, 1)
+    await Reports(database, [listener]).tell()
+    assert listener.told[2:] == [[url(1)]]
+
+
+async def test_what_could_not_be_told_is_told_later(database: Database) -> None:
+    """And nobody else twice."""
+    away, there = Listener(away=True), Listener()
+    there.name = "other"  # type: ignore[misc]  # of this one
+    await see(database, 1)
+    reports = Reports(database, [away, there])
+    await reports.tell()
+    away.away = False
+    await reports.tell()
+    assert away.told == there.told == [[url(1)]]
+
+
+async def test_a_site_that_is_ill_is_one_alert(database: Database) -> None:
+    """Its replicas are not reported one by one; those of other sites are."""
+    listener = Listener()
+    reports = Reports(database, [listener])
+    await see(database, 1, 2, 3)
+    await see(database, 1, site="b")
+    await reports.tell()
+    assert sorted(listener.told) == [[url(1), url(2), url(3)], [url(1, "b")]]
+    await see(database, *range(1, 9))
+    await reports.tell()
+    await see(database, 9)
+    await reports.tell()
+    assert listener.alerts == [("A", 8)]
+    assert len(listener.told) == 2
+
+
+async def test_only_what_another_replica_proves_is_a_bad_replica(database: Database) -> None:
+    """Neither a door that is away, nor what is wrong everywhere."""
+    await see(database, 1, error=UnreachableError("it is away"))
+    file = InputFile((Replica(url(5)), Replica(url(6))))
+    tried = tuple(Attempt(one.url, 1.0, GONE.record()) for one in file.replicas)
+    outcome = Outcome("r", 1, 1, attempts=tried, error=GONE.record())
+    await database.write(rows.note, [(outcome, file)], OF_CONTENT)
+    assert await database.read(rows.listed) == []
+
+
+async def test_a_url_may_be_as_long_as_it_likes(database: Database) -> None:
+    """An index of a database holds no such thing."""
+    await see(database, 1, site="x" * 9000)
+    await see(database, 1, site="x" * 9000)
+    (found,) = await database.read(rows.listed)
+    assert (len(found.url) > 9000, found.times, found.finder) == (True, 2, "cat")
+
+
+@contextmanager
+def hook(*statuses: int) -> Iterator[tuple[str, list[Any]]]:
+    """Run a server that answers with these; give its URL and what it was sent."""
+    sent: list[Any] = []
+    left = list(statuses)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            sent.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(left.pop(0))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *arguments: Any) -> None:
+            """Say nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/secret", sent
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+async def test_a_file_and_a_webhook_are_told(
+    database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is told is the same; the webhook's URL, which is a secret, is in no log."""
+    path = tmp_path / "bad.jsonl"
+    with hook(500, 204, 200) as (address, sent):
+        settings = Settings(data_dir=tmp_path, report_file=path, report_webhook=address)
+        reports = Reports(database, sinks_of(settings))
+        await see(database, 1)
+        await reports.tell()
+        await reports.tell()
+        await see(database, *range(2, 8))
+        await reports.tell()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [len(one["replicas"]) for one in sent] == [1, 1, 7]
+    assert [one.get("alert") for one in sent] == [None, None, "A"]
+    assert lines[0]["replica"] == sent[1]["replicas"][0]
+    assert {name: lines[0]["replica"][name] for name in ("url", "rse", "file", "error")} == {
+        "url": url(1),
+        "rse": "A",
+        "file": "s:1",
+        "error": "Missing",
+    }
+    assert (len(lines), lines[1]["alert"], len(lines[1]["replicas"])) == (2, "A", 7)
+    assert "the webhook answers with status 500" in caplog.text
+    assert "secret" not in caplog.text
+
+
+async def test_sinks_that_are_away_are_errors_that_pass(tmp_path: Path) -> None:
+    """A folder that is not there, and a port that nobody listens on."""
+    bad = [BadReplica(1, url(1), "A", "s:1", "cat", "Missing", "", now(), now(), 1, {})]
+    for sink, said in (
+        (JsonLines(tmp_path / "none" / "x"), "cannot be written: No such file"),
+        (Webhook("http://127.0.0.1:9/secret"), "does not answer: ConnectError"),
+    ):
+        with pytest.raises(ServiceXError, match=said):
+            await sink.report(bad)
+
+
+async def test_without_sinks_it_is_a_dry_run(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log has what would be told."""
+    caplog.set_level("INFO")
+    await see(database, 1)
+    reports = Reports(database, [])
+    await reports.tell()
+    await reports.tell()
+    lines = [one for one in caplog.messages if one.startswith("bad replica, which nobody")]
+    assert lines == [f"bad replica, which nobody is told of: Missing: {url(1)}"]
