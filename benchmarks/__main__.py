@@ -12,6 +12,7 @@ from collections.abc import Callable
 from rich.console import Console
 
 from benchmarks import environments, measure
+from benchmarks.catalogue import catalogue
 from benchmarks.dispatch import dispatch, on_workers
 from benchmarks.engine import engine
 from benchmarks.others import dask, root
@@ -30,6 +31,7 @@ PARTS: dict[str, Callable[[Namespace], list[Section]]] = {
     "root": lambda options: root(options.repeats),
     "dask": lambda options: dask(options.repeats),
     "remote": lambda options: remote(min(options.repeats, 3)),
+    "catalogue": lambda options: catalogue(min(options.files, 100_000)),
 }
 
 
