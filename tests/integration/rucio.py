@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sqlite3
 import subprocess
 import tempfile
 import time
@@ -58,6 +59,15 @@ ALEMBIC = """\
 [alembic]
 script_location = {packages}/rucio/db/sqla/migrate_repo/
 sqlalchemy.url = sqlite:///{home}/rucio.db
+[loggers]
+keys = root
+[logger_root]
+level = WARNING
+handlers =
+[handlers]
+keys =
+[formatters]
+keys =
 """
 
 
@@ -68,6 +78,7 @@ class Rucio:
     url: str
     process: subprocess.Popen[bytes]
     client: httpx.Client
+    database: Path
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
@@ -108,7 +119,6 @@ class Rucio:
         doors: Mapping[str, str],
         *,
         kind: str = "DISK",
-        volatile: bool = False,
         **attributes: Any,
     ) -> None:
         """Add a storage element.
@@ -120,7 +130,7 @@ class Rucio:
         attributes
             Such as its ``site``.
         """
-        self.call("POST", f"/rses/{name}", {"rse_type": kind, "volatile": volatile})
+        self.call("POST", f"/rses/{name}", {"rse_type": kind})
         for priority, (scheme, place) in enumerate(doors.items(), 1):
             host, _, port = place.rpartition(":")
             allowed = {"read": priority, "write": priority, "delete": priority}
@@ -135,6 +145,11 @@ class Rucio:
             self.call("POST", f"/rses/{name}/protocols/{scheme}", protocol)
         for key, value in attributes.items():
             self.call("POST", f"/rses/{name}/attr/{key}", {"value": value})
+
+    def run(self, sql: str) -> None:
+        """Change the rows beside the server, to what it takes no more, or never should have."""
+        with contextlib.closing(sqlite3.connect(self.database)) as opened, opened:
+            assert opened.execute(sql).rowcount > 0
 
     def block(self, rse: str) -> None:
         """Have a storage element in a downtime: nothing is to be read there."""
@@ -213,7 +228,7 @@ def rucio() -> Iterator[Rucio]:
             url = f"http://127.0.0.1:{port}"
             with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
                 _until_it_answers(client, process, output)
-                yield Rucio(url, process, client)
+                yield Rucio(url, process, client, home / "rucio.db")
         finally:
             process.terminate()
             process.wait(20)

@@ -105,6 +105,10 @@ class RucioOptions(FinderOptions):
     rse_expression: str = r"*\istape=True"
     """The RSEs that may be read, as an RSE expression; empty for all. Tapes never are."""
 
+    sort: Literal["", "geoip", "custom_table", "random"] = ""
+    """How the server orders copies; its own default, ``geoip``, if empty. A server that has no
+    tables for that is slow at it, and ``random`` is not."""
+
     exclude: tuple[str, ...] = ()
     """RSEs that are never read: names, or patterns such as ``*_LOCALGROUPDISK``."""
 
@@ -226,7 +230,7 @@ class _Asking:
     def hang_up(self) -> None:
         """End a read of the server's answer that goes on in another thread."""
         if (answer := getattr(self._client, "answer", None)) is not None:
-            with suppress(ValueError, OSError):  # it has been read to its end
+            with suppress(ValueError, RuntimeError, OSError):  # it has been read to its end
                 answer.raw.shutdown()
 
     def files(self, did: Did) -> Generator[InputFile, None, None]:
@@ -236,12 +240,13 @@ class _Asking:
             try:
                 yield from self._files(did)
             finally:
-                self._client.answer.close()
+                self._client.forget()
                 self._client.session.close()
 
     def _files(self, did: Did) -> Iterator[InputFile]:
         kind = self._kind(did)
-        self._of_site = {one: self._rses(one) for one in self._options.prefer}
+        sites = [one for one in self._options.prefer if not set(one) & set("*?[")]
+        self._of_site = {one: self._rses(one) for one in sites}
         if kind == "FILE":
             yield from self._named([did])
             return
@@ -278,12 +283,12 @@ class _Asking:
 
     def _rses(self, site: str) -> frozenset[str]:
         """Return the RSEs of a site; none if it is no name of a site."""
-        from rucio.common.exception import InvalidRSEExpression
+        from rucio.common.exception import InvalidObject, InvalidRSEExpression
 
         try:
             found = self._records(self._client.list_rses(f"site={site}"))
             return frozenset(str(one["rse"]) for one in found)
-        except InvalidRSEExpression:
+        except (InvalidObject, InvalidRSEExpression):
             return frozenset()
 
     def _below(self, container: Did) -> Iterator[Did]:
@@ -343,6 +348,7 @@ class _Asking:
                 ignore_availability=False,
                 rse_expression=chosen.rse_expression or None,
                 client_location={"site": chosen.site} if chosen.site else None,
+                sort=chosen.sort or None,
             )
         )
 
@@ -442,12 +448,16 @@ def _connected(options: RucioOptions, folder: Path) -> Any:
             self.account = options.account or None
             return None, str(folder / "expires"), str(folder / "token"), str(folder)
 
+        def forget(self) -> None:
+            """Close the last answer: nobody reads it any more, be it at its end or not."""
+            if self.answer is not None:
+                self.answer.close()
+
         def _send_request(self, url: str, method: Any, **given: Any) -> Any:
             signs_in = given.get("get_token", False)
             if options.auth == "oidc":
                 given["get_token"] = True  # or it asks a person at a terminal for a new one
-            if self.answer is not None:
-                self.answer.close()  # nobody reads it any more, be it at its end or not
+            self.forget()
             self.answer = answer = super()._send_request(url, method, **given)
             # it takes any answer but success for a refusal when it signs in
             if answer.status_code >= 500 and (signs_in or "ExceptionClass" not in answer.headers):  # noqa: PLR2004  # statuses of servers
@@ -579,7 +589,8 @@ async def _streamed(
     finally:
         halted.set()
         room.release()
-        stop()
+        if not ended.done():
+            stop()
         await asyncio.wait([ended], timeout=END_SECONDS)
         if ended.done():
             thread.join()
