@@ -35,7 +35,8 @@ def catalogue(files: int) -> list[Section]:
         rows = [_row("a dataset", server.url, parts[0]), _row("a container", server.url, whole)]
     note = (
         f"A Rucio {servers.VERSION} with SQLite and one worker process, on the same machine. Each "
-        f"file has two copies; the container has datasets of {FILES_OF_DATASET:,} files."
+        f"file has two copies; the container has datasets of {FILES_OF_DATASET:,} files. "
+        "The server does not order copies: without tables of places that takes it 3 ms a file."
     )
     return [Section("Looking up in Rucio", HEADINGS, tuple(rows), note)]
 
@@ -60,7 +61,7 @@ def _row(what: str, url: str, did: str) -> tuple[str, ...]:
 
 async def _look_up(url: str, did: str) -> dict[str, float]:
     options = {"url": url, "auth": "userpass", "account": "root"}
-    options |= {"username": servers.ROOT, "password": servers.PASSWORD}
+    options |= {"username": servers.ROOT, "password": servers.PASSWORD, "sort": "random"}
     finder = Rucio(RucioOptions.model_validate(options))
     process, files, first, before, peak = psutil.Process(), 0, 0.0, 0, 0
     began = time.perf_counter()

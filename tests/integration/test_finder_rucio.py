@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from pydantic import ValidationError
 
 from servicex_server.columnar.read import open_root
 from servicex_server.errors import (
@@ -28,8 +29,8 @@ from servicex_server.finders.rucio import Rucio as Finder
 from servicex_server.finders.rucio import RucioOptions, did_of
 from servicex_server.model import InputFile, now
 from tests.integration import rucio
-from tests.integration.servers import certificate, free_port, http, put, xrootd
-from tests.support import missing, sample
+from tests.integration.servers import XRootD, certificate, free_port, http, put, xrootd
+from tests.support import Server, missing, sample
 
 # the first test waits until the server is installed
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]
@@ -224,17 +225,56 @@ async def test_protocols_are_chosen_and_ordered_within_an_rse(server: rucio.Ruci
         assert all(url.startswith(start) for url, start in zip(urls, first, strict=True))
 
 
-async def test_what_is_found_can_be_read(server: rucio.Rucio) -> None:
-    with xrootd() as door:
-        server.rse("LIVE", {"root": f"{door.address}:{door.port}"})
-        path = sample("uproot-Zmumu.root")
-        (name,) = server.files("LIVE", ["data18:zmumu.root"], size=path.stat().st_size)
+async def live(server: rucio.Rucio, door: XRootD, rse: str, names: Sequence[str]) -> None:
+    """Add files that are really there, behind a door of their own."""
+    server.rse(rse, {"root": f"{door.address}:{door.port}"})
+    path = sample("uproot-Zmumu.root")
+    for name in server.files(rse, names, size=path.stat().st_size):
         (file,) = await found(server, name)
         place = door.folder / file.replicas[0].url.partition(f"{door.port}//")[2]
         place.parent.mkdir(parents=True)
         put(place.parent, place.name, path)
+
+
+async def test_what_is_found_can_be_read(server: rucio.Rucio) -> None:
+    with xrootd() as door:
+        await live(server, door, "LIVE", ["data18:zmumu.root"])
+        (file,) = await found(server, "data18:zmumu.root")
         with open_root(file.replicas[0].url) as opened:
             assert opened.trees == ["events"]
+
+
+async def test_the_service_works_on_a_dataset(
+    server: rucio.Rucio, new_server: Callable[..., Server]
+) -> None:
+    settings = {
+        "URL": server.url,
+        "AUTH": "userpass",
+        "USERNAME": rucio.ROOT,
+        "PASSWORD": rucio.PASSWORD,
+        "PREFER": '["NOWHERE", "SERVED"]',
+    }
+    variables = {f"SERVICEX_SERVER_FINDERS__RUCIO__{name}": one for name, one in settings.items()}
+    names = [f"data18:served.{n}.root" for n in range(3)]
+    with xrootd() as door:
+        await live(server, door, "SERVED", names[:2])
+        server.files("NEAR", names[2:])
+        server.lose("NEAR", names[2:])
+        server.dataset("data18:served", names)
+        running = new_server(**variables)
+        ended = running.run(did="rucio://data18:served", file_list=None)
+        assert ended["status"] == "Complete"
+        assert (ended["files-completed"], ended["files-failed"]) == (2, 1)
+        (failed,) = running.errors(ended["request_id"])
+        assert names[2] in str(failed)
+        ended = running.run(did="data18:served?files=1", file_list=None)
+        assert (ended["status"], ended["files"]) == ("Complete", 1)
+        ended = running.run(did="rucio://data18:served.not", file_list=None)
+        assert ended["status"] == "Bad Dataset"
+        assert "Rucio has no data18:served.not" in str(ended)
+        answer = running.submit(did="rucio://rucio://data18:served", file_list=None)
+        assert answer.status_code == 400
+        assert "write rucio://data18:served" in answer.json()["message"]
 
 
 # --- as a stream ---------------------------------------------------------------------------
@@ -465,6 +505,14 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(StartupError, match=r"rucio-clients \(pip install 'servicex-server\[rucio"):
         Finder(RucioOptions(url="https://rucio.example.org"))
+
+
+def test_lists_may_be_texts_as_variables_are() -> None:
+    for given in ('["A", "B_*"]', "A,B_*", " A , B_*,", ["A", "B_*"]):
+        assert RucioOptions.model_validate({"prefer": given}).prefer == ("A", "B_*")
+    for wrong in ("", "gsiftp", "[", '["root", "gsiftp"]'):
+        with pytest.raises(ValidationError, match="schemes"):
+            RucioOptions.model_validate({"schemes": wrong})
 
 
 def test_a_password_may_look_like_a_number_and_is_not_shown() -> None:

@@ -6,6 +6,7 @@ to read, and a list of files with them.
 """
 
 import asyncio
+import json
 import os
 import sys
 import threading
@@ -18,9 +19,9 @@ from itertools import islice
 from logging import getLogger
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
-from pydantic import ConfigDict, Field, SecretStr
+from pydantic import BeforeValidator, ConfigDict, Field, SecretStr
 
 from servicex_server.errors import (
     CatalogueDeniedError,
@@ -57,10 +58,24 @@ END_SECONDS = 2.0
 FORM = "write rucio://scope:name, as in rucio://user.jdoe:user.jdoe.zmumu.v1"
 
 
+def _listed(given: Any) -> Any:
+    """Read a list from a text, as variables of the environment are: JSON, or with commas."""
+    if not isinstance(given, str):
+        return given
+    if given.lstrip().startswith("["):
+        return json.loads(given)
+    return [one.strip() for one in given.split(",") if one.strip()]
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+
+Scheme = Literal["root", "https", "davs", "http"]
+
+
 class RucioOptions(FinderOptions):
     """Which server is asked, as whom, and which copies of files are wanted."""
 
-    # what is a number in a variable of the environment may be a password
+    # a password may be what YAML takes for a number
     model_config = ConfigDict(coerce_numbers_to_str=True)
 
     url: str = ""
@@ -97,8 +112,9 @@ class RucioOptions(FinderOptions):
     site: str = ""
     """Site of the workers: the server then names the nearest copies first, by the local door."""
 
-    schemes: tuple[Literal["root", "https", "davs", "http"], ...] = Field(
-        default=("root", "https"), min_length=1
+    schemes: Annotated[tuple[Scheme, ...], BeforeValidator(_listed), Field(min_length=1)] = (
+        "root",
+        "https",
     )
     """Protocols that are used, the best first; ``davs`` is read as ``https``."""
 
@@ -109,10 +125,10 @@ class RucioOptions(FinderOptions):
     """How the server orders copies; its own default, ``geoip``, if empty. A server that has no
     tables for that is slow at it, and ``random`` is not."""
 
-    exclude: tuple[str, ...] = ()
+    exclude: Names = ()
     """RSEs that are never read: names, or patterns such as ``*_LOCALGROUPDISK``."""
 
-    prefer: tuple[str, ...] = ()
+    prefer: Names = ()
     """RSEs or sites that are read first, the best first; of RSEs also patterns."""
 
     seconds: float = Field(default=60.0, gt=0)
@@ -224,7 +240,7 @@ class _Asking:
     def __init__(self, options: RucioOptions) -> None:
         self._options = options
         self._client: Any = None
-        self._seen: set[Did] = set()
+        self._seen: set[str] = set()
         self._of_site: dict[str, frozenset[str]] = {}
 
     def hang_up(self) -> None:
@@ -319,7 +335,7 @@ class _Asking:
         left = [
             did
             for one in self._records(self._client.list_files(*dataset))
-            if (did := Did(one["scope"], one["name"])) not in self._seen
+            if str(did := Did(one["scope"], one["name"])) not in self._seen
         ]
         for start in range(0, len(left), AT_A_TIME):
             yield from self._named(left[start : start + AT_A_TIME])
@@ -330,13 +346,13 @@ class _Asking:
             yield from self._once(record)
 
     def _once(self, record: dict[str, Any]) -> Iterator[InputFile]:
-        did = Did(record["scope"], record["name"])
-        if did not in self._seen:
-            self._seen.add(did)
+        name = str(Did(record["scope"], record["name"]))
+        if name not in self._seen:
+            self._seen.add(name)
             copies = self._ordered(record.get("pfns") or {})
             # catalogues have some without the zeros in front
             checksum = record["adler32"].zfill(8).lower() if record["adler32"] else None
-            yield InputFile(copies, size=record["bytes"] or 0, adler32=checksum, name=str(did))
+            yield InputFile(copies, size=record["bytes"] or 0, adler32=checksum, name=name)
 
     def _replicas(self, dids: Iterable[Did]) -> Iterator[dict[str, Any]]:
         chosen = self._options
