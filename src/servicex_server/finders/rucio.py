@@ -8,6 +8,7 @@ to read, and a list of files with them.
 import asyncio
 import json
 import os
+import re
 import sys
 import threading
 from collections import deque
@@ -439,8 +440,12 @@ class _Asking:
 
 
 def _said(error: Exception) -> str:
-    text = str(error).removeprefix("An unknown exception occurred.")
-    return " ".join(text.replace("Details:", "").split())[:300] or type(error).__name__
+    """Return what an error says, without what Rucio and requests put around it."""
+    reason = getattr(error.args[0], "reason", None) if error.args else None
+    text = str(reason or error).removeprefix("An unknown exception occurred.")
+    text = text.replace("Details:", "").rpartition("CannotAuthenticate: ")[2]
+    text = re.sub(r"^HTTPS?Connection(Pool)?\([^)]*\): ", "", " ".join(text.split()))
+    return text[:300] or type(error).__name__
 
 
 def _connected(options: RucioOptions, folder: Path) -> Any:
