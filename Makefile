@@ -68,5 +68,5 @@ $(DEMO): $(READY) pyproject.toml
 	@touch $@
 
 $(ALL): $(READY) pyproject.toml
-	@$(INSTALL) --editable '.[postgresql,xrootd,jobqueue,kubernetes,gateway]' --group dev
+	@$(INSTALL) --editable '.[postgresql,xrootd,jobqueue,kubernetes,gateway,rucio]' --group dev
 	@touch $(DEMO) $@

@@ -16,7 +16,7 @@ CONSTRAINTS = "--constraint=constraints.txt"
 def versions(session: nox.Session) -> None:
     """Run the tests on every supported Python."""
     session.install(
-        "-e.[postgresql,xrootd,jobqueue,kubernetes,gateway]", "--group=test", CONSTRAINTS
+        "-e.[postgresql,xrootd,jobqueue,kubernetes,gateway,rucio]", "--group=test", CONSTRAINTS
     )
     session.run("pytest", *session.posargs)
 
@@ -25,7 +25,7 @@ def versions(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests."""
     session.install(
-        "-e.[postgresql,xrootd,jobqueue,kubernetes,gateway]", "--group=test", CONSTRAINTS
+        "-e.[postgresql,xrootd,jobqueue,kubernetes,gateway,rucio]", "--group=test", CONSTRAINTS
     )
     session.run("pytest", *session.posargs)
 
@@ -34,7 +34,7 @@ def tests(session: nox.Session) -> None:
 def lint(session: nox.Session) -> None:
     """Lint, format, types, project layout, spelling."""
     session.install(
-        "-e.[postgresql,xrootd,jobqueue,kubernetes,gateway]", "--group=dev", CONSTRAINTS
+        "-e.[postgresql,xrootd,jobqueue,kubernetes,gateway,rucio]", "--group=dev", CONSTRAINTS
     )
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from rich.console import Console
 
 from benchmarks import environments, measure
+from benchmarks.catalogue import catalogue
 from benchmarks.dispatch import dispatch, on_workers
 from benchmarks.doors import doors
 from benchmarks.engine import engine
@@ -32,6 +33,7 @@ PARTS: dict[str, Callable[[Namespace], list[Section]]] = {
     "dask": lambda options: dask(options.repeats),
     "doors": lambda options: doors(min(options.repeats, 3)),
     "remote": lambda options: remote(min(options.repeats, 3)),
+    "catalogue": lambda options: catalogue(min(options.files, 100_000)),
 }
 
 

@@ -26,7 +26,7 @@ from servicex_server.settings import Settings
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 60.0
+LOOK_SECONDS = 10.0
 """Seconds between two looks for what has to be reported."""
 
 AGAIN = timedelta(days=1)
