@@ -25,9 +25,11 @@ from servicex_server.errors import (
     StartupError,
     UnknownDatasetError,
 )
+from servicex_server.finders import blocking, rucio_client
 from servicex_server.finders import rucio as module
 from servicex_server.finders.rucio import Rucio as Finder
-from servicex_server.finders.rucio import RucioOptions, did_of
+from servicex_server.finders.rucio import did_of
+from servicex_server.finders.rucio_client import RucioOptions
 from servicex_server.model import InputFile, now
 from tests.integration import rucio
 from tests.integration.servers import XRootD, certificate, free_port, http, put, xrootd
@@ -91,7 +93,7 @@ async def rses(server: rucio.Rucio, reference: str, **changes: Any) -> list[str]
 
 def threads() -> list[threading.Thread]:
     """Return the threads of look-ups."""
-    return [one for one in threading.enumerate() if one.name == "look-up in Rucio"]
+    return [one for one in threading.enumerate() if one.name == "look-up"]
 
 
 async def rest(files: AsyncIterator[InputFile]) -> list[InputFile]:
@@ -350,7 +352,7 @@ async def test_the_first_file_is_there_before_the_last_is_listed(
         return once(self, record)
 
     monkeypatch.setattr(module._Asking, "_once", counted)
-    monkeypatch.setattr(module, "AHEAD", 100)
+    monkeypatch.setattr(blocking, "AHEAD", 100)
     files = finder(server, sort="random").find(many)
     names = [(await anext(files)).name]
     await asyncio.sleep(0.5)  # whoever goes on without being asked would
@@ -560,7 +562,7 @@ def test_settings_that_cannot_be_right_are_named(options: dict[str, Any], says: 
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr(rucio_client, "find_spec", lambda name: None)
     with pytest.raises(StartupError, match=r"rucio-clients \(pip install 'servicex-server\[rucio"):
         Finder(RucioOptions(url="https://rucio.example.org"))
 

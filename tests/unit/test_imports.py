@@ -91,6 +91,9 @@ EXTRA: Mapping[tuple[str, str], str] = {
     ("languages.func_adl_operators", "languages.func_adl_functions"): "folds are in the former",
     ("languages.func_adl_operators", "languages.qastle"): "what is read are forms",
     ("languages.run_child", "languages.family"): "watching what a program starts is a chapter",
+    ("finders.rucio", "finders.blocking"): "asking a client that blocks is a chapter",
+    ("finders.xrootd", "finders.blocking"): "asking a client that blocks is a chapter",
+    ("finders.rucio", "finders.rucio_client"): "how its client signs in is a chapter",
     ("submission", "finders.file_list"): "a list comes in the request itself and is checked there",
 }
 """Exceptions, each with its reason."""

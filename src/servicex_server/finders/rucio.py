@@ -6,23 +6,14 @@ to read, and a list of files with them.
 """
 
 import asyncio
-import json
-import os
-import re
-import sys
-import threading
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import aclosing, closing, contextmanager, suppress
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Sequence
+from contextlib import aclosing, contextmanager, suppress
 from fnmatch import fnmatchcase
-from importlib.util import find_spec
 from itertools import islice
 from logging import getLogger
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
-
-from pydantic import BeforeValidator, ConfigDict, Field, SecretStr
+from typing import Any, ClassVar, NamedTuple
 
 from servicex_server.errors import (
     CatalogueDeniedError,
@@ -34,15 +25,12 @@ from servicex_server.errors import (
     did_you_mean,
     nearest,
 )
+from servicex_server.finders.blocking import streamed
 from servicex_server.finders.contract import Finder, FinderOptions
-from servicex_server.model import BadReplica, InputFile, Replica, now
+from servicex_server.finders.rucio_client import RucioOptions, check_options, connected, said
+from servicex_server.model import BadReplica, InputFile, Replica
 
 log = getLogger(__name__)
-
-T = TypeVar("T")
-
-AHEAD = 2000
-"""Files that are held for one who is slower than the catalogue."""
 
 AT_A_TIME = 200
 """Files that are named in one question."""
@@ -56,87 +44,7 @@ LONGEST = 500
 REASON = 255
 """Characters of a reason, which is what a column of Rucio's tables may hold."""
 
-END_SECONDS = 2.0
-"""For how long the end of the thread is waited for, when nobody wants more files."""
-
 FORM = "write rucio://scope:name, as in rucio://user.jdoe:user.jdoe.zmumu.v1"
-
-
-def _listed(given: Any) -> Any:
-    """Read a list from a text, as variables of the environment are: JSON, or with commas."""
-    if not isinstance(given, str):
-        return given
-    if given.lstrip().startswith("["):
-        return json.loads(given)
-    return [one.strip() for one in given.split(",") if one.strip()]
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
-
-Scheme = Literal["root", "https", "davs", "http"]
-
-
-class RucioOptions(FinderOptions):
-    """Which server is asked, as whom, and which copies of files are wanted."""
-
-    # a password may be what YAML takes for a number
-    model_config = ConfigDict(coerce_numbers_to_str=True)
-
-    url: str = ""
-    """Address of the server, such as ``https://rucio.example.org``. Without it nothing is found."""
-
-    auth_url: str = ""
-    """Address of its authentication server, where that is another one."""
-
-    account: str = ""
-    """Account to ask as; the default account of the credential if there is none."""
-
-    vo: str = "def"
-    """Virtual organisation, on a server that has several."""
-
-    auth: Literal["x509_proxy", "userpass", "oidc"] = "x509_proxy"
-    """How the service says who it is: with a proxy, a password, or a token."""
-
-    username: str = ""
-    """For ``userpass``."""
-
-    password: SecretStr = SecretStr("")
-    """For ``userpass``."""
-
-    proxy_file: Path | None = None
-    """For ``x509_proxy``; else ``$X509_USER_PROXY``, or where ``voms-proxy-init`` puts it."""
-
-    token_file: Path | None = None
-    """For ``oidc``: read at each look-up; else where WLCG tokens are looked for."""
-
-    ca_cert: Path | None = None
-    """A file or a folder of certificates that vouch for the server; else ``$X509_CERT_DIR``, or
-    those that Python has."""
-
-    site: str = ""
-    """Site of the workers: the server then names the nearest copies first, by the local door."""
-
-    schemes: Annotated[tuple[Scheme, ...], BeforeValidator(_listed), Field(min_length=1)] = (
-        "root",
-        "https",
-    )
-    """Protocols that are used, the best first; ``davs`` is read as ``https``."""
-
-    rse_expression: str = r"*\istape=True"
-    """The RSEs that may be read, as an RSE expression; empty for all. Tapes never are."""
-
-    sort: Literal["", "geoip", "custom_table", "random"] = ""
-    """How the server orders copies; its own default, ``geoip``, if empty. A server that has no
-    tables for that is slow at it, and ``random`` is not."""
-
-    exclude: Names = ()
-    """RSEs that are never read: names, or patterns such as ``*_LOCALGROUPDISK``."""
-
-    prefer: Names = ()
-    """RSEs or sites that are read first, the best first; of RSEs also patterns."""
-
-    seconds: float = Field(default=60.0, gt=0)
-    """For how long an answer, or the next piece of it, is waited for."""
 
 
 class Did(NamedTuple):
@@ -159,7 +67,7 @@ class Rucio(Finder):
     def __init__(self, options: RucioOptions | None = None) -> None:
         super().__init__(options)
         if self.options.url:
-            _check_options(self.options)
+            check_options(self.options)
 
     def check(self, reference: str) -> None:
         """Refuse what cannot be the name of a dataset, a container or a file."""
@@ -174,7 +82,7 @@ class Rucio(Finder):
         """Yield each file once, also one that has no copy to read: it then fails by itself."""
         self.check(reference)
         asking = _Asking(self.options)
-        files = _streamed(asking.files(did_of(reference)), stop=asking.hang_up)
+        files = streamed(asking.files(did_of(reference)), stop=asking.hang_up)
         async with aclosing(files):
             async for file in files:
                 yield file
@@ -231,21 +139,6 @@ def did_of(reference: str) -> Did:
     return Did(scope, name)
 
 
-def _check_options(options: RucioOptions) -> None:
-    if not options.url.startswith(("http://", "https://")):
-        raise StartupError("setting finders.rucio.url: an address with https:// is needed")
-    if options.auth_url and not options.auth_url.startswith(("http://", "https://")):
-        raise StartupError("setting finders.rucio.auth_url: an address with https:// is needed")
-    for name in ("username", "password") if options.auth == "userpass" else ():
-        if not getattr(options, name):
-            raise StartupError(f"setting finders.rucio.{name}: it is needed to sign in by userpass")
-    if find_spec("rucio") is None:
-        raise StartupError(
-            "the finder rucio needs the package rucio-clients",
-            hint="pip install 'servicex-server[rucio]'",
-        )
-
-
 class _Asking:
     """One look-up: what it asks of the server, and what it has seen. It blocks."""
 
@@ -264,7 +157,7 @@ class _Asking:
     def files(self, did: Did) -> Generator[InputFile, None, None]:
         """Yield the files of a dataset, of all datasets below a container, or one file."""
         with self._errors(), TemporaryDirectory(prefix="sx-rucio-") as folder:
-            self._client = _connected(self._options, Path(folder))
+            self._client = connected(self._options, Path(folder))
             try:
                 yield from self._files(did)
             finally:
@@ -274,7 +167,7 @@ class _Asking:
     def declare(self, bad: Sequence[BadReplica]) -> None:
         """Declare replicas suspicious."""
         with self._errors(), TemporaryDirectory(prefix="sx-rucio-") as folder:
-            self._client = _connected(self._options, Path(folder))
+            self._client = connected(self._options, Path(folder))
             try:
                 for one in bad:
                     reason = f"servicex-server: {one.kind}: {one.message}"[:REASON]
@@ -452,192 +345,14 @@ class _Asking:
             theirs.NoAuthInformation,
         ) as error:
             raise CatalogueDeniedError(
-                f"{place} refuses the service: {_said(error)}",
+                f"{place} refuses the service: {said(error)}",
                 hint=f"it signs in by {self._options.auth}, see the settings finders.rucio",
             ) from error
         except theirs.InvalidRSEExpression as error:
             raise StartupError(
-                f"setting finders.rucio.rse_expression: {place} refuses it: {_said(error)}"
+                f"setting finders.rucio.rse_expression: {place} refuses it: {said(error)}"
             ) from error
         except (RequestException, OSError, theirs.ServerConnectionException) as error:
-            raise CatalogueError(f"{place} does not answer: {_said(error)}") from error
+            raise CatalogueError(f"{place} does not answer: {said(error)}") from error
         except (theirs.RucioException, ValueError, LookupError) as error:
-            raise CatalogueError(f"{place} answers nonsense: {_said(error)}") from error
-
-
-def _said(error: Exception) -> str:
-    """Return what an error says, without what Rucio and requests put around it."""
-    reason = getattr(error.args[0], "reason", None) if error.args else None
-    text = str(reason or error).removeprefix("An unknown exception occurred.")
-    text = text.replace("Details:", "").rpartition("CannotAuthenticate: ")[2]
-    text = re.sub(r"^HTTPS?Connection(Pool)?\([^)]*\): ", "", " ".join(text.split()))
-    return text[:300] or type(error).__name__
-
-
-def _connected(options: RucioOptions, folder: Path) -> Any:
-    """Return a client that has signed in, and shares nothing with others on this machine.
-
-    Parameters
-    ----------
-    folder
-        Where it keeps its token; others may be of another server or account.
-    """
-    from rucio.client.didclient import DIDClient
-    from rucio.client.replicaclient import ReplicaClient
-    from rucio.client.rseclient import RSEClient
-
-    class Client(DIDClient, ReplicaClient, RSEClient):  # type: ignore[misc]  # it ships no types
-        AUTH_RETRIES, REQUEST_RETRIES = 1, 0  # a look-up as a whole is tried again
-
-        answer: Any = None
-
-        def _get_auth_tokens(self) -> tuple[None, str, str, str]:
-            self.account = options.account or None
-            return None, str(folder / "expires"), str(folder / "token"), str(folder)
-
-        def forget(self) -> None:
-            """Close the last answer: nobody reads it any more, be it at its end or not."""
-            if self.answer is not None:
-                self.answer.close()
-
-        def _send_request(self, url: str, method: Any, **given: Any) -> Any:
-            signs_in = given.get("get_token", False)
-            if options.auth == "oidc":
-                given["get_token"] = True  # or it asks a person at a terminal for a new one
-            self.forget()
-            self.answer = answer = super()._send_request(url, method, **given)
-            # it takes any answer but success for a refusal when it signs in
-            if answer.status_code >= 500 and (signs_in or "ExceptionClass" not in answer.headers):  # noqa: PLR2004  # statuses of servers
-                raise CatalogueError(f"Rucio at {url} answers with status {answer.status_code}")
-            return answer
-
-    secret = _credential(options)
-    if options.auth == "oidc":
-        (folder / "token").touch(mode=0o600)
-        (folder / "token").write_text(secret["token"], encoding="utf-8")
-    program = sys.argv[0]
-    try:
-        client = Client(
-            rucio_host=options.url,
-            auth_host=options.auth_url or options.url,
-            account=options.account,
-            ca_cert=str(options.ca_cert) if options.ca_cert else None,
-            auth_type=options.auth,
-            creds=secret,
-            timeout=options.seconds,
-            user_agent="servicex-server",
-            vo=options.vo,
-            logger=log,
-        )
-    finally:
-        sys.argv[0] = program  # it cuts the folder off
-    client.request_retries = 0
-    if options.auth == "oidc":
-        client.auth_token = secret["token"]  # it would prefer one of the environment
-    return client
-
-
-def _credential(options: RucioOptions) -> dict[str, str]:
-    if options.auth == "userpass":
-        return {
-            "username": options.username,
-            "password": options.password.get_secret_value(),
-        }
-    if options.auth == "x509_proxy":
-        standard = os.environ.get("X509_USER_PROXY", f"/tmp/x509up_u{os.getuid()}")  # noqa: S108
-        path = options.proxy_file or Path(standard)
-        _check_proxy(path)
-        return {"client_proxy": str(path)}
-    from rucio.common.utils import wlcg_token_discovery
-
-    try:
-        file = options.token_file
-        token = file.read_text(encoding="utf-8") if file else wlcg_token_discovery()
-    except (OSError, ValueError) as error:
-        raise CatalogueDeniedError(
-            f"the token {options.token_file} cannot be read: {error}",
-            hint="see the setting finders.rucio.token_file",
-        ) from None
-    if not (token and token.strip()):
-        raise CatalogueDeniedError(
-            "there is no token for Rucio", hint="set finders.rucio.token_file, or BEARER_TOKEN_FILE"
-        )
-    return {"token": token.strip()}
-
-
-def _check_proxy(path: Path) -> None:
-    from cryptography import x509
-
-    try:
-        found = x509.load_pem_x509_certificates(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CatalogueDeniedError(
-            f"the proxy {path} cannot be read: {error}",
-            hint="see the setting finders.rucio.proxy_file",
-        ) from None
-    ends = min(one.not_valid_after_utc for one in found)
-    if ends <= now():
-        raise CatalogueDeniedError(
-            f"the proxy {path} expired at {ends:%Y-%m-%d %H:%M} UTC",
-            hint="make a new one, as with voms-proxy-init",
-        )
-
-
-async def _streamed(
-    source: Generator[T, None, None], *, stop: Callable[[], None]
-) -> AsyncGenerator[T, None]:
-    """Yield what a generator yields that runs in a thread of its own, at most `AHEAD` before.
-
-    Parameters
-    ----------
-    stop
-        Ends what the generator waits for; called when nobody wants more.
-    """
-    loop = asyncio.get_running_loop()
-    arrived, ended = asyncio.Event(), loop.create_future()
-    room, halted = threading.Semaphore(AHEAD), threading.Event()
-    items: deque[T] = deque()
-
-    def end(error: Exception | None) -> None:
-        ended.set_result(error)
-        arrived.set()
-
-    def run() -> None:
-        failure = None
-        try:
-            with closing(source):
-                for item in source:
-                    room.acquire()
-                    if halted.is_set():
-                        break
-                    items.append(item)
-                    if not arrived.is_set():
-                        loop.call_soon_threadsafe(arrived.set)
-        except Exception as error:  # noqa: BLE001  # it is raised where the files are taken
-            failure = error
-        with suppress(RuntimeError):  # a loop that has been closed wants to know nothing
-            loop.call_soon_threadsafe(end, failure)
-
-    thread = threading.Thread(target=run, name="look-up in Rucio", daemon=True)
-    thread.start()
-    try:
-        while True:
-            await arrived.wait()
-            arrived.clear()
-            last = ended.done()
-            while items:
-                item = items.popleft()
-                room.release()
-                yield item
-            if last:
-                if failure := ended.result():
-                    raise failure
-                return
-    finally:
-        halted.set()
-        room.release()
-        if not ended.done():
-            stop()
-        await asyncio.wait([ended], timeout=END_SECONDS)
-        if ended.done():
-            thread.join()
+            raise CatalogueError(f"{place} answers nonsense: {said(error)}") from error

@@ -4,9 +4,8 @@ import asyncio
 import math
 import posixpath
 import re
-import threading
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, TypeAlias
@@ -22,6 +21,7 @@ from servicex_server.errors import (
     UnknownDatasetError,
     did_you_mean,
 )
+from servicex_server.finders.blocking import apart
 from servicex_server.finders.contract import Finder, FinderOptions
 from servicex_server.model import InputFile, Replica
 
@@ -176,35 +176,6 @@ def _system(pattern: Pattern, seconds: float) -> Any:
     return FileSystem(pattern.server)
 
 
-async def _apart(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what a function returns that blocks, and for which nobody waits who needs it no more.
-
-    A service that ends would wait for a thread of `asyncio.to_thread`, and so for the server.
-    """
-    loop = asyncio.get_running_loop()
-    answered: asyncio.Future[Any] = loop.create_future()
-
-    def tell(answer: Any, error: BaseException | None) -> None:
-        if answered.done():
-            return
-        if error is None:
-            answered.set_result(answer)
-        else:
-            answered.set_exception(error)
-
-    def run() -> None:
-        answer, error = None, None
-        try:
-            answer = function(*arguments)
-        except BaseException as raised:  # noqa: BLE001  # it is raised again where it is waited for
-            error = raised
-        with suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(tell, answer, error)
-
-    threading.Thread(target=run, name="look-up in XRootD", daemon=True).start()
-    return await answered
-
-
 class _Server:
     """A server that is asked for the files of a pattern."""
 
@@ -343,7 +314,7 @@ class _Server:
         try:
             # by its own clock XrdCl may take longer, to find the address of a host for instance
             async with asyncio.timeout(self._seconds):
-                status, found = await _apart(function, *arguments, math.ceil(self._seconds))
+                status, found = await apart(function, *arguments, math.ceil(self._seconds))
         except TimeoutError:
             raise self._silent() from None
         if status.ok and found is not None and (partly or status.code != status.suPartial):
