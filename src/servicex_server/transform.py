@@ -277,7 +277,7 @@ class _Result:
             return
 
     def _parts(self, query: Query, plans: list[tuple[str, Plan, Tree]]) -> tuple[Entries, ...]:
-        if self._spec.entries is not None or len(plans) > 1 or query.copies:
+        if self._spec.entries is not None or len(plans) != 1 or query.copies:
             return ()  # only a single tree has parts
         (_, plan, tree), *_ = plans
         return parts(plan, tree, size=self._spec.limits.part)
