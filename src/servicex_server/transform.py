@@ -165,7 +165,7 @@ def _dry_run(
     query: Query, file: RootFile, output: Path, result_format: ResultFormat, *, read: bool
 ) -> None:
     with _writer(query, output, result_format) as writer:
-        for name, plan, tree in _plans(query, file):
+        for _, name, plan, tree in _plans(query, file):
             if read:
                 _, _, arrays = next(chunks(plan, tree, budget=_FIRST_RANGE))
             else:
@@ -239,14 +239,14 @@ class _Result:
         with _opened(replica, self._spec.limits) as file:
             try:
                 plans = _plans(query, file)
-                self._compare([tree for _, _, tree in plans])
+                self._compare(replica, {number: tree for number, _, _, tree in plans})
                 if self._writer is None:
                     if found := self._parts(query, plans):
                         return found
                     writer = _writer(query, self.output, self._spec.format)
                     self._writer = self._writing.enter_context(writer)
-                for number, (name, plan, tree) in enumerate(plans):
-                    self._tree(self._writer, number, name, plan, tree)
+                for of_one in plans:
+                    self._tree(self._writer, *of_one)
                 self._copy_objects(self._writer, query, file)
             finally:
                 self.fetched += file.bytes_read
@@ -257,7 +257,7 @@ class _Result:
         """Hear of what was wrong with a replica; one that is broken is not believed any more."""
         self._doubtful |= isinstance(error, TruncatedError | CorruptError)
 
-    def _compare(self, trees: list[Tree]) -> None:
+    def _compare(self, replica: Replica, trees: dict[int, Tree]) -> None:
         """Hold the trees of another replica against those that a part was written of.
 
         Raises
@@ -266,20 +266,22 @@ class _Result:
             They differ, and nothing is known against the former one.
         """
         for number, entries in self._entries.items():
-            if trees[number].entries == entries:
+            there = trees[number].entries if number in trees else 0
+            if there == entries:
                 continue
             if not self._doubtful:
-                found = f"{trees[number].url} has {trees[number].entries} entries"
-                raise CorruptError(f"{found} where another replica has {entries}")
+                raise CorruptError(
+                    f"{replica.url} has {there} entries where another replica has {entries}"
+                )
             with suppress(_UnfinishedError), self._writing.pop_all():
                 raise _UnfinishedError  # what was written is dropped
             self._begin()
             return
 
-    def _parts(self, query: Query, plans: list[tuple[str, Plan, Tree]]) -> tuple[Entries, ...]:
+    def _parts(self, query: Query, plans: list[tuple[int, str, Plan, Tree]]) -> tuple[Entries, ...]:
         if self._spec.entries is not None or len(plans) != 1 or query.copies:
             return ()  # only a single tree has parts
-        (_, plan, tree), *_ = plans
+        (_, _, plan, tree), *_ = plans
         return parts(plan, tree, size=self._spec.limits.part)
 
     def _tree(self, writer: Writer, number: int, name: str, plan: Plan, tree: Tree) -> None:
@@ -350,14 +352,14 @@ def _writer(query: Query, output: Path, result_format: ResultFormat) -> Writer:
     return open_writer(output, result_format.value, tree_column=several)
 
 
-def _plans(query: Query, file: RootFile) -> list[tuple[str, Plan, Tree]]:
-    """Return the trees that are there, each with its plan and the name of what becomes of it."""
+def _plans(query: Query, file: RootFile) -> list[tuple[int, str, Plan, Tree]]:
+    """Return the trees that are there: number of the extraction, what it becomes, plan, tree."""
     present = _present(query, file)
     plans = []
-    for extraction in query.extractions:
+    for number, extraction in enumerate(query.extractions):
         if extraction.tree in present:
             tree = file.tree(extraction.tree or _only_tree(file))
-            plans.append((extraction.output, extraction.bind(tree), tree))
+            plans.append((number, extraction.output, extraction.bind(tree), tree))
     return plans
 
 

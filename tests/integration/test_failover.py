@@ -135,6 +135,24 @@ def test_several_trees_and_what_is_copied_come_once(
     assert len(second.asked) < asked / 2
 
 
+def test_a_replica_that_lacks_a_tree_is_none(doors: tuple[Http, Http], tmp_path: Path) -> None:
+    """Where files may lack a tree, another replica of one that has it may not."""
+    first, second = doors
+    made(second.folder / "few.root", other=False)
+    trees = ("other", "events")
+    selection: list[object] = [{"treename": name, "fail_on_missing_trees": False} for name in trees]
+    asked = len(first.asked)
+    run(tmp_path, selection, ResultFormat.PARQUET, first.url("x.root"))
+    expected, asked = result(tmp_path, ResultFormat.PARQUET), len(first.asked) - asked
+    for well in (asked // 2, asked - 1):
+        first.well, first.status = well, 500
+        urls = (first.url("x.root"), second.url("few.root"), second.url("x.root"))
+        outcome = run(tmp_path, selection, ResultFormat.PARQUET, *urls)
+        kinds = [one.error and one.error.kind for one in outcome.attempts]
+        assert kinds == ["Unreachable", "Corrupt", None]
+        assert result(tmp_path, ResultFormat.PARQUET) == expected
+
+
 def test_a_replica_of_another_length_is_none(doors: tuple[Http, Http], tmp_path: Path) -> None:
     """It is told as corrupt, and the next one goes on."""
     first, second = doors
