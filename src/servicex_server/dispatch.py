@@ -33,7 +33,7 @@ from servicex_server.model import (
     now,
 )
 from servicex_server.objects.contract import UNFINISHED, ObjectStore
-from servicex_server.replicas import OF_CONTENT, Doors
+from servicex_server.replicas import Doors
 from servicex_server.scaling import Decision, Scaling
 from servicex_server.telemetry import Counts
 
@@ -101,7 +101,7 @@ class Dispatcher:
     async def recall(self) -> None:
         """Have in mind how the doors of sites were when it was last written down."""
         known = await self._database.read(snapshots.get, snapshots.SITES)
-        self.doors = Doors.of(known.value if known else None)
+        self.doors = Doors(known.value["doors"] if known else None)
 
     async def start(self) -> None:
         """Take up what the last run left, and begin."""
@@ -179,9 +179,8 @@ class Dispatcher:
 
     async def check(self, spec: CheckSpec) -> ErrorRecord | None:
         """Hold a query against a file, beside the tasks; return the error found, if any."""
-        return await self._engine.check(
-            replace(spec, replicas=self.doors.ranked(spec.replicas), limits=self._rules.limits)
-        )
+        replicas = self.doors.ranked(spec.replicas, probe=False)
+        return await self._engine.check(replace(spec, replicas=replicas, limits=self._rules.limits))
 
     def wake(self, *request_ids: str) -> None:
         """Look at the rows now; and whether the given requests have ended."""
@@ -206,7 +205,7 @@ class Dispatcher:
 
     def _latest(self, spec: TaskSpec) -> TaskSpec:
         """Return a task with its replicas in the order that is best by now."""
-        return replace(spec, replicas=self.doors.ranked(spec.replicas))
+        return replace(spec, replicas=self.doors.ranked(spec.replicas, probe=True))
 
     async def _run(self) -> None:
         while True:
@@ -259,10 +258,7 @@ class Dispatcher:
         orphans: list[str] = []
         if results:
             touched, orphans = await self._database.write(
-                outcome_rows.record,
-                results,
-                most_attempts=self._rules.attempts,
-                blamed=OF_CONTENT,
+                outcome_rows.record, results, most_attempts=self._rules.attempts
             )
             wanted |= touched
         for result in results:

@@ -1,7 +1,6 @@
 """``servicex-server doctor``: what is installed, what is missing, and how to get it."""
 
 import importlib.metadata
-import os
 import platform
 import shutil
 import sys
@@ -80,20 +79,19 @@ def _optional(settings: Settings) -> Iterator[Finding]:
 
 def _credentials(settings: Settings) -> Iterator[Finding]:
     del settings
-    proxy = Path(os.environ.get("X509_USER_PROXY", f"/tmp/x509up_u{os.getuid()}"))  # noqa: S108
+    from servicex_server.credentials import end_of, proxy_file
+
+    proxy = proxy_file()
     if not proxy.is_file():
         yield "missing", "no grid proxy: sites that ask for one cannot be read", "voms-proxy-init"
         return
-    from cryptography import x509
-
     from servicex_server.model import now
 
     try:
-        certificate = x509.load_pem_x509_certificate(proxy.read_bytes())
+        until = end_of(proxy)
     except (ValueError, OSError) as error:
         yield "wrong", f"grid proxy {proxy}: {error}", "voms-proxy-init"
         return
-    until = certificate.not_valid_after_utc
     if until <= now():
         yield (
             "wrong",

@@ -43,7 +43,7 @@ def _file(file: InputFile) -> str | None:
     url = file.replicas[0].url
     if file.adler32 and file.size:
         # 32 bits of checksum are few, where there are millions of files
-        return f"{(file.name or url).rsplit('/', 1)[-1]} {file.size} {file.adler32}"
+        return f"{file.key.rsplit('/', 1)[-1]} {file.size} {file.adler32}"
     parts = urlsplit(url)
     if parts.scheme not in ("", "file"):
         return None

@@ -116,7 +116,7 @@ class Lookups:
 
     async def _stream(self, dataset_id: int, finder: Finder, reference: Any) -> None:
         """Store what a finder finds, but for what a look-up has stored that was broken off."""
-        names = await self._database.read(dataset_rows.names_of, dataset_id)
+        names = await self._database.read(dataset_rows.keys_of, dataset_id)
         stored, known = len(names), Counter(names)
         most = reference.get("files")
         batch: list[InputFile] = []
@@ -125,8 +125,8 @@ class Lookups:
             return
         async with aclosing(finder.find(reference["value"])) as found:
             async for file in found:
-                if known[name := file.name or file.path]:
-                    known[name] -= 1
+                if known[file.key]:
+                    known[file.key] -= 1
                     continue
                 batch.append(file)
                 full = len(batch) >= (BATCH if stored else FIRST_BATCH)
@@ -239,8 +239,8 @@ def split_count(reference: str) -> tuple[str, int | None]:
         return reference, None
     given = dict(part.split("=", 1) for part in found[1].split("&"))
     count = given.get("files", "1")
-    if not (count.isascii() and count.isdecimal() and int(count[:10]) > 0):
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", count):
         raise DatasetError(
             f"did: files={count[:100]!r} is no number of files", hint="as in ?files=3"
         )
-    return reference[: found.start()], int(count[:10]) if "files" in given else None
+    return reference[: found.start()], int(count) if "files" in given else None

@@ -169,6 +169,11 @@ class InputFile:
         """What users know the file by."""
         return self.replicas[0].url if self.replicas else self.name
 
+    @property
+    def key(self) -> str:
+        """What it is told by from others; the order of replicas may be another one tomorrow."""
+        return self.name or self.path
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
@@ -280,7 +285,7 @@ class CheckSpec:
     language: str
     selection: str
     format: ResultFormat
-    limits: Limits = Limits()  # it is frozen
+    limits: Limits = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,10 +395,8 @@ def object_name(
     >>> object_name(7, file, ResultFormat.PARQUET, (250_000, 500_000))
     '000007_000000250000_Z_v1_f32fde90.parquet'
     """
-    # the order of replicas may be another one tomorrow
-    url = file.name or file.path
-    last = url.split("?", 1)[0].rstrip("/").rsplit("/", 1)[-1].removesuffix(".root")
+    last = file.key.split("?", 1)[0].rstrip("/").rsplit("/", 1)[-1].removesuffix(".root")
     part = f"{entries[0]:012d}" if entries else ""
     stem = _UNSAFE.sub("_", last).strip("_")[: 16 if part else 28]
-    mark = sha1(url.encode(), usedforsecurity=False).hexdigest()[:8]
+    mark = sha1(file.key.encode(), usedforsecurity=False).hexdigest()[:8]
     return "_".join(filter(None, (f"{position:06d}", part, stem, mark))) + result_format.suffix

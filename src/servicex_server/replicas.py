@@ -8,17 +8,11 @@ not one for each file.
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urlsplit
 
 from servicex_server.errors import ErrorRecord
 from servicex_server.model import Outcome, Replica, now
-
-OF_PLACE = frozenset({"Unreachable", "Slow"})
-"""Errors that say that a door is not well."""
-
-OF_CONTENT = frozenset({"Missing", "Truncated", "Corrupt"})
-"""Errors that say that a replica is bad, at a door that answers."""
 
 SHUT_AFTER = 3
 """Failures in a row after which a door is shut. One that was waited for in vain counts as many: it
@@ -139,10 +133,11 @@ class Doors:
             about["state"] = self._doors[name].state
         return found
 
-    def ranked(self, replicas: Iterable[Replica]) -> tuple[Replica, ...]:
+    def ranked(self, replicas: Iterable[Replica], *, probe: bool) -> tuple[Replica, ...]:
         """Return replicas in the order to try them: by the health of their doors, then as given.
 
-        A door that is shut and due is put where it belongs, for this one caller.
+        With ``probe`` a door that is shut and due is put where it belongs, for this one caller,
+        from whom it will be heard.
         """
         given = tuple(replicas)
         if len(given) < 2:  # noqa: PLR2004  # there is nothing to choose
@@ -150,16 +145,16 @@ class Doors:
         moment = time.monotonic()
         ranks: dict[str, int] = {}
         for door in dict.fromkeys(door_of(replica.url) for replica in given):
-            ranks[door] = self._rank(door, moment)
+            ranks[door] = self._rank(door, moment, probe=probe)
         return tuple(sorted(given, key=lambda replica: ranks[door_of(replica.url)]))
 
-    def _rank(self, name: str, moment: float) -> int:
+    def _rank(self, name: str, moment: float, *, probe: bool) -> int:
         door = self._doors.get(name)
         if door is None or door.state == "well":
             return 0
         if not door.shut:
             return 1
-        if moment < door.again:
+        if moment < door.again or not probe:
             return 2
         door.again = moment + door.pause  # until it is known what becomes of this one
         return 0
@@ -179,16 +174,11 @@ class Doors:
             elif error.blame == "query":
                 door.attempts += 1
                 door.worked_well(0.0)  # it was read, and the query did not fit
-            elif error.kind in OF_PLACE | OF_CONTENT | {"Denied"}:
+            elif error.blame in ("site", "replica", "credential"):
                 door.attempts += 1
                 door.failed[error.kind] = door.failed.get(error.kind, 0) + 1
-                if error.kind in OF_PLACE:
+                if error.blame == "site":
                     door.failed_by(error, time.monotonic())
                 else:
                     door.last_error = error.message[:500]
                     door.answered()
-
-    @classmethod
-    def of(cls, value: Mapping[str, Any] | None) -> Self:
-        """Return what was written down, or nothing."""
-        return cls((value or {}).get("doors"))

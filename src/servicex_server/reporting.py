@@ -9,7 +9,7 @@ import json
 import logging
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from servicex_server.database import bad_replicas as rows
 from servicex_server.database.connection import Database
-from servicex_server.errors import CatalogueError, RequestError, UploadError
+from servicex_server.errors import RequestError, ServiceXError, UploadError
 from servicex_server.finders.contract import Finder
 from servicex_server.lookup import open_finder
 from servicex_server.model import BadReplica, now
@@ -44,8 +44,8 @@ class Sink(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    async def report(self, bad: Sequence[BadReplica]) -> None:
-        """Tell of bad replicas.
+    async def report(self, bad: BadReplica) -> None:
+        """Tell of a bad replica.
 
         Raises
         ------
@@ -66,25 +66,24 @@ class JsonLines(Sink):
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    async def report(self, bad: Sequence[BadReplica]) -> None:
-        """Append them."""
-        await asyncio.to_thread(self._append, [{"replica": as_json(one)} for one in bad])
+    async def report(self, bad: BadReplica) -> None:
+        """Append it."""
+        await asyncio.to_thread(self._append, {"replica": as_json(bad)})
 
     async def alert(self, site: str, bad: Sequence[BadReplica]) -> None:
         """Append one line for all."""
-        await asyncio.to_thread(self._append, [_alert(site, bad)])
+        await asyncio.to_thread(self._append, _alert(site, bad))
 
-    def _append(self, lines: Sequence[dict[str, Any]]) -> None:
-        text = "".join(f"{json.dumps(line)}\n" for line in lines)
+    def _append(self, line: dict[str, Any]) -> None:
         try:
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(text)
+                file.write(f"{json.dumps(line)}\n")
         except OSError as error:
             raise UploadError(f"{self._path} cannot be written: {error.strerror}") from error
 
 
 class Webhook(Sink):
-    """A URL that is sent JSON: ``{"replicas": [...]}``, or ``{"alert": site, "replicas": [...]}``.
+    """A URL that is sent JSON, the same as the lines of the file.
 
     The URL may hold a secret, and is in no message.
     """
@@ -94,9 +93,9 @@ class Webhook(Sink):
     def __init__(self, url: str) -> None:
         self._url = url
 
-    async def report(self, bad: Sequence[BadReplica]) -> None:
-        """Send them at once."""
-        await self._send({"replicas": [as_json(one) for one in bad]})
+    async def report(self, bad: BadReplica) -> None:
+        """Send it."""
+        await self._send({"replica": as_json(bad)})
 
     async def alert(self, site: str, bad: Sequence[BadReplica]) -> None:
         """Send them as one alert."""
@@ -122,17 +121,13 @@ class Catalogue(Sink):
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    async def report(self, bad: Sequence[BadReplica]) -> None:
-        """Tell each catalogue of its own."""
-        by_finder: dict[str, list[BadReplica]] = defaultdict(list)
-        for one in bad:
-            by_finder[one.finder].append(one)
-        for scheme, of_finder in by_finder.items():
-            try:
-                finder: Finder = open_finder(scheme, self._settings)
-            except RequestError:
-                continue  # it is not installed any more
-            await finder.report(of_finder)
+    async def report(self, bad: BadReplica) -> None:
+        """Tell the finder that found it, if it is still installed."""
+        try:
+            finder: Finder = open_finder(bad.finder, self._settings)
+        except RequestError:
+            return
+        await finder.report(bad)
 
 
 def sinks_of(settings: Settings) -> list[Sink]:
@@ -173,33 +168,37 @@ class Reports:
 
     async def tell(self) -> None:
         """Tell each sink of what it has not been told of since yesterday."""
-        seen = await self._database.read(rows.listed, since=now() - AGAIN)
-        told = {bad.id: bad for bad in seen}
+        told = {one.id: one for one in await self._database.read(rows.listed, since=now() - AGAIN)}
         for sink in self._sinks:
             for site, bad in _by_site(told.values()).items():
-                try:
-                    told |= {one.id: one for one in await self._tell(sink, site, bad)}
-                except (CatalogueError, UploadError) as error:
-                    log.warning("bad replicas of %s are not reported: %s", site, error)
-        changed = [bad for bad in seen if told[bad.id] is not bad]
-        if changed:
-            await self._database.write(rows.reported, [told[bad.id] for bad in changed])
+                # written down at once: what is told twice, Rucio takes for two who have seen it
+                async for one in self._tell(sink, site, bad):
+                    told[one.id] = replace(one, reported={**one.reported, sink.name: now()})
+                    await self._database.write(rows.reported, told[one.id])
 
-    async def _tell(self, sink: Sink, site: str, bad: Sequence[BadReplica]) -> list[BadReplica]:
-        """Tell a sink of the bad replicas of a site; return those that it knows of by that."""
+    async def _tell(
+        self, sink: Sink, site: str, bad: Sequence[BadReplica]
+    ) -> AsyncIterator[BadReplica]:
+        """Tell a sink of the bad replicas of a site; yield those that it knows of by that."""
         moment = now()
         known = [one for one in bad if (at := one.reported.get(sink.name)) and moment - at < AGAIN]
         due = [one for one in bad if one not in known]
-        if not due:
-            return []
-        if len(bad) <= MOST:
-            await sink.report(due)
-            log.info("%d bad replicas of %s are reported (%s)", len(due), site, sink.name)
-        elif len(known) <= MOST:
-            log.warning("%s has %d bad replicas: it is the site (%s)", site, len(bad), sink.name)
-            await sink.alert(site, bad)
-        # one more of a site that is known to be ill is no news
-        return [replace(one, reported={**one.reported, sink.name: moment}) for one in due]
+        try:
+            if due and len(bad) > MOST >= len(known):
+                log.warning(
+                    "%s has %d bad replicas: it is the site (%s)", site, len(bad), sink.name
+                )
+                await sink.alert(site, bad)
+            for one in due:
+                if len(bad) <= MOST:
+                    await sink.report(one)
+                    log.info("bad replica is reported (%s): %s", sink.name, one.url)
+                # one more of a site that is known to be ill is no news
+                yield one
+        except ServiceXError as error:
+            log.warning("bad replicas of %s are not reported (%s): %s", site, sink.name, error)
+        except Exception:
+            log.exception("bad replicas of %s cannot be reported (%s)", site, sink.name)
 
 
 class _DryRun(Sink):
@@ -207,10 +206,9 @@ class _DryRun(Sink):
 
     name = "log"
 
-    async def report(self, bad: Sequence[BadReplica]) -> None:
-        """Log them."""
-        for one in bad:
-            log.info("bad replica, which nobody is told of: %s: %s", one.kind, one.url)
+    async def report(self, bad: BadReplica) -> None:
+        """Log it."""
+        log.info("bad replica, which nobody is told of: %s: %s", bad.kind, bad.url)
 
 
 def as_json(bad: BadReplica) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from servicex_server.database import datasets as dataset_rows
 from servicex_server.database.connection import Database
 from servicex_server.errors import CatalogueError, MissingError, ServiceXError, UnreachableError
 from servicex_server.model import Attempt, BadReplica, InputFile, Outcome, Replica, now
-from servicex_server.replicas import OF_CONTENT
 from servicex_server.reporting import JsonLines, Reports, Sink, Webhook, sinks_of
 from servicex_server.settings import Settings
 
@@ -57,7 +56,7 @@ async def see(
         first, second = file.replicas
         tried = (Attempt(first.url, 1.0, error.record()), Attempt(second.url, 1.0))
         ended.append((Outcome("r", file_id, 1, attempts=tried), file))
-    await database.write(rows.note, ended, OF_CONTENT)
+    await database.write(rows.note, ended)
 
 
 @dataclass
@@ -65,15 +64,16 @@ class Listener(Sink):
     """Whom the test asks what was told; it may be away."""
 
     name = "listener"
-    told: list[list[str]] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
     alerts: list[tuple[str, int]] = field(default_factory=list)
     away: bool = False
+    error: Exception = field(default_factory=lambda: CatalogueError("it is away"))
 
-    async def report(self, bad: Any) -> None:
-        """Note the replicas."""
+    async def report(self, bad: BadReplica) -> None:
+        """Note the replica."""
         if self.away:
-            raise CatalogueError("it is away")
-        self.told.append(sorted(one.url for one in bad))
+            raise self.error
+        self.told.append(bad.url)
 
     async def alert(self, site: str, bad: Any) -> None:
         """Note the site."""
@@ -88,10 +88,10 @@ async def test_a_bad_replica_is_told_once_a_day(
     await see(database, 1, 2)
     for _ in range(2):
         await Reports(database, [listener]).tell()
-    assert listener.told == [[url(1), url(2)]]
+    assert sorted(listener.told) == [url(1), url(2)]
     await see(database, 2, 3)
     await Reports(database, [listener]).tell()
-    assert listener.told[1:] == [[url(3)]]
+    assert listener.told[2:] == [url(3)]
     found = {bad.url: bad for bad in await database.read(rows.listed)}
     assert [found[url(n)].times for n in (1, 2, 3)] == [1, 2, 1]
     assert {tuple(bad.reported) for bad in found.values()} == {("listener",)}
@@ -101,19 +101,20 @@ async def test_a_bad_replica_is_told_once_a_day(
     await Reports(database, [listener]).tell()  # nothing has been seen since
     await see(database, 1)
     await Reports(database, [listener]).tell()
-    assert listener.told[2:] == [[url(1)]]
+    assert listener.told[3:] == [url(1)]
 
 
-async def test_what_could_not_be_told_is_told_later(database: Database) -> None:
-    """And nobody else twice."""
-    away, there = Listener(away=True), Listener()
+@pytest.mark.parametrize("error", [CatalogueError("it is away"), ValueError("a bug")])
+async def test_what_could_not_be_told_is_told_later(database: Database, error: Exception) -> None:
+    """And nobody else twice, whatever it was."""
+    away, there = Listener(away=True, error=error), Listener()
     there.name = "other"  # type: ignore[misc]  # of this one
     await see(database, 1)
-    reports = Reports(database, [away, there])
+    reports = Reports(database, [there, away, there])
     await reports.tell()
     away.away = False
     await reports.tell()
-    assert away.told == there.told == [[url(1)]]
+    assert away.told == there.told == [url(1)]
 
 
 async def test_a_site_that_is_ill_is_one_alert(database: Database) -> None:
@@ -123,13 +124,13 @@ async def test_a_site_that_is_ill_is_one_alert(database: Database) -> None:
     await see(database, 1, 2, 3)
     await see(database, 1, site="b")
     await reports.tell()
-    assert sorted(listener.told) == [[url(1), url(2), url(3)], [url(1, "b")]]
+    assert sorted(listener.told) == [url(1), url(2), url(3), url(1, "b")]
     await see(database, *range(1, 9))
     await reports.tell()
     await see(database, 9)
     await reports.tell()
     assert listener.alerts == [("A", 8)]
-    assert len(listener.told) == 2
+    assert len(listener.told) == 4
 
 
 async def test_only_what_another_replica_proves_is_a_bad_replica(database: Database) -> None:
@@ -138,7 +139,7 @@ async def test_only_what_another_replica_proves_is_a_bad_replica(database: Datab
     file = InputFile((Replica(url(5)), Replica(url(6))))
     tried = tuple(Attempt(one.url, 1.0, GONE.record()) for one in file.replicas)
     outcome = Outcome("r", 1, 1, attempts=tried, error=GONE.record())
-    await database.write(rows.note, [(outcome, file)], OF_CONTENT)
+    await database.write(rows.note, [(outcome, file)])
     assert await database.read(rows.listed) == []
 
 
@@ -191,9 +192,9 @@ async def test_a_file_and_a_webhook_are_told(
         await see(database, *range(2, 8))
         await reports.tell()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [len(one["replicas"]) for one in sent] == [1, 1, 7]
     assert [one.get("alert") for one in sent] == [None, None, "A"]
-    assert lines[0]["replica"] == sent[1]["replicas"][0]
+    assert sent[0] == sent[1] == lines[0]
+    assert sent[2] == lines[1]
     assert {name: lines[0]["replica"][name] for name in ("url", "rse", "file", "error")} == {
         "url": url(1),
         "rse": "A",
@@ -208,7 +209,7 @@ async def test_a_file_and_a_webhook_are_told(
 
 async def test_sinks_that_are_away_are_errors_that_pass(tmp_path: Path) -> None:
     """A folder that is not there, and a port that nobody listens on."""
-    bad = [BadReplica(1, url(1), "A", "s:1", "cat", "Missing", "", now(), now(), 1, {})]
+    bad = BadReplica(1, url(1), "A", "s:1", "cat", "Missing", "", now(), now(), 1, {})
     for sink, said in (
         (JsonLines(tmp_path / "none" / "x"), "cannot be written: No such file"),
         (Webhook("http://127.0.0.1:9/secret"), "does not answer: ConnectError"),

@@ -18,7 +18,7 @@ SOURCE = Path(__file__).parents[2] / "src" / PACKAGE
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"model", "errors"}),
-    frozenset({"settings", "plugins", "telemetry"}),
+    frozenset({"settings", "plugins", "telemetry", "credentials"}),
     frozenset(
         {
             "languages.contract",
@@ -49,9 +49,12 @@ LAYERS: tuple[frozenset[str], ...] = (
 
 ONLY: Mapping[str, frozenset[str]] = {
     "columnar": frozenset({"errors"}),
-    "transform": frozenset({"columnar", "languages", "objects", "model", "errors", "plugins"}),
+    "transform": frozenset(
+        {"result", "columnar", "languages", "objects", "model", "errors", "plugins"}
+    ),
+    "result": frozenset({"columnar", "model", "errors"}),
     "languages": frozenset({"languages.contract", "columnar", "model", "errors"}),
-    "finders": frozenset({"finders.contract", "model", "errors"}),
+    "finders": frozenset({"finders.contract", "credentials", "model", "errors"}),
     "engines": frozenset({"engines.contract", "model", "errors"}),
     "objects": frozenset({"objects.contract", "model", "errors"}),
 }

@@ -5,15 +5,13 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, insert, select, update
 
 from servicex_server.database.tables import bad_replicas, datasets, files
 from servicex_server.model import BadReplica, InputFile, Outcome, now
 
 
-def note(
-    connection: Connection, ended: Iterable[tuple[Outcome, InputFile]], kinds: frozenset[str]
-) -> None:
+def note(connection: Connection, ended: Iterable[tuple[Outcome, InputFile]]) -> None:
     """Write down the replicas that an outcome proves to be bad.
 
     What is wrong with a file everywhere, or with the credential, proves nothing: only where
@@ -23,8 +21,6 @@ def note(
     ----------
     ended
         Outcomes, each with its file.
-    kinds
-        The kinds of errors that a replica can be blamed for.
     """
     moment = now()
     for outcome, file in ended:
@@ -32,7 +28,7 @@ def note(
             continue
         rses: Mapping[str, str] = {replica.url: replica.rse for replica in file.replicas}
         for attempt in outcome.attempts:
-            if (error := attempt.error) is None or error.kind not in kinds:
+            if (error := attempt.error) is None or error.blame != "replica":
                 continue
             mark = sha256(f"{error.kind} {attempt.url}".encode()).hexdigest()
             values = {"message": error.message, "last_seen": moment}
@@ -76,19 +72,9 @@ def _bad(row: Any) -> BadReplica:
     return BadReplica(**values, reported=told)
 
 
-def reported(connection: Connection, told: Iterable[BadReplica]) -> None:
-    """Write down which sinks have had word of them."""
-    rows = [
-        {
-            "row": bad.id,
-            "sinks": {sink: at.isoformat() for sink, at in bad.reported.items()},
-        }
-        for bad in told
-    ]
-    if rows:
-        connection.execute(
-            update(bad_replicas)
-            .where(bad_replicas.c.id == bindparam("row"))
-            .values(reported=bindparam("sinks", type_=bad_replicas.c.reported.type)),
-            rows,
-        )
+def reported(connection: Connection, bad: BadReplica) -> None:
+    """Write down which sinks have had word of one."""
+    sinks = {sink: at.isoformat() for sink, at in bad.reported.items()}
+    connection.execute(
+        update(bad_replicas).where(bad_replicas.c.id == bad.id).values(reported=sinks)
+    )

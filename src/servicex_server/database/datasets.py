@@ -195,12 +195,10 @@ def set_state(
     connection.execute(update(datasets).where(datasets.c.id == dataset_id).values(**values))
 
 
-def names_of(connection: Connection, dataset_id: int) -> list[str]:
+def keys_of(connection: Connection, dataset_id: int) -> list[str]:
     """Return what the files are known by that are stored, so that a look-up can go on."""
-    rows = connection.execute(
-        select(files.c.name, files.c.replicas).where(files.c.dataset_id == dataset_id)
-    )
-    return [row.name or row.replicas[0][0] for row in rows]
+    rows = connection.execute(select(files).where(files.c.dataset_id == dataset_id))
+    return [input_file(row).key for row in rows]
 
 
 def add_files(

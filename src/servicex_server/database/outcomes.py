@@ -33,7 +33,10 @@ _NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What became of a task, and the object it left behind, if any."""
+    """What became of a task, and the object it left behind, if any.
+
+    ``file`` is what it was on, where its replicas were tried.
+    """
 
     task_id: int
     outcome: Outcome
@@ -43,11 +46,7 @@ class Recorded:
 
 
 def record(
-    connection: Connection,
-    results: Sequence[Recorded],
-    *,
-    most_attempts: int,
-    blamed: frozenset[str] = frozenset(),
+    connection: Connection, results: Sequence[Recorded], *, most_attempts: int
 ) -> tuple[set[str], list[str]]:
     """Write down how tasks ended.
 
@@ -58,8 +57,6 @@ def record(
         deleted, reported twice) is passed over.
     most_attempts
         How often a file is tried when its error may pass.
-    blamed
-        Kinds of errors that a replica can be blamed for.
 
     Returns
     -------
@@ -94,7 +91,7 @@ def record(
         touched.add(outcome.request_id)
     if ends:
         connection.execute(_END, ends)
-    bad_replicas.note(connection, proofs, blamed)
+    bad_replicas.note(connection, proofs)
     clock.write(connection)
     return touched, unused(connection, filter(None, passed_over))
 

@@ -6,7 +6,7 @@ A finder is a class with a ``scheme``, registered under the entry point group
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -69,8 +69,8 @@ class Finder(ABC):
             and what has been yielded by then is not taken twice.
         """
 
-    async def report(self, bad: Sequence[BadReplica]) -> None:
-        """Tell the catalogue of replicas that are bad; most take no word of them.
+    async def report(self, bad: BadReplica) -> None:
+        """Tell the catalogue of a replica that is bad; most take no word of it.
 
         Raises
         ------

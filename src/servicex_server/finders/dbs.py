@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import DirectoryPath, Field
 
+from servicex_server.credentials import end_of
 from servicex_server.errors import (
     CatalogueDeniedError,
     CatalogueError,
@@ -267,9 +268,7 @@ def _check_time(path: Path) -> None:
     CatalogueDeniedError
         Says when.
     """
-    from cryptography.x509 import load_pem_x509_certificates
-
-    end = min(one.not_valid_after_utc for one in load_pem_x509_certificates(path.read_bytes()))
+    end = end_of(path)
     if end < now():
         raise CatalogueDeniedError(
             f"the certificate in {path} expired at {end:%Y-%m-%d %H:%M} UTC",

@@ -6,7 +6,7 @@ to read, and a list of files with them.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from fnmatch import fnmatchcase
 from itertools import islice
@@ -87,10 +87,10 @@ class Rucio(Finder):
             async for file in files:
                 yield file
 
-    async def report(self, bad: Sequence[BadReplica]) -> None:
-        """Have replicas declared suspicious, which any account may, with what was wrong.
+    async def report(self, bad: BadReplica) -> None:
+        """Have a replica declared suspicious, which any account may, with what was wrong.
 
-        What becomes of them is decided by the rules of Rucio.
+        What becomes of it is decided by the rules of Rucio.
         """
         if self.options.url:
             await asyncio.to_thread(_Asking(self.options).declare, bad)
@@ -164,17 +164,15 @@ class _Asking:
                 self._client.forget()
                 self._client.session.close()
 
-    def declare(self, bad: Sequence[BadReplica]) -> None:
-        """Declare replicas suspicious."""
+    def declare(self, bad: BadReplica) -> None:
+        """Declare a replica suspicious."""
         with self._errors(), TemporaryDirectory(prefix="sx-rucio-") as folder:
             self._client = connected(self._options, Path(folder))
             try:
-                for one in bad:
-                    reason = f"servicex-server: {one.kind}: {one.message}"[:REASON]
-                    # of what it does not know it says so, and takes the others
-                    unknown = self._client.declare_suspicious_file_replicas([one.url], reason)
-                    if unknown:
-                        log.warning("Rucio does not know the replica %s: %s", one.url, unknown)
+                reason = f"servicex-server: {bad.kind}: {bad.message}"[:REASON]
+                # what it does not know is no error to it
+                if unknown := self._client.declare_suspicious_file_replicas([bad.url], reason):
+                    log.warning("Rucio does not know the replica %s: %s", bad.url, unknown)
             finally:
                 self._client.forget()
                 self._client.session.close()

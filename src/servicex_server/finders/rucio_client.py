@@ -4,7 +4,6 @@ It is held to what was chosen: no configuration, token or retry of the machine h
 """
 
 import json
-import os
 import re
 import sys
 from importlib.util import find_spec
@@ -14,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, SecretStr
 
+from servicex_server.credentials import end_of, proxy_file
 from servicex_server.errors import CatalogueDeniedError, CatalogueError, StartupError
 from servicex_server.finders.contract import FinderOptions
 from servicex_server.model import now
@@ -199,8 +199,7 @@ def _credential(options: RucioOptions) -> dict[str, str]:
             "password": options.password.get_secret_value(),
         }
     if options.auth == "x509_proxy":
-        standard = os.environ.get("X509_USER_PROXY", f"/tmp/x509up_u{os.getuid()}")  # noqa: S108
-        path = options.proxy_file or Path(standard)
+        path = options.proxy_file or proxy_file()
         _check_proxy(path)
         return {"client_proxy": str(path)}
     from rucio.common.utils import wlcg_token_discovery
@@ -221,16 +220,13 @@ def _credential(options: RucioOptions) -> dict[str, str]:
 
 
 def _check_proxy(path: Path) -> None:
-    from cryptography import x509
-
     try:
-        found = x509.load_pem_x509_certificates(path.read_bytes())
+        ends = end_of(path)
     except (OSError, ValueError) as error:
         raise CatalogueDeniedError(
             f"the proxy {path} cannot be read: {error}",
             hint="see the setting finders.rucio.proxy_file",
         ) from None
-    ends = min(one.not_valid_after_utc for one in found)
     if ends <= now():
         raise CatalogueDeniedError(
             f"the proxy {path} expired at {ends:%Y-%m-%d %H:%M} UTC",

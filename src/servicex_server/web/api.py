@@ -56,6 +56,16 @@ TheApp = Annotated[App, Depends(_app)]
 Asker = Annotated[Principal, Depends(_principal)]
 
 
+def _overseer(principal: Asker, request: Request) -> Principal:
+    if not principal.sees_all:
+        raise NotFoundError(f"there is nothing at {request.url.path}")
+    return principal
+
+
+SeesAll = Depends(_overseer)
+"""Of a route that is there only for those who see all."""
+
+
 def _base(app: App, request: Request) -> str:
     """Return the URL by which this client reaches the service."""
     public = app.settings.public_url
@@ -262,34 +272,31 @@ async def queue(app: TheApp, principal: Asker) -> dict[str, Any]:
     return {"requests": [wire.queued_json(one) for one in found]}
 
 
-@router.get("/servicex/workers", summary="Workers, and what they are on")
-async def workers(app: TheApp, principal: Asker, request: Request) -> dict[str, Any]:
+@router.get("/servicex/workers", summary="Workers, and what they are on", dependencies=[SeesAll])
+async def workers(app: TheApp) -> dict[str, Any]:
     """Return the workers to those who see all: what they are on is other people's files."""
-    if not principal.sees_all:
-        raise NotFoundError(f"there is nothing at {request.url.path}")
     seen, age = await _seen(app, snapshots.WORKERS)
     return wire.workers_json(seen, age)
 
 
-@router.get("/servicex/sites", summary="Doors of sites, and how they do")
-async def sites(app: TheApp, principal: Asker, request: Request) -> dict[str, Any]:
+@router.get("/servicex/sites", summary="Doors of sites, and how they do", dependencies=[SeesAll])
+async def sites(app: TheApp) -> dict[str, Any]:
     """Return every door that was tried, by how it has done, to those who see all."""
-    if not principal.sees_all:
-        raise NotFoundError(f"there is nothing at {request.url.path}")
     seen, age = await _seen(app, snapshots.SITES)
     return wire.sites_json(seen, age)
 
 
-@router.get("/servicex/replicas/bad", summary="Replicas that are bad", response_model=None)
+@router.get(
+    "/servicex/replicas/bad",
+    summary="Replicas that are bad",
+    response_model=None,
+    dependencies=[SeesAll],
+)
 async def bad_replicas(
     app: TheApp,
-    principal: Asker,
-    request: Request,
     form: Annotated[Literal["json", "csv"], Query(alias="format")] = "json",
 ) -> dict[str, Any] | Response:
     """Return the replicas that failed where another one worked, to those who see all."""
-    if not principal.sees_all:
-        raise NotFoundError(f"there is nothing at {request.url.path}")
     found = await app.database.read(bad_replica_rows.listed)
     listed = [wire.bad_replica_json(one) for one in found]
     if form == "json":
