@@ -188,15 +188,21 @@ async def test_workers_are_shown_with_what_they_are_on(folder: Path) -> None:
         assert numbers["servicex_workers_wanted",] == 2
 
 
-async def test_workers_are_for_those_who_see_all(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("path", "field", "count"),
+    [("workers", "workers", 2), ("sites", "sites", 0), ("replicas/bad", "replicas", 0)],
+)
+async def test_the_whole_is_for_those_who_see_all(
+    folder: Path, path: str, field: str, count: int
+) -> None:
     """A user is told what anybody is told of an address where there is nothing."""
     async with service(folder, MemoryEngine(done)) as running:
-        refused = await running.get("/servicex/workers", ANN)
+        refused = await running.get(f"/servicex/{path}", ANN)
         nowhere = await running.get("/servicex/nowhere", ANN)
         assert (refused.status_code, nowhere.status_code) == (404, 404)
-        assert refused.json()["message"].replace("workers", "nowhere") == nowhere.json()["message"]
+        assert refused.json()["message"].replace(path, "nowhere") == nowhere.json()["message"]
         for who in (OPERATOR, Principal("anna", Role.ADMINISTRATOR)):
-            assert len((await running.json("/servicex/workers", who))["workers"]) == 2
+            assert len((await running.json(f"/servicex/{path}", who))[field]) == count
 
 
 async def test_each_sees_their_own_queue(folder: Path) -> None:
