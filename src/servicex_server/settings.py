@@ -7,7 +7,7 @@ belongs to ``engine`` is one level down in the file, and ``SERVICEX_SERVER_ENGIN
 
 import os
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import (
@@ -19,7 +19,7 @@ from pydantic_settings import (
 
 from servicex_server.engines.options import EngineOptions, LocalOptions, kinds
 from servicex_server.errors import StartupError, did_you_mean
-from servicex_server.model import Sharing
+from servicex_server.model import Credential, Sharing
 
 PREFIX = "SERVICEX_SERVER_"
 NESTED = "__"
@@ -137,6 +137,19 @@ class Settings(BaseSettings):
 
     finders: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Options of finders, by their scheme; what each has is said where it is described."""
+
+    credentials: tuple[Credential, ...] = ()
+    """Who reads: a list, the first that fits is taken, of ``hosts`` (names, or patterns such as
+    ``*.cern.ch``) with a ``proxy``, a ``token`` or both: files that the workers can read, and that
+    something else renews. With neither they are looked for where grid tools have them."""
+
+    caches: tuple[Annotated[str, Field(pattern=r"^root://[^/]+/?$")], ...] = ()
+    """XCache servers, ``root://host[:port]``, through which files are read that are at ``root://``;
+    each file through one of them, as long as that answers."""
+
+    whole_files: bool = False
+    """Whether files are fetched whole, and held against size and checksum of their catalogue,
+    before they are read. It takes longer, as most queries want a small part of a file."""
 
     dataset_seconds: float = Field(default=86_400.0, ge=0)
     """Seconds for which a dataset that was looked up is used again as it is."""
