@@ -100,6 +100,27 @@ class Finder(ABC):
         """
         del bad
 
+    async def replicas_again(self, names: Sequence[str]) -> Mapping[str, tuple[Replica, ...]]:
+        """Ask once more where files are, which could be read at none of the places that are known.
+
+        Parameters
+        ----------
+        names
+            What the catalogue calls them, as `InputFile.name`; up to a few hundred.
+
+        Returns
+        -------
+        By name the replicas that there are by now, in the order to try them; what is not in it is
+        not known. Most catalogues have no more to tell than they have told, and return nothing.
+
+        Raises
+        ------
+        CatalogueError
+            It does not answer, or refuses us.
+        """
+        del names
+        return {}
+
 
 def adler32(checksum: object) -> str | None:
     """Return a checksum with its eight hexadecimal digits, None if it is no Adler-32.
