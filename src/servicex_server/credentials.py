@@ -8,7 +8,7 @@ import binascii
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,10 +20,11 @@ from servicex_server.model import Credential, now
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a host is shown: the file of a proxy, the text of a token; neither to most."""
+    """What a host is shown: the file of a proxy, a token and the file it is in; to most nothing."""
 
     proxy: Path | None = None
-    token: str = ""
+    token: str = field(default="", repr=False)
+    token_file: Path | None = None
 
 
 def chosen_for(url: str, credentials: Sequence[Credential]) -> Credential | None:
@@ -62,17 +63,17 @@ def shown_to(url: str, credentials: Sequence[Credential]) -> Shown:
     chosen = chosen_for(url, credentials)
     if chosen is None:
         return Shown()
-    looked_for = chosen.proxy is None and chosen.token is None
-    proxy = _existing(proxy_file()) if looked_for else chosen.proxy
+    proxy, token_file, token = chosen.proxy, chosen.token, ""
     problems: list[ExpiredError] = []
-    token = ""
     try:
-        if looked_for:
-            token = find_token()
-        elif chosen.token is not None:
-            token = read_token(chosen.token)
+        if proxy is None and token_file is None:
+            proxy = found if (found := proxy_file()).exists() else None
+            token, token_file = find_token()
+        elif token_file is not None:
+            token = read_token(token_file)
     except ExpiredError as error:
         problems.append(error)
+        token_file = None
     if proxy is not None:
         try:
             check_proxy(proxy)
@@ -81,16 +82,21 @@ def shown_to(url: str, credentials: Sequence[Credential]) -> Shown:
             proxy = None
     if problems and proxy is None and not token:
         raise problems[-1]
-    return Shown(proxy, token)
+    return Shown(proxy, token, token_file)
+
+
+def what_was_shown(url: str, credentials: Sequence[Credential]) -> str:
+    """Return a hint for who was refused."""
+    chosen = chosen_for(url, credentials)
+    if chosen is None:
+        return "nobody in the setting credentials is for this host"
+    files = [str(file) for file in (chosen.proxy, chosen.token) if file is not None]
+    return f"it was shown {' and '.join(files) or 'what grid tools find'}"
 
 
 def proxy_file() -> Path:
     """Return where the proxy is that nobody has named: as ``voms-proxy-init`` has it."""
     return Path(os.environ.get("X509_USER_PROXY", f"/tmp/x509up_u{os.getuid()}"))  # noqa: S108
-
-
-def _existing(path: Path) -> Path | None:
-    return path if path.exists() else None
 
 
 def check_proxy(path: Path) -> None:
@@ -125,10 +131,11 @@ def end_of(path: Path) -> datetime:
     return min(one.not_valid_after_utc for one in load_pem_x509_certificates(path.read_bytes()))
 
 
-def find_token() -> str:
-    """Return the token that tools of the WLCG find: of ``$BEARER_TOKEN``, or of a file.
+def find_token() -> tuple[str, Path | None]:
+    """Return the token that tools of the WLCG find, and the file that it is in.
 
-    The order is that of WLCG Bearer Token Discovery, version 1.0. It is empty if there is none.
+    The order is that of WLCG Bearer Token Discovery: ``$BEARER_TOKEN``, ``$BEARER_TOKEN_FILE``,
+    ``$XDG_RUNTIME_DIR/bt_u<uid>``, ``/tmp/bt_u<uid>``. It is empty if there is none.
 
     Raises
     ------
@@ -136,13 +143,13 @@ def find_token() -> str:
         The one that is there is good no more, or cannot be read.
     """
     if token := os.environ.get("BEARER_TOKEN", "").strip():
-        return _checked(token, "the token in BEARER_TOKEN")
+        return _checked(token, "the token in BEARER_TOKEN"), None
     if named := os.environ.get("BEARER_TOKEN_FILE"):
-        return read_token(Path(named))
+        return read_token(Path(named)), Path(named)
     file = f"bt_u{os.geteuid()}"
     folders = filter(None, (os.environ.get("XDG_RUNTIME_DIR"), "/tmp"))  # noqa: S108  # so it says
     found = next((path for folder in folders if (path := Path(folder, file)).is_file()), None)
-    return read_token(found) if found else ""
+    return (read_token(found), found) if found else ("", None)
 
 
 def read_token(path: Path) -> str:

@@ -147,6 +147,14 @@ class Credential:
     proxy: Path | None = None
     token: Path | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse what can be for nobody, or would be looked for in any folder."""
+        if not self.hosts:
+            raise ValueError("hosts: at least one name or pattern is needed")
+        for name, path in (("proxy", self.proxy), ("token", self.token)):
+            if path is not None and not path.is_absolute():
+                raise ValueError(f"{name}: a path from / is needed, not {path}")
+
 
 @dataclass(frozen=True, slots=True)
 class BadReplica:

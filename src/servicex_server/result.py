@@ -151,12 +151,13 @@ def opened(
     ReplicaError
         It cannot be read, or is not what its catalogue has.
     """
-    access = access_to(replica, spec.limits, spec.credentials, size=spec.size)
-    if not spec.whole:
-        with open_root(replica.place, access) as file:
-            yield file
-        return
-    with fetched(replica, spec, folder, step) as copy, open_root(replica.place, at=copy) as file:
+    with ExitStack() as having:
+        if spec.whole:
+            copy = having.enter_context(fetched(replica, spec, folder, step))
+            file = having.enter_context(open_root(replica.place, at=copy))
+        else:
+            access = access_to(replica, spec.limits, spec.credentials, size=spec.size)
+            file = having.enter_context(open_root(replica.place, access))
         yield file
 
 
@@ -201,6 +202,7 @@ def access_to(
         size=size,
         proxy=shown.proxy,
         token=shown.token,
+        token_file=shown.token_file,
     )
 
 

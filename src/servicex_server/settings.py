@@ -6,6 +6,7 @@ belongs to ``engine`` is one level down in the file, and ``SERVICEX_SERVER_ENGIN
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -14,6 +15,7 @@ from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     YamlConfigSettingsSource,
 )
 
@@ -228,13 +230,24 @@ def load(config: Path | None = None, **flags: Any) -> Settings:
         raise StartupError(f"{config} is no YAML: {_place(error)}") from None
     except ValidationError as error:
         raise StartupError(_explained(error, given)) from None
+    except SettingsError as error:
+        found = re.search(r'field "(\w+)"', str(error))
+        name = found[1] if found else "?"
+        raise StartupError(
+            f"setting {name} ({PREFIX}{name.upper()}): the variable is no JSON",
+            hint='as in ["one", "two"]',
+        ) from None
     return Settings.model_construct(**dict(settings))
 
 
 def _explained(error: ValidationError, flags: dict[str, Any]) -> str:
     first = error.errors()[0]
     # the second of a place in `engine` is its kind
-    path = [str(part) for n, part in enumerate(first["loc"]) if n != 1]
+    nested = first["loc"][0] == "engine"
+    path = [str(part) for n, part in enumerate(first["loc"]) if n != 1 or not nested]
+    if first["type"] == "unexpected_keyword_argument":
+        known = did_you_mean(path[-1], Credential.__dataclass_fields__)
+        return f"there is no setting {'.'.join(path)} ({known})"
     if first["type"] == "extra_forbidden":
         model = kinds()[str(first["loc"][1])] if len(path) > 1 else Settings
         return (
@@ -244,7 +257,7 @@ def _explained(error: ValidationError, flags: dict[str, Any]) -> str:
         path.append("kind")
         first["msg"] = f"one of {', '.join(kinds())} is needed"
     name = ".".join(path)
-    variable = PREFIX + NESTED.join(path).upper()
+    variable = PREFIX + (NESTED.join(path) if nested else path[0]).upper()
     place = f"--{name.replace('_', '-')}" if name in flags else f"{name} (or {variable})"
     # what is no plain value may have a password in it
     field = Settings.model_fields.get(path[0])

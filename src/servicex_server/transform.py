@@ -19,9 +19,10 @@ from pathlib import Path
 from servicex_server import plugins
 from servicex_server.columnar.plan import Query, chunks
 from servicex_server.columnar.read import RootFile, open_root
-from servicex_server.credentials import chosen_for
+from servicex_server.credentials import chosen_for, what_was_shown
 from servicex_server.errors import (
     CorruptError,
+    DeniedError,
     DiskFullError,
     ErrorRecord,
     FunctionError,
@@ -93,6 +94,8 @@ def transform(spec: TaskSpec, step: Callable[[], None] = lambda: None) -> Outcom
                 outcome = _one_replica(spec, work, replica, result, blank)
             except Exception as error:  # noqa: BLE001  # nothing may be raised out of a task
                 failure = _known(error)
+                if isinstance(failure, DeniedError) and not failure.hint:
+                    failure.hint = what_was_shown(replica.place, spec.credentials)
                 result.failed(failure)
                 record = failure.record()
                 attempts.append(Attempt(replica.place, time.monotonic() - began, record))

@@ -4,8 +4,9 @@ import math
 import os
 import ssl
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -39,8 +40,10 @@ class Access:
         Seconds that either may take for this reader, who is in a hurry.
     size
         Bytes that the file has by its catalogue; 0 while unknown.
-    proxy, token
-        The file of a proxy, and the text of a token, that the server is shown.
+    proxy
+        The file of a proxy that the server is shown.
+    token, token_file
+        A token that it is shown, and the file that it is in, if it is in one.
     """
 
     opening: float = 20.0
@@ -48,7 +51,8 @@ class Access:
     patience: float = math.inf
     size: int = 0
     proxy: Path | None = None
-    token: str = ""
+    token: str = field(default="", repr=False)
+    token_file: Path | None = None
 
 
 PLAIN = Access()
@@ -149,7 +153,14 @@ def prepare_xrootd(url: str, access: Access) -> str:
             f"{url} needs the XRootD client, which this worker does not have",
             hint="pip install 'servicex-server[xrootd]'",
         ) from None
-    return url
+    shown = {"xrd.gsiusrpxy": access.proxy, "xrd.ztn": access.token_file}
+    chosen = [f"{name}={path}" for name, path in shown.items() if path is not None]
+    if not chosen:
+        return url
+    # a connection belongs to an intent: nobody reads over one that was opened as somebody else
+    intent = sha256(" ".join(chosen).encode()).hexdigest()[:16]
+    mark = "&" if "?" in url else "?"
+    return f"{url}{mark}{'&'.join([f'xrdcl.intent={intent}', *chosen])}"
 
 
 def xrootd_settings(opening: float, silence: float) -> dict[str, str]:

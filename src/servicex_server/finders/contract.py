@@ -69,27 +69,6 @@ class Finder(ABC):
             and what has been yielded by then is not taken twice.
         """
 
-    async def replicas_again(self, names: Sequence[str]) -> Mapping[str, tuple[Replica, ...]]:
-        """Ask once more where files are, which could be read at none of the places that are known.
-
-        Parameters
-        ----------
-        names
-            What the catalogue calls them, as `InputFile.name`; up to a few hundred.
-
-        Returns
-        -------
-        By name the replicas that there are by now, in the order to try them; what is not in it is
-        not known. Most catalogues have no more to tell than they have told, and return nothing.
-
-        Raises
-        ------
-        CatalogueError
-            It does not answer, or refuses us.
-        """
-        del names
-        return {}
-
     async def report(self, bad: BadReplica) -> None:
         """Tell the catalogue of a replica that is bad; most take no word of it.
 
