@@ -18,10 +18,10 @@ from servicex_server.database import leadership
 from servicex_server.database.buckets import RequestBuckets
 from servicex_server.database.connection import Database
 from servicex_server.engines.contract import Engine
-from servicex_server.errors import ErrorRecord, StartupError
+from servicex_server.errors import ErrorRecord, StartupError, StateError
 from servicex_server.leader import STOPPED, WAKE, Leader
 from servicex_server.lookup import check_finders
-from servicex_server.model import LOCAL_USER, CheckSpec, Principal
+from servicex_server.model import LOCAL_USER, Attempt, CheckSpec, Principal
 from servicex_server.objects.contract import ObjectStore
 from servicex_server.objects.store import open_store
 from servicex_server.settings import Settings
@@ -135,6 +135,20 @@ class App:
     def leader(self) -> Leader | None:
         """The workers, the dispatcher and the look-ups, while this process leads."""
         return self._candidate.leader if self._candidate is not None else None
+
+    async def probe(self) -> list[Attempt]:
+        """Look at every door of a site.
+
+        Raises
+        ------
+        StateError
+            This process has no workers.
+        """
+        if self.leader is None:
+            raise StateError(
+                "this process has no workers to look from", hint="ask the one that dispatches"
+            )
+        return await self.leader.dispatcher.probe()
 
     async def check(self, spec: CheckSpec) -> ErrorRecord | None:
         """Hold a query against a file on a worker; a process without workers finds nothing."""

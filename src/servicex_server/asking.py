@@ -38,7 +38,9 @@ def address(settings: Settings) -> str:
     return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
 
 
-def ask(url: str, path: str) -> dict[str, Any]:
+def ask(
+    url: str, path: str, *, method: str = "GET", seconds: float = ANSWER_SECONDS
+) -> dict[str, Any]:
     """Return what a service answers.
 
     Raises
@@ -49,7 +51,7 @@ def ask(url: str, path: str) -> dict[str, Any]:
     what = f"{url.rstrip('/')}{path}"
     try:
         direct = httpx.URL(what).host in _HERE
-        answer = httpx.get(what, timeout=ANSWER_SECONDS, trust_env=not direct)
+        answer = httpx.request(method, what, timeout=seconds, trust_env=not direct)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         why = " ".join(str(error).split()) or type(error).__name__
         raise StartupError(
@@ -77,6 +79,8 @@ def show(found: dict[str, Any], *, as_json: bool, table: str) -> None:
         _print_workers(out, found)
     elif table == "sites":
         _print_sites(out, found)
+    elif table == "probes":
+        _print_probes(out, found["probes"])
     else:
         _print_queue(out, found["requests"])
 
@@ -118,6 +122,19 @@ def _site(site: Mapping[str, Any]) -> list[str]:
         f"{speed / 1e6:.1f}" if speed else "",
         site["last-error"] or "",
     ]
+
+
+def _print_probes(out: Console, probes: Iterable[Mapping[str, Any]]) -> None:
+    rows = [
+        [one["replica"], one["error"] or "ok", f"{one['seconds']:.2f} s", one["message"] or ""]
+        for one in probes
+    ]
+    if not rows:
+        out.print("No file of a site was read yet.")
+        return
+    out.print(_table(("replica", "", "in", "why"), rows))
+    bad = sum(error != "ok" for _, error, *_ in rows)
+    out.print(f"{bad} of {len(rows)} failed")
 
 
 def _worker(worker: Mapping[str, Any]) -> list[str]:

@@ -142,6 +142,42 @@ def sites(*, url: _Url = None, config: _Config = None, as_json: _Json = False) -
     _show("sites", url, config, as_json=as_json)
 
 
+@cli.command()
+def probe(
+    places: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="URLs of files, or datasets as users name them, which are looked at from here."
+        ),
+    ] = None,
+    *,
+    url: _Url = None,
+    config: _Config = None,
+    as_json: _Json = False,
+) -> None:
+    """Open replicas, and read their first block: of every known door if none is given.
+
+    The exit code is the number of those that failed, or 100 if there are more.
+    """
+    from servicex_server.asking import ANSWER_SECONDS, address, ask, show
+    from servicex_server.settings import load
+
+    settings = load(config)
+    if places:
+        import asyncio
+
+        from servicex_server.probes import probes
+        from servicex_server.web.wire import probes_json
+
+        found = probes_json(asyncio.run(probes(places, settings)))
+    else:
+        patience = ANSWER_SECONDS + settings.open_seconds + 2 * settings.silence_seconds
+        service = url or address(settings)
+        found = ask(service, "/servicex/sites/probe", method="POST", seconds=patience)
+    show(found, as_json=as_json, table="probes")
+    raise typer.Exit(min(100, sum(one["error"] is not None for one in found["probes"])))
+
+
 def _show(what: str, url: str | None, config: Path | None, *, as_json: bool) -> None:
     from servicex_server.asking import address, ask, show
     from servicex_server.settings import load

@@ -24,11 +24,13 @@ from servicex_server.errors import ErrorRecord
 from servicex_server.fairness import Caps, shares
 from servicex_server.identity import identity
 from servicex_server.model import (
+    Attempt,
     CheckSpec,
     Credential,
     Demand,
     Limits,
     Outcome,
+    ProbeSpec,
     Replica,
     RequestState,
     Sharing,
@@ -212,6 +214,20 @@ class Dispatcher:
         )
         return await self._engine.check(as_ours)
 
+    async def probe(self) -> list[Attempt]:
+        """Look at a replica of every door that is known, from a worker, and learn from that."""
+        rules = self._rules
+        found = await asyncio.gather(
+            *(
+                self._engine.probe(ProbeSpec(url, rules.limits, rules.credentials))
+                for url in self.doors.urls()
+            )
+        )
+        attempts = [one for one in found if one is not None]
+        for one in attempts:
+            self.doors.heard([one])
+        return attempts
+
     def wake(self, *request_ids: str) -> None:
         """Look at the rows now; and whether the given requests have ended."""
         self._checks.update(request_ids)
@@ -229,7 +245,7 @@ class Dispatcher:
         self._bell.set()
 
     def _on_end(self, outcome: Outcome) -> None:
-        self.doors.heard(outcome)
+        self.doors.heard(outcome.attempts, read=outcome.bytes_read)
         self._ended.append(outcome)
         self._bell.set()
 

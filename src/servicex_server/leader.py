@@ -100,6 +100,7 @@ class Leader:
         self.lookups = Lookups(database, self.dispatcher, settings)
         self._reporter = Reporter(database, self.dispatcher, self._engine)
         self._reports = Reports(database, sinks_of(settings))
+        self._probe_seconds = settings.probe_seconds
         self._bell = asyncio.Event()
         self._known: set[str] = set()
         self._beside: set[asyncio.Task[None]] = set()
@@ -124,6 +125,8 @@ class Leader:
         self._keep(self._reporter.run())
         self._keep(self._reports.run())
         self._keep(self._clear_left())
+        if self._probe_seconds:
+            self._keep(self._probe())
 
     async def close(self, *, lost: bool = False) -> None:
         """Write down what has ended, if this process may still write, and end the workers.
@@ -176,6 +179,17 @@ class Leader:
             await clear_left(self._database, self._objects)
         except Exception:
             log.exception("deleted requests are not cleared; the next leader goes on with it")
+
+    async def _probe(self) -> None:
+        while True:
+            await asyncio.sleep(self._probe_seconds)
+            try:
+                found = await self.dispatcher.probe()
+            except Exception:
+                log.exception("the doors of sites cannot be looked at; it is tried again")
+            else:
+                bad = [one for one in found if one.error is not None]
+                log.info("%d doors of sites were looked at, %d are not well", len(found), len(bad))
 
     async def _watch(self) -> None:
         while True:

@@ -325,6 +325,15 @@ class CheckSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeSpec:
+    """A replica that is looked at, to know how its door does."""
+
+    url: str
+    limits: Limits = Limits()
+    credentials: tuple[Credential, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Attempt:
     """One try at one replica; ``error`` is None for the one that worked."""
 

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from servicex_server.errors import ErrorRecord
-from servicex_server.model import Outcome, Replica, now
+from servicex_server.model import Attempt, Replica, now
 
 SHUT_AFTER = 3
 """Failures in a row after which a door is shut. One that was waited for in vain counts as many: it
@@ -63,7 +63,7 @@ class Door:
     """How a door has done. Rates are of late; ``speed`` in bytes a second, 0 while unknown.
 
     ``since`` tells for how long it has been in its state, and is when it was first heard of for
-    one that was never shut.
+    one that was never shut; ``url`` is a replica that was read there, or tried.
     """
 
     attempts: int = 0
@@ -74,6 +74,7 @@ class Door:
     shut: bool = False
     since: str = ""
     last_error: str = ""
+    url: str = ""
     in_row: int = 0
     pause: float = PAUSE
     again: float = field(default=0.0, repr=False)
@@ -188,25 +189,27 @@ class Doors:
         door.again = moment + door.pause  # until it is known what becomes of this one
         return 0
 
-    def heard(self, outcome: Outcome) -> None:
-        """Learn from the attempts on a file."""
-        for attempt in outcome.attempts:
-            name = door_of(attempt.url)
-            if not name:
-                continue
+    def urls(self) -> list[str]:
+        """Return a replica of each door by which to see how that does."""
+        return [door.url for door in self._doors.values() if door.url]
+
+    def heard(self, attempts: Sequence[Attempt], *, read: int = 0) -> None:
+        """Learn from the attempts on a file, of which so many bytes were read."""
+        for attempt in attempts:
+            name, error = door_of(attempt.url), attempt.error
+            known = error is None or error.blame in ("query", "site", "replica", "credential")
+            if not name or not known or (error and error.kind == "Expired"):
+                continue  # the door has no part in it, or was not asked
             door = self._doors.setdefault(name, Door(since=now().isoformat()))
-            error = attempt.error
+            door.attempts += 1
+            if error is None or not door.url:
+                door.url = attempt.url
             if error is None:
-                door.attempts += 1
-                speed = outcome.bytes_read / attempt.seconds if attempt.seconds else 0.0
-                door.worked_well(speed if len(outcome.attempts) == 1 else 0.0)
+                speed = read / attempt.seconds if attempt.seconds else 0.0
+                door.worked_well(speed if len(attempts) == 1 else 0.0)
             elif error.blame == "query":
-                door.attempts += 1
                 door.worked_well(0.0)  # it was read, and the query did not fit
-            elif error.kind == "Expired":
-                continue  # it was not asked
-            elif error.blame in ("site", "replica", "credential"):
-                door.attempts += 1
+            else:
                 door.failed[error.kind] = door.failed.get(error.kind, 0) + 1
                 if error.blame == "site":
                     door.failed_by(error, time.monotonic())

@@ -165,6 +165,10 @@ class Settings(BaseSettings):
     report_to_catalogue: bool = False
     """Whether the catalogue that named a replica is told that it is bad: of Rucio, suspicious."""
 
+    probe_seconds: float = Field(default=0.0, ge=0)
+    """Seconds between two looks at a replica of every door of a site that was read from; 0 for
+    none."""
+
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     """How much is logged."""
 

@@ -43,7 +43,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"app", "candidate", "leader", "reporter", "reporting"}),
-    frozenset({"web", "cli", "doctor", "processes", "asking"}),
+    frozenset({"web", "cli", "doctor", "processes", "asking", "probes"}),
 )
 """From the bottom up: a room imports from its own layer and from those below it."""
 
@@ -61,6 +61,7 @@ ONLY: Mapping[str, frozenset[str]] = {
             "plugins",
         }
     ),
+    "probe": frozenset({"result", "columnar", "model", "errors"}),
     "result": frozenset({"columnar", "credentials", "model", "errors"}),
     "languages": frozenset({"languages.contract", "columnar", "model", "errors"}),
     "finders": frozenset({"finders.contract", "credentials", "model", "errors"}),
@@ -78,6 +79,8 @@ ASSEMBLY = frozenset({"app", "leader", "web", "cli", "doctor"})
 EXTRA: Mapping[tuple[str, str], str] = {
     ("languages.contract", "columnar"): "what a language compiles to is a plan of columns",
     ("engines", "transform"): "what an engine runs on its workers",
+    ("engines.on_worker", "probe"): "what an engine has its workers look at",
+    ("probes", "probe"): "the same look, from where a person is",
     ("engines.dask", "engines.clusters"): "tasks are one chapter, where workers come from another",
     ("engines.dask", "engines.on_worker"): "what runs on the other side is a chapter",
     ("engines.dask", "engines.roster"): "who is there and what each is on is a chapter",

@@ -13,7 +13,7 @@ from servicex_server.errors import (
     UnknownNameError,
     UnreachableError,
 )
-from servicex_server.model import Attempt, Outcome, Replica
+from servicex_server.model import Attempt, Replica
 from servicex_server.replicas import PAUSE, SHUT_AFTER, Doors, door_of
 
 A, B = Replica("root://a.org//x.root", "A"), Replica("https://b.org/x.root", "B")
@@ -41,7 +41,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def hear(doors: Doors, *attempts: tuple[Replica, ServiceXError | None], read: int = 0) -> None:
     """Tell of a file."""
     tried = [Attempt(one.url, 2.0, error.record() if error else None) for one, error in attempts]
-    doors.heard(Outcome("r", 1, 1, attempts=tuple(tried), bytes_read=read))
+    doors.heard(tried, read=read)
 
 
 def test_replicas_come_as_given_while_nothing_is_known() -> None:

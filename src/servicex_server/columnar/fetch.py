@@ -56,6 +56,62 @@ def fetch(
         raise ChecksumError(f"{url} has the checksum {found:08x}, and {adler32} by its catalogue")
 
 
+BLOCK = 64 << 10
+"""Bytes that are read to see whether a file can be."""
+
+
+def look(url: str, access: Access) -> None:
+    """Open a file, hold its size against its catalogue, and read its first block.
+
+    Raises
+    ------
+    ReplicaError
+        It cannot be read.
+    """
+    with reading(url):
+        scheme = urlsplit(url).scheme if "://" in url else ""
+        if scheme in ("root", "roots", "xroot"):
+            there, block = _block_of_xrootd(url, access)
+        elif scheme in ("http", "https"):
+            there, block = _block_of_http(url, access)
+        else:
+            path = Path(unquote(urlsplit(url).path) if scheme else url)
+            with path.open("rb") as file:
+                there, block = path.stat().st_size, file.read(BLOCK)
+    if not block:
+        raise TruncatedError(f"{url} is empty")
+    check_size(url, there, access.size)
+
+
+def _block_of_xrootd(url: str, access: Access) -> tuple[int, bytes]:
+    place = prepare_xrootd(url, access)
+    from XRootD.client.file import File
+
+    wait = max(1, int(min(access.silence, access.patience)))
+    file = File()
+    status, _ = file.open(place, timeout=wait)
+    try:
+        if status.ok:
+            status, about = file.stat(force=True, timeout=wait)
+        if status.ok:
+            status, block = file.read(0, BLOCK, timeout=wait)
+        if status.ok:
+            return int(about.size), block
+    finally:
+        if file.is_open():
+            file.close(timeout=wait)
+    raise OSError(status.message)
+
+
+def _block_of_http(url: str, access: Access) -> tuple[int, bytes]:
+    headers = {"Range": f"bytes=0-{BLOCK - 1}"}
+    with http_client(access) as client, client.stream("GET", url, headers=headers) as reply:
+        reply.raise_for_status()
+        whole = reply.headers.get("Content-Range", "").rpartition("/")[2]
+        size = whole or reply.headers.get("Content-Length", "")
+        return int(size) if size.isdecimal() else 0, next(reply.iter_raw(BLOCK), b"")
+
+
 def _pieces(url: str, access: Access) -> Iterator[bytes]:
     scheme = urlsplit(url).scheme if "://" in url else ""
     if scheme in ("root", "roots", "xroot"):

@@ -1,4 +1,4 @@
-"""Asking workers to hold a query against a file, beside their tasks.
+"""Asking workers, beside their tasks, to hold a query against a file or to look at a replica.
 
 It is no task of Dask's: such a one waits behind those that run, and if it hangs it holds its slot
 until the worker is started again.
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from servicex_server.engines.contract import CHECK_SECONDS
-from servicex_server.engines.on_worker import checked
+from servicex_server.engines.on_worker import checked, probed
 from servicex_server.errors import ErrorRecord
-from servicex_server.model import CheckSpec
+from servicex_server.model import Attempt, CheckSpec, ProbeSpec
 
 log = logging.getLogger(__name__)
 
@@ -56,3 +56,16 @@ async def _answer(client: Any, address: str, spec: CheckSpec) -> tuple[ErrorReco
         return None  # the scheduler ends
     answer = answers.get(address)
     return answer if isinstance(answer, tuple) else None
+
+
+async def look(client: Any, address: str, spec: ProbeSpec) -> Attempt | None:
+    """Have a worker look at a replica; None if it does not find out in time."""
+    limits = spec.limits
+    try:
+        # it opens, asks for the size and reads, each of which may be waited for
+        async with asyncio.timeout(limits.opening + 2 * limits.silence):
+            answers = await client.run(probed, spec, workers=[address], on_error="return")
+    except OSError:  # time-outs are of this kind
+        return None
+    answer = answers.get(address)
+    return answer if isinstance(answer, Attempt) else None

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 
 from servicex_server.errors import ErrorRecord
-from servicex_server.model import CheckSpec, Outcome, TaskSpec, WorkerInfo
+from servicex_server.model import Attempt, CheckSpec, Outcome, ProbeSpec, TaskSpec, WorkerInfo
 
 CHECK_SECONDS = 2.0
 """How long a check may take: a person waits for the answer to what they have just submitted.
@@ -96,6 +96,16 @@ class Engine(ABC):
         The error, whosever it is; None if there is none, and if nothing is known after
         `CHECK_SECONDS` or because a worker ended. Nothing is raised, and nothing of it keeps a
         task or the end of the engine waiting.
+        """
+
+    @abstractmethod
+    async def probe(self, spec: ProbeSpec) -> Attempt | None:
+        """Look at a replica from a worker, beside the tasks.
+
+        Returns
+        -------
+        How that went; None if there is no worker, or it ended, or said nothing for longer than the
+        deadlines allow. Nothing is raised.
         """
 
     @abstractmethod

@@ -21,7 +21,7 @@ from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker
 
 from servicex_server import __version__
-from servicex_server.engines.checking import ask
+from servicex_server.engines.checking import ask, look
 from servicex_server.engines.clusters import Cluster
 from servicex_server.engines.contract import Engine
 from servicex_server.engines.on_worker import (
@@ -37,7 +37,7 @@ from servicex_server.engines.on_worker import (
 )
 from servicex_server.engines.roster import Job, Worker
 from servicex_server.errors import ErrorRecord, OverdueError, WorkerDiedError
-from servicex_server.model import CheckSpec, Outcome, TaskSpec, WorkerInfo
+from servicex_server.model import Attempt, CheckSpec, Outcome, ProbeSpec, TaskSpec, WorkerInfo
 
 log = logging.getLogger(__name__)
 
@@ -411,13 +411,22 @@ class DaskEngine(Engine):
         return self._cluster.address
 
     async def check(self, spec: CheckSpec) -> ErrorRecord | None:
-        """Ask the worker with the least to do, in turn where they have as much to do."""
+        """Ask the worker with the least to do, and another one if that is slow."""
+        return await ask(self._client, self._least_busy()[:2], spec)
+
+    async def probe(self, spec: ProbeSpec) -> Attempt | None:
+        """Ask the worker with the least to do."""
+        chosen = self._least_busy()[:1]
+        return await look(self._client, chosen[0], spec) if chosen else None
+
+    def _least_busy(self) -> list[str]:
+        """Return the addresses of workers, in turn where they have as much to do."""
         self._turn += 1
         workers = [worker for worker in self._workers.values() if not worker.problem]
         turn = self._turn % max(1, len(workers))
         in_turn = workers[turn:] + workers[:turn]
-        chosen = sorted(in_turn, key=lambda worker: worker.job is not None)[:2]
-        return await ask(self._client, [worker.address for worker in chosen], spec)
+        least_first = sorted(in_turn, key=lambda worker: worker.job is not None)
+        return [worker.address for worker in least_first]
 
 
 def _ahead() -> float:

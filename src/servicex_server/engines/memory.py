@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from servicex_server.engines.contract import CHECK_SECONDS, Engine
 from servicex_server.errors import ErrorRecord
-from servicex_server.model import CheckSpec, Outcome, TaskSpec, WorkerInfo
+from servicex_server.model import Attempt, CheckSpec, Outcome, ProbeSpec, TaskSpec, WorkerInfo
 
 
 def _nothing_known(spec: CheckSpec) -> None:
@@ -44,6 +44,7 @@ class MemoryEngine(Engine):
         self._latest: Callable[[TaskSpec], TaskSpec] = lambda spec: spec
         self.seen: list[TaskSpec] = []
         self.checked: list[CheckSpec] = []
+        self.probed: list[ProbeSpec] = []
         self.scaled: list[int] = []
 
     async def start(
@@ -95,6 +96,11 @@ class MemoryEngine(Engine):
             async with asyncio.timeout(CHECK_SECONDS):
                 return await asyncio.to_thread(self._check, spec)
         return None
+
+    async def probe(self, spec: ProbeSpec) -> Attempt | None:
+        """Find nothing wrong with a replica."""
+        self.probed.append(spec)
+        return Attempt(spec.url, 0.0)
 
     async def stop(self, keys: Iterable[str]) -> None:
         """Drop tasks."""

@@ -19,7 +19,8 @@ from servicex_server.engines.beside import beside
 from servicex_server.engines.contract import CHECK_SECONDS
 from servicex_server.errors import ErrorRecord
 from servicex_server.languages.family import end_left_by
-from servicex_server.model import CheckSpec, Outcome, TaskSpec
+from servicex_server.model import Attempt, CheckSpec, Outcome, ProbeSpec, TaskSpec
+from servicex_server.probe import probe
 from servicex_server.transform import check, transform
 
 METRIC = "servicex"
@@ -95,6 +96,11 @@ async def checked(spec: CheckSpec) -> tuple[ErrorRecord | None] | None:
         async with asyncio.timeout(CHECK_SECONDS):
             return (await beside(partial(check, spec, patience=CHECK_SECONDS)),)
     return None
+
+
+async def probed(spec: ProbeSpec) -> Attempt:
+    """Look at a replica on a worker."""
+    return await beside(partial(probe, spec))
 
 
 async def end_process(dask_worker: Any) -> None:

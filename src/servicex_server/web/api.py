@@ -286,6 +286,14 @@ async def sites(app: TheApp) -> dict[str, Any]:
     return wire.sites_json(seen, age)
 
 
+@router.post(
+    "/servicex/sites/probe", summary="Look at every door of a site", dependencies=[SeesAll]
+)
+async def probe_sites(app: TheApp) -> dict[str, Any]:
+    """Open a replica at every door that is known, from a worker; what is found counts there."""
+    return wire.probes_json(await app.probe())
+
+
 @router.get(
     "/servicex/replicas/bad",
     summary="Replicas that are bad",

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from servicex_server.database.open_requests import Queued
 from servicex_server.database.snapshots import Snapshot
 from servicex_server.model import (
+    Attempt,
     BadReplica,
     Dataset,
     InputFile,
@@ -292,6 +293,21 @@ def _door_json(name: str, about: dict[str, Any]) -> dict[str, Any]:
         "rate": round(about["rate"], 3),
         "bytes-per-second": round(about["speed"]),
         "last-error": about["last_error"] or None,
+    }
+
+
+def probes_json(attempts: Iterable[Attempt]) -> dict[str, Any]:
+    """Return how replicas were found that were looked at."""
+    return {
+        "probes": [
+            {
+                "replica": one.url,
+                "seconds": round(one.seconds, 3),
+                "error": one.error.kind if one.error else None,
+                "message": one.error.message if one.error else None,
+            }
+            for one in attempts
+        ]
     }
 
 
