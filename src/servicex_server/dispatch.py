@@ -8,10 +8,12 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
+from servicex_server.credentials import refused
 from servicex_server.database import outcomes as outcome_rows
 from servicex_server.database import requests as request_rows
 from servicex_server.database import snapshots
@@ -23,9 +25,11 @@ from servicex_server.fairness import Caps, shares
 from servicex_server.identity import identity
 from servicex_server.model import (
     CheckSpec,
+    Credential,
     Demand,
     Limits,
     Outcome,
+    Replica,
     RequestState,
     Sharing,
     TaskSpec,
@@ -45,6 +49,9 @@ WINDOW = 2
 MOST_REUSED = 512
 """Files of a request that are looked at together for objects that are there already."""
 
+MOST_SEARCHED = 200
+"""Files that a catalogue is asked for at a time, after they were at none of their places."""
+
 _AT_ONCE = 50
 """Files that are handed over before others have a turn: there may be thousands of slots."""
 
@@ -58,7 +65,8 @@ class Rules:
 
     ``limits`` is what the work on one file may use; ``attempts`` how often a file is tried when
     its error may pass; ``fatal_after`` the files with the same query error that end a request;
-    ``share`` whose objects may be the result of another request for the same.
+    ``share`` whose objects may be the result of another request for the same. Of ``credentials``,
+    ``caches`` and ``whole`` files the settings tell.
     """
 
     limits: Limits
@@ -66,6 +74,18 @@ class Rules:
     fatal_after: int
     caps: Caps = Caps()  # noqa: RUF009  # it is frozen
     share: Sharing = Sharing.OWN
+    credentials: tuple[Credential, ...] = ()
+    caches: tuple[str, ...] = ()
+    whole: bool = False
+
+
+Elsewhere: TypeAlias = Callable[[Mapping[int, str]], Awaitable[Mapping[int, tuple[Replica, ...]]]]
+"""Asks catalogues where else files are, by their ids and names; it returns what they say."""
+
+
+async def _nowhere(names: Mapping[int, str]) -> Mapping[int, tuple[Replica, ...]]:
+    del names
+    return {}
 
 
 class Dispatcher:
@@ -79,6 +99,7 @@ class Dispatcher:
         *,
         rules: Rules,
         scaling: Scaling,
+        elsewhere: Elsewhere = _nowhere,
     ) -> None:
         self._database = database
         self._engine = engine
@@ -92,6 +113,10 @@ class Dispatcher:
         self._looked: dict[str, int] = {}
         self._resting: set[str] = set()
         self._ended: list[Outcome] = []
+        self._elsewhere = elsewhere
+        self._lost: dict[str, Outcome] = {}
+        self._named: dict[str, tuple[Replica, ...]] = {}
+        self._searching: asyncio.Task[None] | None = None
         self._checks: set[str] = set()
         self._in_doubt = False
         self._loop: asyncio.Task[None] | None = None
@@ -158,9 +183,9 @@ class Dispatcher:
             self._loop.cancel()
             await asyncio.gather(self._loop, return_exceptions=True)
         await self._record()
-        if self._asking is not None:
-            self._asking.cancel()
-            await asyncio.gather(self._asking, return_exceptions=True)
+        for beside in filter(None, (self._asking, self._searching)):
+            beside.cancel()
+            await asyncio.gather(beside, return_exceptions=True)
         await self._engine.close()
 
     @property
@@ -179,8 +204,13 @@ class Dispatcher:
 
     async def check(self, spec: CheckSpec) -> ErrorRecord | None:
         """Hold a query against a file, beside the tasks; return the error found, if any."""
-        replicas = self.doors.ranked(spec.replicas, probe=False)
-        return await self._engine.check(replace(spec, replicas=replicas, limits=self._rules.limits))
+        as_ours = replace(
+            spec,
+            replicas=self._in_order(spec.replicas, "", probe=False),
+            limits=self._rules.limits,
+            credentials=self._rules.credentials,
+        )
+        return await self._engine.check(as_ours)
 
     def wake(self, *request_ids: str) -> None:
         """Look at the rows now; and whether the given requests have ended."""
@@ -205,7 +235,14 @@ class Dispatcher:
 
     def _latest(self, spec: TaskSpec) -> TaskSpec:
         """Return a task with its replicas in the order that is best by now."""
-        return replace(spec, replicas=self.doors.ranked(spec.replicas, probe=True))
+        key = spec.name or spec.path
+        return replace(spec, replicas=self._in_order(spec.replicas, key, probe=True))
+
+    def _in_order(
+        self, replicas: tuple[Replica, ...], key: str, *, probe: bool
+    ) -> tuple[Replica, ...]:
+        ranked = self.doors.ranked(replicas, probe=probe)
+        return self.doors.by_cache(ranked, key, self._rules.caches, probe=probe)
 
     async def _run(self) -> None:
         while True:
@@ -243,6 +280,9 @@ class Dispatcher:
         results = []
         for outcome in ended:
             if (work := self._inside.get(outcome.key)) is None:
+                self._named.pop(outcome.key, None)
+                continue
+            if self._is_searched_for(work, outcome):
                 continue
             made = outcome.error is None and not outcome.parts
             results.append(
@@ -252,6 +292,7 @@ class Dispatcher:
                     object_name=work.object_name if made else "",
                     object_key=work.object_key if made else "",
                     file=work.file,
+                    named=self._named.pop(outcome.key, None),
                 )
             )
         wanted = set(checks)
@@ -278,11 +319,43 @@ class Dispatcher:
                 if state is RequestState.FATAL:
                     await self.stop(request_id)
 
+    def _is_searched_for(self, work: rows.Work, outcome: Outcome) -> bool:
+        """Whether the catalogue is asked where else a file is, before it is written down as lost.
+
+        All places that it has named have failed; it may know others by now.
+        """
+        known = work.asked_again or outcome.key in self._named
+        if known or not work.file.name or not outcome_rows.of_place(outcome.error):
+            return False
+        self._lost[outcome.key] = outcome
+        if self._searching is None or self._searching.done():
+            self._searching = asyncio.create_task(self._search(), name="search")
+        return True
+
+    async def _search(self) -> None:
+        while self._lost:
+            lost = dict(list(self._lost.items())[:MOST_SEARCHED])
+            works = {key: self._inside[key] for key in lost if key in self._inside}
+            names = {work.file_id: work.file.name for work in works.values()}
+            try:
+                named = await self._elsewhere(names)
+            except Exception:
+                log.exception("%d files are not looked for at other places", len(names))
+                named = {}
+            for key, outcome in lost.items():
+                del self._lost[key]
+                if key in works:
+                    self._named[key] = named.get(outcome.file_id, ())
+                    self._ended.append(outcome)
+            self._bell.set()
+
     async def _feed(self) -> float | None:
         """Hand files to the engine; return the seconds for which that is all, None for any time."""
         demand = await self._database.read(rows.demand)
         self._scale(sum(one.left for one in demand))
-        free = WINDOW * self._engine.slots - len(self._inside)
+        free = WINDOW * self._engine.slots - (len(self._inside) - len(self._lost))
+        if len(self._lost) > MOST_SEARCHED:
+            free = 0  # the catalogue is slow
         again = False
         if free > 0:
             awake = [one for one in demand if one.request_id not in self._resting]
@@ -350,8 +423,25 @@ class Dispatcher:
             limits=limits if work.seconds is None else replace(limits, seconds=work.seconds),
             entries=work.entries,
             name=work.file.name,
+            size=work.file.size,
+            adler32=work.file.adler32,
+            whole=self._rules.whole,
+            credentials=self._rules.credentials,
         )
         self._inside[spec.key] = work
+        urls = [replica.url for replica in spec.replicas]
+        if (expired := refused(urls, spec.credentials)) is not None:
+            self._on_end(
+                Outcome(
+                    spec.request_id,
+                    spec.file_id,
+                    spec.attempt,
+                    entries=spec.entries,
+                    url=spec.path,
+                    error=expired.record(),
+                )
+            )
+            return
         self._engine.submit(spec, avoid=work.last_worker)
 
     def _scale(self, files: int) -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from servicex_server import __version__, plugins
-from servicex_server.errors import ServiceXError
+from servicex_server.errors import ExpiredError, ServiceXError
 from servicex_server.settings import Settings
 
 Verdict = Literal["ok", "missing", "wrong"]
@@ -77,29 +77,40 @@ def _optional(settings: Settings) -> Iterator[Finding]:
                 yield "ok", f"{group[:-1]} {name}", ""
 
 
+_RENEW = "voms-proxy-init"
+
+
 def _credentials(settings: Settings) -> Iterator[Finding]:
-    del settings
-    from servicex_server.credentials import end_of, proxy_file
+    from servicex_server.credentials import (
+        check_proxy,
+        end_of,
+        end_of_token,
+        proxy_file,
+        read_token,
+    )
 
-    proxy = proxy_file()
-    if not proxy.is_file():
-        yield "missing", "no grid proxy: sites that ask for one cannot be read", "voms-proxy-init"
-        return
-    from servicex_server.model import now
-
-    try:
-        until = end_of(proxy)
-    except (ValueError, OSError) as error:
-        yield "wrong", f"grid proxy {proxy}: {error}", "voms-proxy-init"
-        return
-    if until <= now():
-        yield (
-            "wrong",
-            f"grid proxy {proxy} expired at {until:%Y-%m-%d %H:%M} UTC",
-            "voms-proxy-init",
-        )
-    else:
-        yield "ok", f"grid proxy {proxy}, valid until {until:%Y-%m-%d %H:%M} UTC", ""
+    proxies = [one.proxy for one in settings.credentials if one.proxy]
+    tokens = [one.token for one in settings.credentials if one.token]
+    if not settings.credentials:
+        if not proxy_file().is_file():
+            yield "missing", "no grid proxy: sites that ask for one cannot be read", _RENEW
+            return
+        proxies = [proxy_file()]
+    for proxy in dict.fromkeys(proxies):
+        try:
+            check_proxy(proxy)
+        except ExpiredError as error:
+            yield "wrong", error.message, _RENEW
+        else:
+            yield "ok", f"the proxy {proxy} is valid until {end_of(proxy):%Y-%m-%d %H:%M} UTC", ""
+    for token in dict.fromkeys(tokens):
+        try:
+            end = end_of_token(read_token(token))
+        except ExpiredError as error:
+            yield "wrong", error.message, "have it renewed"
+        else:
+            valid = f"valid until {end:%Y-%m-%d %H:%M} UTC" if end else "valid, as far as it tells"
+            yield "ok", f"the token {token} is {valid}", ""
 
 
 def _folder(settings: Settings) -> Iterator[Finding]:

@@ -21,9 +21,11 @@
     │   ├── MissingError               it is not there
     │   ├── UnreachableError           nobody answers at that door
     │   ├── DeniedError                the credential was refused
+    │   │   └── ExpiredError           which is known before anybody is asked
     │   ├── SlowError                  no bytes came in time
     │   ├── TruncatedError             it ends too early
     │   └── CorruptError               its content cannot be right
+    │       └── ChecksumError          which its catalogue proves
     ├── UnreadableError                a branch no reader understands
     ├── ResourceError                  a limit of the machine was met
     │   ├── OutOfMemoryError
@@ -191,6 +193,10 @@ class DeniedError(ReplicaError):
     blame: ClassVar[Blame] = "credential"
 
 
+class ExpiredError(DeniedError):
+    """The credential is good no more, or cannot be read; nobody was asked with it."""
+
+
 class SlowError(ReplicaError):
     """No bytes came in time."""
 
@@ -204,6 +210,10 @@ class TruncatedError(ReplicaError):
 
 class CorruptError(ReplicaError):
     """The content cannot be right: no ROOT file, bad compression, unreadable structure."""
+
+
+class ChecksumError(CorruptError):
+    """All of it was read, and its checksum is not the one that its catalogue has."""
 
 
 class UnreadableError(ServiceXError):

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from sqlalchemy.exc import OperationalError
@@ -18,7 +19,7 @@ from servicex_server.database.connection import Database
 from servicex_server.dispatch import Dispatcher, Rules
 from servicex_server.engines.contract import Engine
 from servicex_server.fairness import Caps
-from servicex_server.lookup import Lookups
+from servicex_server.lookup import Lookups, places_of
 from servicex_server.model import Limits, RequestState
 from servicex_server.objects.contract import ObjectStore
 from servicex_server.reporter import Reporter
@@ -85,12 +86,16 @@ class Leader:
                     request=settings.files_per_request_at_once,
                 ),
                 share=settings.share_results,
+                credentials=settings.credentials,
+                caches=settings.caches,
+                whole=settings.whole_files,
             ),
             scaling=Scaling(
                 least=settings.least_workers,
                 most=settings.workers,
                 patience=settings.idle_seconds,
             ),
+            elsewhere=partial(places_of, database, settings),
         )
         self.lookups = Lookups(database, self.dispatcher, settings)
         self._reporter = Reporter(database, self.dispatcher, self._engine)

@@ -5,8 +5,8 @@ import itertools
 import logging
 import re
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -29,7 +29,7 @@ from servicex_server.errors import (
     did_you_mean,
 )
 from servicex_server.finders.contract import Finder
-from servicex_server.model import DatasetState, InputFile, RequestState
+from servicex_server.model import DatasetState, InputFile, Replica, RequestState
 from servicex_server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -171,6 +171,37 @@ def _failed(connection: Connection, dataset_id: int, state: DatasetState, messag
     request_rows.change_state(connection, waiting, RequestState.BAD_DATASET, failure=message)
     for request_id in waiting:
         request_rows.drop_tasks(connection, request_id)
+
+
+async def places_of(
+    database: Database, settings: Settings, names: Mapping[int, str]
+) -> dict[int, tuple[Replica, ...]]:
+    """Ask catalogues once more where files are, which were at none of the places they had named.
+
+    Parameters
+    ----------
+    names
+        By id of a file what its catalogue calls it.
+
+    Returns
+    -------
+    By id the replicas that there are by now. What a catalogue that does not answer would have said
+    is not in it.
+    """
+    finders = await database.read(dataset_rows.finders_of, names)
+    by_scheme: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for file_id, scheme in finders.items():
+        by_scheme[scheme][names[file_id]].append(file_id)
+    found: dict[int, tuple[Replica, ...]] = {}
+    for scheme, ids in by_scheme.items():
+        try:
+            places = await open_finder(scheme, settings).replicas_again(list(ids))
+        except ServiceXError as error:
+            log.warning("%d files are not looked for at other places: %s", len(ids), error)
+            continue
+        for name, replicas in places.items():
+            found |= dict.fromkeys(ids.get(name, ()), replicas)
+    return found
 
 
 def open_finder(scheme: str, settings: Settings) -> Finder:

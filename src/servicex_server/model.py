@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from hashlib import sha1
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from servicex_server.errors import ErrorRecord
@@ -123,10 +124,36 @@ LOCAL_USER = Principal("local", Role.ADMINISTRATOR)
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """One place where a file can be read."""
+    """One place where a file can be read, directly or ``through`` a cache."""
 
     url: str
     rse: str = ""
+    through: str = ""
+
+    @property
+    def place(self) -> str:
+        """The URL that is opened."""
+        return f"{self.through}//{self.url}" if self.through else self.url
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """Files that say who reads, and the hosts to which they are shown: names, or ``*.cern.ch``.
+
+    Something else renews the files. Without any they are those that tools of the grid find.
+    """
+
+    hosts: tuple[str, ...]
+    proxy: Path | None = None
+    token: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what can be for nobody, or would be looked for in any folder."""
+        if not self.hosts:
+            raise ValueError("hosts: at least one name or pattern is needed")
+        for name, path in (("proxy", self.proxy), ("token", self.token)):
+            if path is not None and not path.is_absolute():
+                raise ValueError(f"{name}: a path from / is needed, not {path}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +278,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
-    """All that a worker needs to know about one file: no more, and no credential of ours."""
+    """All that a worker needs to know about one file: no more, and no credential of ours.
+
+    ``size`` and ``adler32`` are what the catalogue has; of ``credentials`` only the places. A file
+    that is to be ``whole`` is fetched and held against both before it is read.
+    """
 
     request_id: str
     file_id: int
@@ -265,6 +296,10 @@ class TaskSpec:
     limits: Limits
     entries: Entries | None = None
     name: str = ""
+    size: int = 0
+    adler32: str | None = None
+    whole: bool = False
+    credentials: tuple[Credential, ...] = ()
 
     @property
     def path(self) -> str:
@@ -286,6 +321,7 @@ class CheckSpec:
     selection: str
     format: ResultFormat
     limits: Limits = Limits()
+    credentials: tuple[Credential, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,9 @@ not one for each file.
 """
 
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from hashlib import sha256
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,6 +27,9 @@ WEAK = 0.5
 
 _MEMORY = 0.9
 """How much of what is thought of a door is left after one more attempt."""
+
+_SHUT = 2
+"""The rank of a door that is shut."""
 
 _PORTS = {"root": 1094, "roots": 1094, "xroot": 1094, "http": 80, "https": 443}
 
@@ -148,6 +152,31 @@ class Doors:
             ranks[door] = self._rank(door, moment, probe=probe)
         return tuple(sorted(given, key=lambda replica: ranks[door_of(replica.url)]))
 
+    def by_cache(
+        self, ranked: tuple[Replica, ...], key: str, caches: Sequence[str], *, probe: bool
+    ) -> tuple[Replica, ...]:
+        """Return replicas with the first one through a cache before all, if one is up.
+
+        Parameters
+        ----------
+        ranked
+            The replicas of a file in the order to try them.
+        key
+            What the file is known by: each has its cache, as long as that is up, and a cache that
+            is dead has its files shared out among the others.
+        caches
+            URLs of caches, to be put before that of a replica by ``root://``.
+        probe
+            As `ranked` has it.
+        """
+        if not ranked or not ranked[0].url.startswith("root://"):
+            return ranked
+        moment = time.monotonic()
+        for cache in sorted(caches, key=lambda one: sha256(f"{one} {key}".encode()).digest()):
+            if self._rank(door_of(cache), moment, probe=probe) < _SHUT:
+                return (replace(ranked[0], through=cache.rstrip("/")), *ranked)
+        return ranked
+
     def _rank(self, name: str, moment: float, *, probe: bool) -> int:
         door = self._doors.get(name)
         if door is None or door.state == "well":
@@ -155,7 +184,7 @@ class Doors:
         if not door.shut:
             return 1
         if moment < door.again or not probe:
-            return 2
+            return _SHUT
         door.again = moment + door.pause  # until it is known what becomes of this one
         return 0
 
@@ -174,6 +203,8 @@ class Doors:
             elif error.blame == "query":
                 door.attempts += 1
                 door.worked_well(0.0)  # it was read, and the query did not fit
+            elif error.kind == "Expired":
+                continue  # it was not asked
             elif error.blame in ("site", "replica", "credential"):
                 door.attempts += 1
                 door.failed[error.kind] = door.failed.get(error.kind, 0) + 1

@@ -1,20 +1,24 @@
 """What becomes of a file: written from one replica, and from the next one where that fails."""
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from servicex_server.columnar.fetch import fetch
 from servicex_server.columnar.plan import Plan, Query, chunks, parts
 from servicex_server.columnar.read import RootFile, Tree, open_root
+from servicex_server.columnar.source import Access
 from servicex_server.columnar.write import Writer, open_writer
+from servicex_server.credentials import shown_to
 from servicex_server.errors import (
     CorruptError,
     ServiceXError,
     TruncatedError,
     UnknownNameError,
 )
-from servicex_server.model import Entries, Limits, Replica, ResultFormat, TaskSpec
+from servicex_server.model import Credential, Entries, Limits, Replica, ResultFormat, TaskSpec
 
 
 class UnfinishedError(Exception):
@@ -41,7 +45,7 @@ class Result:
     ) -> None:
         self.output = output
         self._spec = spec
-        self._step = step
+        self.step = step
         self._writing = writing
         self._doubtful = False
         self.fetched = 0
@@ -62,8 +66,8 @@ class Result:
         ReplicaError
             What was written by then is good, and stays.
         """
-        self._step()
-        with opened(replica, self._spec.limits) as file:
+        self.step()
+        with opened(replica, self._spec, self.output.parent, self.step) as file:
             try:
                 plans = plans_of(query, file)
                 self._compare(replica, {number: tree for number, _, _, tree in plans})
@@ -98,7 +102,7 @@ class Result:
                 continue
             if not self._doubtful:
                 raise CorruptError(
-                    f"{replica.url} has {there} entries where another replica has {entries}"
+                    f"{replica.place} has {there} entries where another replica has {entries}"
                 )
             with suppress(UnfinishedError), self._writing.pop_all():
                 raise UnfinishedError  # what was written is dropped
@@ -106,8 +110,8 @@ class Result:
             return
 
     def _parts(self, query: Query, plans: list[tuple[int, str, Plan, Tree]]) -> tuple[Entries, ...]:
-        if self._spec.entries is not None or len(plans) != 1 or query.copies:
-            return ()  # only a single tree has parts
+        if self._spec.entries is not None or len(plans) != 1 or query.copies or self._spec.whole:
+            return ()  # only a single tree has parts, and each would fetch the file
         (_, _, plan, tree), *_ = plans
         return parts(plan, tree, size=self._spec.limits.part)
 
@@ -121,7 +125,7 @@ class Result:
             stop=last,
             typed=number not in self._at,
         ):
-            self._step()
+            self.step()
             if arrays:
                 writer.write(name, arrays)
             self.kept += count
@@ -136,11 +140,70 @@ class Result:
                     self._copied.add(path)
 
 
+@contextmanager
 def opened(
-    replica: Replica, limits: Limits, *, patience: float = math.inf
-) -> AbstractContextManager[RootFile]:
-    """Open a replica, with the deadlines of its task; ``patience`` is for who is in a hurry."""
-    return open_root(replica.url, opening=limits.opening, silence=limits.silence, patience=patience)
+    replica: Replica, spec: TaskSpec, folder: Path, step: Callable[[], None]
+) -> Iterator[RootFile]:
+    """Open a replica as its task has it, of which a copy may come into the folder meanwhile.
+
+    Raises
+    ------
+    ReplicaError
+        It cannot be read, or is not what its catalogue has.
+    """
+    with ExitStack() as having:
+        if spec.whole:
+            copy = having.enter_context(fetched(replica, spec, folder, step))
+            file = having.enter_context(open_root(replica.place, at=copy))
+        else:
+            access = access_to(replica, spec.limits, spec.credentials, size=spec.size)
+            file = having.enter_context(open_root(replica.place, access))
+        yield file
+
+
+@contextmanager
+def fetched(
+    replica: Replica, spec: TaskSpec, folder: Path, step: Callable[[], None]
+) -> Iterator[Path]:
+    """Have a copy of a replica in a folder, which is what its catalogue has.
+
+    Raises
+    ------
+    ReplicaError
+        It cannot be read, or is something else.
+    """
+    access = access_to(replica, spec.limits, spec.credentials, size=spec.size)
+    with TemporaryDirectory(prefix="whole-", dir=folder) as made:
+        copy = Path(made) / "file.root"
+        fetch(replica.place, copy, access, adler32=spec.adler32, step=step)
+        yield copy
+
+
+def access_to(
+    replica: Replica,
+    limits: Limits,
+    credentials: Sequence[Credential],
+    *,
+    size: int = 0,
+    patience: float = math.inf,
+) -> Access:
+    """Return how a replica is read, and as whom; ``patience`` is for who is in a hurry.
+
+    Raises
+    ------
+    ExpiredError
+        What its host is to be shown is good no more.
+    """
+    shown = shown_to(replica.place, credentials)
+    return Access(
+        opening=limits.opening,
+        silence=limits.silence,
+        patience=patience,
+        size=size,
+        proxy=shown.proxy,
+        token=shown.token,
+        token_file=shown.token_file,
+    )
 
 
 def new_writer(query: Query, output: Path, result_format: ResultFormat) -> Writer:

@@ -6,20 +6,22 @@ belongs to ``engine`` is one level down in the file, and ``SERVICEX_SERVER_ENGIN
 """
 
 import os
+import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     YamlConfigSettingsSource,
 )
 
 from servicex_server.engines.options import EngineOptions, LocalOptions, kinds
 from servicex_server.errors import StartupError, did_you_mean
-from servicex_server.model import Sharing
+from servicex_server.model import Credential, Sharing
 
 PREFIX = "SERVICEX_SERVER_"
 NESTED = "__"
@@ -138,6 +140,19 @@ class Settings(BaseSettings):
     finders: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Options of finders, by their scheme; what each has is said where it is described."""
 
+    credentials: tuple[Credential, ...] = ()
+    """Who reads: a list, the first that fits is taken, of ``hosts`` (names, or patterns such as
+    ``*.cern.ch``) with a ``proxy``, a ``token`` or both: files that the workers can read, and that
+    something else renews. With neither they are looked for where grid tools have them."""
+
+    caches: tuple[Annotated[str, Field(pattern=r"^root://[^/]+/?$")], ...] = ()
+    """XCache servers, ``root://host[:port]``, through which files are read that are at ``root://``;
+    each file through one of them, as long as that answers."""
+
+    whole_files: bool = False
+    """Whether files are fetched whole, and held against size and checksum of their catalogue,
+    before they are read. It takes longer, as most queries want a small part of a file."""
+
     dataset_seconds: float = Field(default=86_400.0, ge=0)
     """Seconds for which a dataset that was looked up is used again as it is."""
 
@@ -215,13 +230,24 @@ def load(config: Path | None = None, **flags: Any) -> Settings:
         raise StartupError(f"{config} is no YAML: {_place(error)}") from None
     except ValidationError as error:
         raise StartupError(_explained(error, given)) from None
+    except SettingsError as error:
+        found = re.search(r'field "(\w+)"', str(error))
+        name = found[1] if found else "?"
+        raise StartupError(
+            f"setting {name} ({PREFIX}{name.upper()}): the variable is no JSON",
+            hint='as in ["one", "two"]',
+        ) from None
     return Settings.model_construct(**dict(settings))
 
 
 def _explained(error: ValidationError, flags: dict[str, Any]) -> str:
     first = error.errors()[0]
     # the second of a place in `engine` is its kind
-    path = [str(part) for n, part in enumerate(first["loc"]) if n != 1]
+    nested = first["loc"][0] == "engine"
+    path = [str(part) for n, part in enumerate(first["loc"]) if n != 1 or not nested]
+    if first["type"] == "unexpected_keyword_argument":
+        known = did_you_mean(path[-1], Credential.__dataclass_fields__)
+        return f"there is no setting {'.'.join(path)} ({known})"
     if first["type"] == "extra_forbidden":
         model = kinds()[str(first["loc"][1])] if len(path) > 1 else Settings
         return (
@@ -231,7 +257,7 @@ def _explained(error: ValidationError, flags: dict[str, Any]) -> str:
         path.append("kind")
         first["msg"] = f"one of {', '.join(kinds())} is needed"
     name = ".".join(path)
-    variable = PREFIX + NESTED.join(path).upper()
+    variable = PREFIX + (NESTED.join(path) if nested else path[0]).upper()
     place = f"--{name.replace('_', '-')}" if name in flags else f"{name} (or {variable})"
     # what is no plain value may have a password in it
     field = Settings.model_fields.get(path[0])

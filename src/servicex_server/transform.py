@@ -18,9 +18,11 @@ from pathlib import Path
 
 from servicex_server import plugins
 from servicex_server.columnar.plan import Query, chunks
-from servicex_server.columnar.read import RootFile
+from servicex_server.columnar.read import RootFile, open_root
+from servicex_server.credentials import chosen_for, what_was_shown
 from servicex_server.errors import (
     CorruptError,
+    DeniedError,
     DiskFullError,
     ErrorRecord,
     FunctionError,
@@ -42,7 +44,14 @@ from servicex_server.model import (
     TaskSpec,
 )
 from servicex_server.objects.upload import upload
-from servicex_server.result import Result, UnfinishedError, new_writer, opened, plans_of
+from servicex_server.result import (
+    Result,
+    UnfinishedError,
+    access_to,
+    fetched,
+    new_writer,
+    plans_of,
+)
 
 
 def transform(spec: TaskSpec, step: Callable[[], None] = lambda: None) -> Outcome:
@@ -85,15 +94,17 @@ def transform(spec: TaskSpec, step: Callable[[], None] = lambda: None) -> Outcom
                 outcome = _one_replica(spec, work, replica, result, blank)
             except Exception as error:  # noqa: BLE001  # nothing may be raised out of a task
                 failure = _known(error)
+                if isinstance(failure, DeniedError) and not failure.hint:
+                    failure.hint = what_was_shown(replica.place, spec.credentials)
                 result.failed(failure)
                 record = failure.record()
-                attempts.append(Attempt(replica.url, time.monotonic() - began, record))
+                attempts.append(Attempt(replica.place, time.monotonic() - began, record))
                 tail = getattr(failure, "log_tail", "")
                 outcome = replace(blank, error=record, url=replica.url, log_tail=tail)
                 if not isinstance(failure, ReplicaError):
                     break  # no other copy can cure it
             else:
-                attempts.append(Attempt(replica.url, time.monotonic() - began))
+                attempts.append(Attempt(replica.place, time.monotonic() - began))
                 break
         if outcome.error is not None:
             raise UnfinishedError
@@ -133,7 +144,8 @@ def check(spec: CheckSpec, *, patience: float) -> ErrorRecord | None:
             try:
                 work = compiled(spec.language, spec.selection, spec.format)
                 if not isinstance(work, Program):
-                    with opened(replica, spec.limits, patience=patience) as file:
+                    as_us = access_to(replica, spec.limits, spec.credentials, patience=patience)
+                    with open_root(replica.place, as_us) as file:
                         _hold(work, file, Path(scratch), spec.format)
             except Exception as error:  # noqa: BLE001  # the caller asks for it, whatever it is
                 failure = _known(error)
@@ -186,7 +198,7 @@ def _one_replica(
     spec: TaskSpec, work: Query | Program, replica: Replica, result: Result, blank: Outcome
 ) -> Outcome:
     if isinstance(work, Program):
-        done = _run_program(spec, work, replica, result.output, blank)
+        done = _run_program(spec, work, result, replica, blank)
     elif found := result.take(work, replica):
         return replace(blank, parts=found, url=replica.url)
     else:
@@ -202,13 +214,24 @@ def _one_replica(
 
 
 def _run_program(
-    spec: TaskSpec, work: Program, replica: Replica, output: Path, blank: Outcome
+    spec: TaskSpec, work: Program, result: Result, replica: Replica, blank: Outcome
 ) -> Outcome:
-    try:
-        ran = run_program(work, replica.url, output, spec.format, spec.limits, output.parent)
-    except FunctionError:
-        # what the program could not open may be the replica's fault, and another may work
-        with suppress(CorruptError), opened(replica, spec.limits):
-            pass
-        raise
+    """Run a program on a replica, or a copy of it where it is one that the program may not read.
+
+    What is shown to a host is for the service, and not for the code of its users.
+    """
+    folder = result.output.parent
+    with ExitStack() as having:
+        copy = None
+        if spec.whole or chosen_for(replica.place, spec.credentials):
+            copy = having.enter_context(fetched(replica, spec, folder, result.step))
+        place = str(copy or replica.place)
+        try:
+            ran = run_program(work, place, result.output, spec.format, spec.limits, folder)
+        except FunctionError:
+            # what the program could not open may be the replica's fault, and another may work
+            as_us = access_to(replica, spec.limits, spec.credentials)
+            with suppress(CorruptError), open_root(replica.place, as_us, at=copy):
+                pass
+            raise
     return replace(blank, events_read=ran.events, events_written=ran.events, log_tail=ran.log_tail)

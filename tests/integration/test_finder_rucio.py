@@ -337,6 +337,36 @@ async def test_bad_replicas_are_told_to_rucio_and_cost_no_file(
     }
 
 
+async def test_a_copy_that_is_made_after_the_look_up_is_found_when_asked_again(
+    server: rucio.Rucio,
+) -> None:
+    """With the options of the look-up, and only for the names that were asked for."""
+    names = server.files("NEAR", [f"data18:again.{n}" for n in range(3)])
+    dataset = server.dataset("data18:again", names)
+    chosen = {"prefer": ["SITE_FAR"], "exclude": ["CACHE"]}
+    first = {file.name: file.replicas for file in await found(server, dataset, **chosen)}
+    asked = finder(server, **chosen)
+    assert await asked.replicas_again(names) == first
+    for rse in ("FAR", "CACHE", "TAPE"):
+        server.files(rse, names[1:2])
+    server.lose("NEAR", names[2:])
+    again = await asked.replicas_again([names[1], names[2], "data18:never", "odd"])
+    assert {name: [one.rse for one in copies] for name, copies in again.items()} == {
+        names[1]: ["FAR", "NEAR"]
+    }
+    files = {file.name: file.replicas for file in await found(server, dataset, **chosen)}
+    assert again[names[1]] == files[names[1]]
+
+
+async def test_one_that_does_not_answer_when_asked_again_says_so(server: rucio.Rucio) -> None:
+    with pytest.raises(CatalogueDeniedError, match="refuses the service"):
+        await finder(server, password="guess").replicas_again(["data18:x"])
+    away = finder(server, url=f"http://127.0.0.1:{free_port()}", seconds=1)
+    with pytest.raises(CatalogueError, match="does not answer"):
+        await away.replicas_again(["data18:x"])
+    assert await away.replicas_again([]) == await Finder().replicas_again(["data18:x"]) == {}
+
+
 # --- as a stream ---------------------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 """Look-ups: what a catalogue tells becomes rows once, whatever it does in the meantime."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,18 +10,25 @@ import pytest
 from servicex_server import lookup, plugins
 from servicex_server.app import App
 from servicex_server.database import datasets as dataset_rows
+from servicex_server.database import tasks as task_rows
 from servicex_server.engines.memory import MemoryEngine
 from servicex_server.errors import (
     CatalogueDeniedError,
     CatalogueError,
     DatasetError,
+    DeniedError,
+    MissingError,
+    ServiceXError,
     StartupError,
     UnknownDatasetError,
+    UnknownNameError,
+    UnreachableError,
 )
 from servicex_server.finders.contract import Finder, FinderOptions
 from servicex_server.finders.file_list import FileList
 from servicex_server.model import (
     LOCAL_USER,
+    Attempt,
     DatasetState,
     InputFile,
     Outcome,
@@ -29,6 +36,7 @@ from servicex_server.model import (
     RequestState,
     ResultFormat,
     TaskSpec,
+    TaskState,
 )
 from servicex_server.settings import Settings
 from servicex_server.submission import Order
@@ -62,6 +70,16 @@ class Cat(Finder):
     answers: ClassVar[list[list[Answer]]] = []
     asked: ClassVar[list[str]] = []
     given: ClassVar[int] = 0
+    elsewhere: ClassVar[dict[str, tuple[Replica, ...]]] = {}
+    looked_for: ClassVar[list[str]] = []
+    away: ClassVar[bool] = False
+
+    async def replicas_again(self, names: Sequence[str]) -> Mapping[str, tuple[Replica, ...]]:
+        """Name the places that the test has written down."""
+        Cat.looked_for += names
+        if Cat.away:
+            raise CatalogueError("it is away")
+        return {name: Cat.elsewhere[name] for name in names if name in Cat.elsewhere}
 
     async def find(self, reference: str) -> AsyncGenerator[InputFile, None]:
         """Yield files until there is something else to do."""
@@ -94,6 +112,9 @@ def _cat(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Cat, "answers", [])
     monkeypatch.setattr(Cat, "asked", [])
     monkeypatch.setattr(Cat, "given", 0)
+    monkeypatch.setattr(Cat, "elsewhere", {})
+    monkeypatch.setattr(Cat, "looked_for", [])
+    monkeypatch.setattr(Cat, "away", False)
 
 
 def done(spec: TaskSpec) -> Outcome:
@@ -279,3 +300,83 @@ def test_local_files_are_below_folders_that_the_operator_names(entry: str, *, re
         return
     with pytest.raises(DatasetError, match=r"entry 1, .*\(below /data, /more/x\)"):
         FileList().check_entries([entry], folders=folders)
+
+
+# --- files that are somewhere else by now --------------------------------------------------
+
+
+def lost_at(*places: str, error: ServiceXError | None = None) -> Callable[[TaskSpec], Outcome]:
+    """Return work that finds nothing at some doors, and succeeds at all others."""
+
+    def work(spec: TaskSpec) -> Outcome:
+        attempts = []
+        for replica in spec.replicas:
+            bad = any(replica.url.startswith(f"root://{place}/") for place in places)
+            record = (error or MissingError(f"{replica.url} does not exist")).record()
+            attempts.append(Attempt(replica.url, 0.1, record if bad else None))
+            if not bad:
+                break
+        last = attempts[-1]
+        same = (spec.request_id, spec.file_id, spec.attempt)
+        return Outcome(*same, url=last.url, error=last.error, attempts=tuple(attempts))
+
+    return work
+
+
+async def test_a_file_that_is_at_none_of_its_places_is_looked_for_once(tmp_path: Path) -> None:
+    """What its catalogue then names is tried; a file that is nowhere fails with what was wrong."""
+    Cat.answers += [list(FILES), list(FILES)]
+    here = Replica("root://three//a.root", "THREE")
+    known = FILES[1].replicas[0]
+    Cat.elsewhere = {"a": (FILES[0].replicas[0], here), "b": (known,)}
+    async with service(tmp_path, lost_at("one", "two")) as app:
+        found = await ended(app, await submit(app, "cat://set"))
+        assert (found.state, found.completed, found.failed) == (RequestState.COMPLETE, 1, 5)
+        reports = await app.database.read(
+            task_rows.reports, found.id, [TaskState.DONE, TaskState.FAILED]
+        )
+        done, failed = (
+            [one for one in reports if one.state is state]
+            for state in (TaskState.DONE, TaskState.FAILED)
+        )
+        assert [one.path for one in done] == [here.url]
+        tried = [attempt.url for attempt in done[0].attempts]
+        assert tried == [replica.url for replica in (*FILES[0].replicas, here)]
+        assert {len(one.attempts) for one in failed} == {2}
+        assert {one.error.kind for one in failed if one.error} == {"Missing"}
+        assert sorted(Cat.looked_for) == list("abcdef")
+        files = await app.database.read(dataset_rows.files_of, LOCAL_USER, found.dataset_id)
+        assert files[0][1].replicas == (here, FILES[0].replicas[0])
+        # the dataset is not believed any more
+        again = await ended(app, await submit(app, "cat://set"))
+        assert again.dataset_id != found.dataset_id
+
+
+@pytest.mark.parametrize(
+    ("error", "searched"),
+    [
+        (UnreachableError("nobody answers"), 6),
+        (DeniedError("the proxy is refused"), 0),
+        (UnknownNameError("there is no branch x"), 0),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+async def test_only_what_is_a_matter_of_place_is_looked_for(
+    tmp_path: Path, error: ServiceXError, searched: int
+) -> None:
+    """Once, however often the file is tried after that."""
+    Cat.answers.append(list(FILES))
+    async with service(tmp_path, lost_at("one", "two", error=error), attempts=2) as app:
+        found = await ended(app, await submit(app, "cat://set"))
+        assert (found.state, found.completed) == (RequestState.FATAL, 0)
+    assert len(Cat.looked_for) == searched
+
+
+async def test_a_catalogue_that_is_away_costs_no_more_than_its_answer(tmp_path: Path) -> None:
+    """The files fail with what was wrong with them."""
+    Cat.answers.append(list(FILES))
+    Cat.away = True
+    async with service(tmp_path, lost_at("one", "two")) as app:
+        found = await ended(app, await submit(app, "cat://set"))
+        assert (found.state, found.failed) == (RequestState.FATAL, 6)
+        assert "does not exist" in found.failure

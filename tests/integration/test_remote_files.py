@@ -442,7 +442,7 @@ found = {"kind": "", "text": ""}
 import uproot, httpx
 began = time.monotonic()
 try:
-    with read.open_root(url, silence=2.0 if url.startswith("root") else 1.0) as file:
+    with read.open_root(url, source.Access(silence=2.0 if url.startswith("root") else 1.0)) as file:
         tree = file.tree("events")
         tree.read(["Jet_Px"], 0, 10)
         print("half", flush=True)

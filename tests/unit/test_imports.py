@@ -50,9 +50,18 @@ LAYERS: tuple[frozenset[str], ...] = (
 ONLY: Mapping[str, frozenset[str]] = {
     "columnar": frozenset({"errors"}),
     "transform": frozenset(
-        {"result", "columnar", "languages", "objects", "model", "errors", "plugins"}
+        {
+            "result",
+            "columnar",
+            "languages",
+            "objects",
+            "credentials",
+            "model",
+            "errors",
+            "plugins",
+        }
     ),
-    "result": frozenset({"columnar", "model", "errors"}),
+    "result": frozenset({"columnar", "credentials", "model", "errors"}),
     "languages": frozenset({"languages.contract", "columnar", "model", "errors"}),
     "finders": frozenset({"finders.contract", "credentials", "model", "errors"}),
     "engines": frozenset({"engines.contract", "model", "errors"}),

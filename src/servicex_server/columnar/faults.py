@@ -57,7 +57,7 @@ def classify(error: BaseException, url: str) -> ServiceXError:
     if isinstance(error, IsADirectoryError):
         return MissingError(f"{url} is a folder, not a file")
     # names of files may hold any of the words that are looked for
-    said = str(error).replace(url, "")
+    said = re.sub(rf"{re.escape(url)}([?&]xrdcl\.intent=\S*)?", "", str(error))
     text = next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__)
     if xrootd := re.search(r"\[(?:ERROR|FATAL)\] (.*?)(?: in file *)?\)?$", said, re.MULTILINE):
         text = xrootd[1]

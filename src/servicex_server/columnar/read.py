@@ -4,18 +4,18 @@ uproot does the reading; this module chooses what is read and names the branch t
 """
 
 import lzma
-import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from servicex_server.columnar.baskets import Baskets
 from servicex_server.columnar.clusters import Clusters
 from servicex_server.columnar.faults import classify, reading
 from servicex_server.columnar.plan import matcher
-from servicex_server.columnar.source import OPENING, SILENCE, open_source
+from servicex_server.columnar.source import PLAIN, Access, open_source
 from servicex_server.columnar.treeindex import BranchIndex
 from servicex_server.errors import (
     CorruptError,
@@ -27,14 +27,17 @@ from servicex_server.errors import (
 
 
 @contextmanager
-def open_root(
-    url: str,
-    *,
-    opening: float = OPENING,
-    silence: float = SILENCE,
-    patience: float = math.inf,
-) -> Iterator["RootFile"]:
-    """Open a ROOT file by path or URL; the times are as `open_source` has them.
+def open_root(url: str, access: Access = PLAIN, *, at: Path | None = None) -> Iterator["RootFile"]:
+    """Open a ROOT file by path or URL.
+
+    Parameters
+    ----------
+    url
+        What it is called by.
+    access
+        How it is read.
+    at
+        Where its bytes are, if they have been fetched.
 
     Raises
     ------
@@ -42,7 +45,7 @@ def open_root(
         It cannot be opened; the class says why.
     """
     with reading(url):
-        file = open_source(url, opening=opening, silence=silence, patience=patience)
+        file = open_source(str(at or url), PLAIN if at else access)
     with file:
         with reading(url):
             opened = RootFile(url, file)

@@ -4,18 +4,19 @@ import math
 import os
 import ssl
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from servicex_server.columnar.clusters import ntuple_class
 from servicex_server.columnar.treeindex import classes
 from servicex_server.errors import CorruptError, MissingError, TruncatedError, UnreachableError
 
-OPENING, SILENCE = 20.0, 30.0
-"""Seconds that a server has to take a connection, and may be without sending a byte, if it is not
-said how long."""
+if TYPE_CHECKING:
+    import httpx
 
 _KEY_BYTES = 34
 """The size of the numbers in a TKey with 64-bit places (TKey::Streamer)."""
@@ -24,19 +25,12 @@ _HTTP_READERS = 4
 """Requests that are under way at once for one file."""
 
 
-def open_source(
-    url: str,
-    *,
-    opening: float = OPENING,
-    silence: float = SILENCE,
-    patience: float = math.inf,
-) -> Any:
-    """Return the top folder of a ROOT file, opened by uproot; it closes the file.
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How a file is read, and as whom.
 
     Parameters
     ----------
-    url
-        A path or a URL.
     opening
         Seconds that a remote server has to take a connection. XrdCl reads them, and those below,
         once in the life of a process.
@@ -44,12 +38,35 @@ def open_source(
         Seconds that it may be without sending a byte.
     patience
         Seconds that either may take for this reader, who is in a hurry.
+    size
+        Bytes that the file has by its catalogue; 0 while unknown.
+    proxy
+        The file of a proxy that the server is shown.
+    token, token_file
+        A token that it is shown, and the file that it is in, if it is in one.
+    """
+
+    opening: float = 20.0
+    silence: float = 30.0
+    patience: float = math.inf
+    size: int = 0
+    proxy: Path | None = None
+    token: str = field(default="", repr=False)
+    token_file: Path | None = None
+
+
+PLAIN = Access()
+
+
+def open_source(url: str, access: Access = PLAIN) -> Any:
+    """Return the top folder of a ROOT file, opened by uproot; it closes the file.
 
     Raises
     ------
     ReplicaError
-        It is known without asking that it cannot be read. Whatever the libraries raise is raised
-        as it is: `servicex_server.columnar.faults` tells what it means.
+        It is known without asking that it cannot be read, or it has another size than it should.
+        Whatever the libraries raise is raised as it is: `servicex_server.columnar.faults` tells
+        what it means.
     """
     import uproot
 
@@ -62,20 +79,12 @@ def open_source(
         "custom_classes": {**classes(), "ROOT::RNTuple": ntuple_class()},
     }
     if scheme in ("root", "roots", "xroot"):
-        for name, value in xrootd_settings(opening, silence).items():
-            os.environ.setdefault(name, value)
-        try:
-            import XRootD  # noqa: F401
-        except ImportError:
-            raise UnreachableError(
-                f"{url} needs the XRootD client, which this worker does not have",
-                hint="pip install 'servicex-server[xrootd]'",
-            ) from None
+        place = prepare_xrootd(url, access)
         options["handler"] = uproot.XRootDSource
-        options["timeout"] = min(silence, patience)
+        options["timeout"] = min(access.silence, access.patience)
     elif scheme in ("http", "https"):
         options["handler"] = _http_source()
-        options["timeout"] = (min(opening, patience), min(silence, patience))
+        options["access"] = access
     elif scheme in ("", "file"):
         # not memory-mapped: mapped pages would count as the worker's memory
         place = unquote(urlsplit(url).path) if scheme else url
@@ -91,6 +100,7 @@ def open_source(
     file = kind.__new__(kind)
     try:
         file.__init__(place, **options)
+        check_size(url, _size(file.source), access.size)
         top = _top(file, url)
     except BaseException:
         if (source := vars(file).get("_source")) is not None:
@@ -99,10 +109,58 @@ def open_source(
     return top
 
 
+def _size(source: Any) -> int:
+    """Return how many bytes a source has, without asking for it; 0 if that is not known."""
+    if hasattr(source, "_resource"):  # of XRootD, whose answer to the opening tells it
+        status, found = source._resource.file.stat(force=False)  # noqa: SLF001  # it asks itself
+        return int(found.size) if status.ok else 0
+    return int(source.num_bytes or 0)
+
+
+def check_size(url: str, there: int, size: int) -> None:
+    """Refuse a file that is not as long as its catalogue has it, where both are known.
+
+    Raises
+    ------
+    TruncatedError, CorruptError
+        It is shorter, or longer.
+    """
+    if there and size and there != size:
+        kind = TruncatedError if there < size else CorruptError
+        raise kind(f"{url} has {there:,} bytes, and {size:,} by its catalogue")
+
+
 def _top(file: Any, url: str) -> Any:
     if not 0 < file.fBEGIN < file.fEND:
         raise CorruptError(f"{url} is not a ROOT file: there is nothing behind its first word")
     return file.root_directory
+
+
+def prepare_xrootd(url: str, access: Access) -> str:
+    """Make XrdCl ready; return the URL with what it is to show.
+
+    Raises
+    ------
+    UnreachableError
+        It is not installed.
+    """
+    for name, value in xrootd_settings(access.opening, access.silence).items():
+        os.environ.setdefault(name, value)
+    try:
+        import XRootD  # noqa: F401
+    except ImportError:
+        raise UnreachableError(
+            f"{url} needs the XRootD client, which this worker does not have",
+            hint="pip install 'servicex-server[xrootd]'",
+        ) from None
+    shown = {"xrd.gsiusrpxy": access.proxy, "xrd.ztn": access.token_file}
+    chosen = [f"{name}={path}" for name, path in shown.items() if path is not None]
+    if not chosen:
+        return url
+    # a connection belongs to an intent: nobody reads over one that was opened as somebody else
+    intent = sha256(" ".join(chosen).encode()).hexdigest()[:16]
+    mark = "&" if "?" in url else "?"
+    return f"{url}{mark}{'&'.join([f'xrdcl.intent={intent}', *chosen])}"
 
 
 def xrootd_settings(opening: float, silence: float) -> dict[str, str]:
@@ -177,6 +235,37 @@ def _file() -> Any:
     return File
 
 
+def http_client(access: Access) -> "httpx.Client":
+    """Return a client that shows what is to be shown; of redirects only to the same server."""
+    import httpx
+
+    headers = {"Accept-Encoding": "identity"}
+    if access.token:
+        headers["Authorization"] = f"Bearer {access.token}"
+    changed = access.proxy.stat().st_mtime_ns if access.proxy else 0
+    return httpx.Client(
+        headers=headers,
+        timeout=httpx.Timeout(
+            min(access.silence, access.patience), connect=min(access.opening, access.patience)
+        ),
+        follow_redirects=True,
+        verify=_trust(access.proxy, changed),
+    )
+
+
+@lru_cache(maxsize=8)
+def _trust(proxy: Path | None, changed: int) -> ssl.SSLContext:
+    """Return whom we trust: those that Python does, and those of the grid; and what we show."""
+    del changed  # so that one that is renewed is read
+    context = ssl.create_default_context()
+    folder = Path(os.environ.get("X509_CERT_DIR", "/etc/grid-security/certificates"))
+    if folder.is_dir():
+        context.load_verify_locations(capath=folder)
+    if proxy is not None:
+        context.load_cert_chain(proxy)
+    return context
+
+
 @cache
 def _http_source() -> Any:
     """Return the class of uproot's sources that read by HTTP.
@@ -189,22 +278,15 @@ def _http_source() -> Any:
     from uproot.source.coalesce import CoalesceConfig, coalesce_requests
     from uproot.source.futures import TrivialFuture
 
-    trust = ssl.create_default_context()
     apart = CoalesceConfig(max_request_ranges=1)
 
     class HttpSource(Source):  # type: ignore[misc]  # uproot has no types
-        def __init__(self, url: str, *, timeout: tuple[float, float], **options: Any) -> None:
+        def __init__(self, url: str, *, access: Access, **options: Any) -> None:
             del options
             super().__init__()
-            opening, silence = timeout
             self._file_path = url
             self._executor = ThreadPoolExecutor(_HTTP_READERS, "http")
-            self._client = httpx.Client(
-                headers={"Accept-Encoding": "identity"},
-                timeout=httpx.Timeout(silence, connect=opening),
-                follow_redirects=True,
-                verify=trust,
-            )
+            self._client = http_client(access)
 
         def chunk(self, start: int, stop: int) -> Any:
             self._count([(start, stop)])
@@ -231,7 +313,13 @@ def _http_source() -> Any:
                         f"{self._file_path} is on a server that does not send parts of files",
                         hint="serve it by one that knows HTTP ranges, or by root://",
                     )
+                whole = reply.headers.get("Content-Range", "").rpartition("/")[2]
+                self._num_bytes = int(whole) if whole.isdecimal() else 0
                 return reply.read()
+
+        @property
+        def num_bytes(self) -> int:
+            return self._num_bytes or 0
 
         @property
         def closed(self) -> bool:

@@ -15,7 +15,8 @@ def note(connection: Connection, ended: Iterable[tuple[Outcome, InputFile]]) -> 
     """Write down the replicas that an outcome proves to be bad.
 
     What is wrong with a file everywhere, or with the credential, proves nothing: only where
-    another replica of the same file then worked is it the replica.
+    another replica of the same file then worked is it the replica, or where it has not the
+    checksum of its catalogue. What a cache gave is no word of the replica behind it.
 
     Parameters
     ----------
@@ -24,11 +25,12 @@ def note(connection: Connection, ended: Iterable[tuple[Outcome, InputFile]]) -> 
     """
     moment = now()
     for outcome, file in ended:
-        if outcome.error is not None or len(outcome.attempts) < 2:  # noqa: PLR2004  # one that failed, one that worked
-            continue
         rses: Mapping[str, str] = {replica.url: replica.rse for replica in file.replicas}
         for attempt in outcome.attempts:
             if (error := attempt.error) is None or error.blame != "replica":
+                continue
+            proved = outcome.error is None or error.kind == "Checksum"
+            if not proved or attempt.url not in rses:
                 continue
             mark = sha256(f"{error.kind} {attempt.url}".encode()).hexdigest()
             values = {"message": error.message, "last_seen": moment}
@@ -41,7 +43,7 @@ def note(connection: Connection, ended: Iterable[tuple[Outcome, InputFile]]) -> 
                 insert(bad_replicas).values(
                     mark=mark,
                     url=attempt.url,
-                    rse=rses.get(attempt.url, ""),
+                    rse=rses[attempt.url],
                     file=file.name,
                     finder=finder or "",
                     kind=error.kind,

@@ -1,6 +1,6 @@
 """Rows of datasets and their files. Shared datasets belong to nobody, file lists to their user."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -180,6 +180,40 @@ def reference_of(connection: Connection, dataset_id: int) -> tuple[str, Any]:
     return row.finder, row.reference
 
 
+def finders_of(connection: Connection, file_ids: Iterable[int]) -> dict[int, str]:
+    """Return by id of a file the finder that found it."""
+    rows = connection.execute(
+        select(files.c.id, datasets.c.finder)
+        .join_from(files, datasets)
+        .where(files.c.id.in_(set(file_ids)))
+    )
+    return {row.id: row.finder for row in rows}
+
+
+def found_again(
+    connection: Connection, found: Mapping[int, Sequence[Replica]], moment: datetime
+) -> None:
+    """Note by id of a file that its catalogue was asked again, and what it named, if anything."""
+    for file_id, replicas in found.items():
+        values: dict[str, Any] = {"asked_again": moment}
+        if replicas:
+            values["replicas"] = _places(replicas)
+        connection.execute(update(files).where(files.c.id == file_id).values(**values))
+
+
+def distrust(connection: Connection, file_ids: Iterable[int]) -> None:
+    """Have the datasets looked up again of which some files were at none of their places.
+
+    A list of files would be the same again.
+    """
+    wrong = select(files.c.dataset_id).where(files.c.id.in_(set(file_ids)))
+    connection.execute(
+        update(datasets)
+        .where(datasets.c.id.in_(wrong), datasets.c.owner.is_(None), datasets.c.stale.is_(False))
+        .values(stale=True)
+    )
+
+
 def set_state(
     connection: Connection, dataset_id: int, state: DatasetState, message: str = ""
 ) -> None:
@@ -211,7 +245,7 @@ def add_files(
             {
                 "dataset_id": dataset_id,
                 "position": start + offset,
-                "replicas": [[replica.url, replica.rse] for replica in file.replicas],
+                "replicas": _places(file.replicas),
                 "size": file.size,
                 "events": file.events,
                 "adler32": file.adler32,
@@ -220,6 +254,10 @@ def add_files(
             for offset, file in enumerate(found)
         ],
     )
+
+
+def _places(replicas: Iterable[Replica]) -> list[list[str]]:
+    return [[replica.url, replica.rse] for replica in replicas]
 
 
 def state_of(connection: Connection, dataset_id: int) -> DatasetState:

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, insert, not_, select, update
 
 from servicex_server.database import bad_replicas
+from servicex_server.database import datasets as dataset_rows
 from servicex_server.database.requests import OPEN, change_state, drop_tasks, stored, unused
 from servicex_server.database.tables import datasets, requests, tasks
 from servicex_server.database.tasks import LONGEST_PAUSE, RUNNABLE, Work
@@ -18,6 +19,7 @@ from servicex_server.model import (
     DatasetState,
     InputFile,
     Outcome,
+    Replica,
     RequestState,
     Sharing,
     TaskState,
@@ -35,7 +37,8 @@ _NAMED = 3
 class Recorded:
     """What became of a task, and the object it left behind, if any.
 
-    ``file`` is what it was on, where its replicas were tried.
+    ``file`` is what it was on, where its replicas were tried; ``named`` are those that its
+    catalogue named when it was asked again, and None if it was not.
     """
 
     task_id: int
@@ -43,6 +46,7 @@ class Recorded:
     object_name: str = ""
     object_key: str = ""
     file: InputFile | None = None
+    named: tuple[Replica, ...] | None = None
 
 
 def record(
@@ -70,6 +74,8 @@ def record(
     ends: list[dict[str, Any]] = []
     passed_over: list[str] = []
     proofs: list[tuple[Outcome, InputFile]] = []
+    named: dict[int, tuple[Replica, ...]] = {}
+    nowhere: set[int] = set()
     touched: set[str] = set()
     for result in results:
         outcome = result.outcome
@@ -85,13 +91,20 @@ def record(
         if outcome.parts:
             _split(connection, row, outcome)
             continue
+        if result.named is not None:
+            named[outcome.file_id] = _untried_first(result.named, row, outcome)
         ends.append(_ended(result, row, clock, most_attempts))
+        if ends[-1]["new_state"] is TaskState.FAILED and of_place(outcome.error):
+            nowhere.add(outcome.file_id)
         if result.file is not None:
             proofs.append((outcome, result.file))
         touched.add(outcome.request_id)
     if ends:
         connection.execute(_END, ends)
     bad_replicas.note(connection, proofs)
+    dataset_rows.found_again(connection, named, now())
+    if nowhere:
+        dataset_rows.distrust(connection, nowhere)
     clock.write(connection)
     return touched, unused(connection, filter(None, passed_over))
 
@@ -182,7 +195,9 @@ def _ended(result: Recorded, row: Any, clock: _Clock, most_attempts: int) -> dic
         "log_tail": outcome.log_tail,
     }
     if outcome.error is not None:
-        if outcome.error.retryable and outcome.attempt < most_attempts:
+        if result.named and set(_urls(result.named)) - _tried(row, outcome):
+            values["state"] = TaskState.WAITING
+        elif outcome.error.retryable and outcome.attempt < most_attempts:
             # not all at once, where a door closed on many
             wait = timedelta(seconds=2.0 ** (outcome.attempt - 1) * uniform(0.5, 1.5))  # noqa: S311  # no secret
             values |= {
@@ -194,6 +209,25 @@ def _ended(result: Recorded, row: Any, clock: _Clock, most_attempts: int) -> dic
     if values["state"] is not TaskState.WAITING:
         values["finished_at"] = clock.end(outcome.request_id, values["state"])
     return {"task": row.id} | {f"new_{name}": value for name, value in values.items()}
+
+
+def of_place(error: ErrorRecord | None) -> bool:
+    """Whether a file was at none of the places that were tried, or not as it should be."""
+    return error is not None and error.blame in ("replica", "site")
+
+
+def _tried(row: Any, outcome: Outcome) -> set[str]:
+    """Return the URLs at which a file has been tried for its request."""
+    return {one["url"] for one in row.tried or []} | {one.url for one in outcome.attempts}
+
+
+def _urls(replicas: Iterable[Replica]) -> list[str]:
+    return [replica.url for replica in replicas]
+
+
+def _untried_first(named: Iterable[Replica], row: Any, outcome: Outcome) -> tuple[Replica, ...]:
+    tried = _tried(row, outcome)
+    return tuple(sorted(named, key=lambda replica: replica.url in tried))
 
 
 def _split(connection: Connection, row: Any, outcome: Outcome) -> None:

@@ -88,6 +88,7 @@ files = Table(
     Column("events", BigInteger, nullable=False, default=0),
     Column("adler32", String(16)),
     Column("name", Text, nullable=False, server_default=""),
+    Column("asked_again", UtcTime),  # when the catalogue was, after all replicas had failed
     Index(None, "dataset_id", "position", unique=True),
 )
 

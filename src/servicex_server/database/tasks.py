@@ -50,7 +50,8 @@ class Work:
     """A task with all that is needed to do it.
 
     ``attempt`` is the number of the next try, ``object_name`` that of the result in the bucket,
-    ``seconds`` what the user allows for it, if less than the service does.
+    ``seconds`` what the user allows for it, if less than the service does; ``asked_again`` whether
+    the catalogue has been, since there is this request, where else the file is.
     """
 
     task_id: int
@@ -67,6 +68,7 @@ class Work:
     object_name: str
     last_worker: str = ""
     seconds: float | None = None
+    asked_again: bool = False
 
     @property
     def object_key(self) -> str:
@@ -169,6 +171,7 @@ def _works(connection: Connection, query: Select[Any], *, tried: int = 0) -> lis
             requests.c.selection,
             requests.c.format,
             requests.c.file_seconds,
+            requests.c.submitted_at,
         ).where(requests.c.id.in_({row.request_id for row in rows}))
     )
     by_id = {row.id: row for row in asked}
@@ -192,6 +195,7 @@ def _work(row: Any, asked: Any, attempt: int) -> Work:
         seconds=asked.file_seconds,
         object_name=object_name(row.position, file, result_format, entries),
         last_worker=row.worker,
+        asked_again=row.asked_again is not None and row.asked_again >= asked.submitted_at,
     )
 
 

@@ -6,14 +6,14 @@ A finder is a class with a ``scheme``, registered under the entry point group
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
 from servicex_server.errors import CatalogueDeniedError, CatalogueError
-from servicex_server.model import BadReplica, InputFile
+from servicex_server.model import BadReplica, InputFile, Replica
 
 
 class FinderOptions(BaseModel):
@@ -78,6 +78,27 @@ class Finder(ABC):
             It could not be told; it is tried again.
         """
         del bad
+
+    async def replicas_again(self, names: Sequence[str]) -> Mapping[str, tuple[Replica, ...]]:
+        """Ask once more where files are, which could be read at none of the places that are known.
+
+        Parameters
+        ----------
+        names
+            What the catalogue calls them, as `InputFile.name`; up to a few hundred.
+
+        Returns
+        -------
+        By name the replicas that there are by now, in the order to try them; what is not in it is
+        not known. Most catalogues have no more to tell than they have told, and return nothing.
+
+        Raises
+        ------
+        CatalogueError
+            It does not answer, or refuses us.
+        """
+        del names
+        return {}
 
 
 def adler32(checksum: object) -> str | None:

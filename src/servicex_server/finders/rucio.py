@@ -6,7 +6,7 @@ to read, and a list of files with them.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from fnmatch import fnmatchcase
 from itertools import islice
@@ -25,7 +25,7 @@ from servicex_server.errors import (
     did_you_mean,
     nearest,
 )
-from servicex_server.finders.blocking import streamed
+from servicex_server.finders.blocking import apart, streamed
 from servicex_server.finders.contract import Finder, FinderOptions
 from servicex_server.finders.rucio_client import RucioOptions, check_options, connected, said
 from servicex_server.model import BadReplica, InputFile, Replica
@@ -95,6 +95,14 @@ class Rucio(Finder):
         if self.options.url:
             await asyncio.to_thread(_Asking(self.options).declare, bad)
 
+    async def replicas_again(self, names: Sequence[str]) -> Mapping[str, tuple[Replica, ...]]:
+        """Return the copies that can be read by now, ordered as in a look-up."""
+        if not self.options.url or not names:
+            return {}
+        dids = [Did(*name.split(":", 1)) for name in names if ":" in name]
+        found = await apart(_Asking(self.options).replicas, dids)
+        return {str(did): copies for did, copies in found.items()}
+
 
 def did_of(reference: str) -> Did:
     """Read ``scope:name``; without a scope it is guessed from the name, as Rucio's tools do.
@@ -156,31 +164,45 @@ class _Asking:
 
     def files(self, did: Did) -> Generator[InputFile, None, None]:
         """Yield the files of a dataset, of all datasets below a container, or one file."""
-        with self._errors(), TemporaryDirectory(prefix="sx-rucio-") as folder:
-            self._client = connected(self._options, Path(folder))
-            try:
-                yield from self._files(did)
-            finally:
-                self._client.forget()
-                self._client.session.close()
+        with self._signed_in():
+            yield from self._files(did)
+
+    def replicas(self, dids: Sequence[Did]) -> dict[Did, tuple[Replica, ...]]:
+        """Return where files can be read, of those that can; what is not known is not in it."""
+        with self._signed_in():
+            self._know_sites()
+            found = {}
+            for start in range(0, len(dids), AT_A_TIME):
+                for record in self._replicas(dids[start : start + AT_A_TIME]):
+                    if copies := self._ordered(record.get("pfns") or {}):
+                        found[Did(record["scope"], record["name"])] = copies
+            return found
 
     def declare(self, bad: BadReplica) -> None:
         """Declare a replica suspicious."""
+        with self._signed_in():
+            reason = f"servicex-server: {bad.kind}: {bad.message}"[:REASON]
+            # what it does not know is no error to it
+            if unknown := self._client.declare_suspicious_file_replicas([bad.url], reason):
+                log.warning("Rucio does not know the replica %s: %s", bad.url, unknown)
+
+    @contextmanager
+    def _signed_in(self) -> Iterator[None]:
         with self._errors(), TemporaryDirectory(prefix="sx-rucio-") as folder:
             self._client = connected(self._options, Path(folder))
             try:
-                reason = f"servicex-server: {bad.kind}: {bad.message}"[:REASON]
-                # what it does not know is no error to it
-                if unknown := self._client.declare_suspicious_file_replicas([bad.url], reason):
-                    log.warning("Rucio does not know the replica %s: %s", bad.url, unknown)
+                yield
             finally:
                 self._client.forget()
                 self._client.session.close()
 
-    def _files(self, did: Did) -> Iterator[InputFile]:
-        kind = self._kind(did)
+    def _know_sites(self) -> None:
         sites = [one for one in self._options.prefer if not set(one) & set("*?[")]
         self._of_site = {one: self._rses(one) for one in sites}
+
+    def _files(self, did: Did) -> Iterator[InputFile]:
+        kind = self._kind(did)
+        self._know_sites()
         if kind == "FILE":
             yield from self._named([did])
             return
