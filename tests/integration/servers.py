@@ -80,10 +80,10 @@ def xrootd(address: str = "127.0.0.1", *, port: int = 0) -> Iterator[XRootD]:
         home = Path(made)
         home.chmod(0o755)
         port = port or free_port(address)
-        _prepare(home, f"xrd.port {port}\nall.export / readonly\n")
+        prepare(home, f"xrd.port {port}\nall.export / readonly\n")
         library = preloadable("loopback_bind", home)
-        process = started.enter_context(_daemon("xrootd", home, address, library))
-        _until_it_answers(address, port, process, home / "log" / "log")
+        process = started.enter_context(daemon("xrootd", home, address, library))
+        until_it_answers(address, port, process, home / "log" / "log")
         yield XRootD(home / "files", address, port, process)
 
 
@@ -114,20 +114,20 @@ def redirector(address: str = "127.0.0.1") -> Iterator[tuple[XRootD, XRootD, XRo
                 f"{common}all.role {role}\n"
                 f"if exec cmsd\nxrd.port {ports[0]}\nelse\nxrd.port {ports[1]}\nfi\n"
             )
-            _prepare(place, config)
+            prepare(place, config)
             (place / "files" / "data").mkdir()
-            started.enter_context(_daemon("cmsd", place, address, library))
-            process = started.enter_context(_daemon("xrootd", place, address, library))
+            started.enter_context(daemon("cmsd", place, address, library))
+            process = started.enter_context(daemon("xrootd", place, address, library))
             doors.append(XRootD(place / "files", address, ports[1], process))
         for door in doors:
             log = door.folder.with_name("log") / "log"
-            _until_it_answers(address, door.port, door.process, log)
+            until_it_answers(address, door.port, door.process, log)
         _until_it_knows(doors[0], 2)
         manager, one, two = doors
         yield manager, one, two
 
 
-def _prepare(home: Path, config: str) -> None:
+def prepare(home: Path, config: str) -> None:
     """Make what a program of XRootD needs: a folder ``files`` to serve, and a configuration."""
     folder, admin, log = home / "files", home / "admin", home / "log"
     for one in (folder, admin, log):
@@ -141,21 +141,23 @@ def _prepare(home: Path, config: str) -> None:
 
 
 @contextlib.contextmanager
-def _daemon(
-    program: str, home: Path, address: str, library: Path
+def daemon(
+    program: str,
+    home: Path,
+    address: str,
+    library: Path,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program of XRootD in a folder that is prepared for it."""
     command = [needed(program, "apt-get install xrootd-server")]
     command += ["-c", str(home / "xrootd.cfg"), "-l", str(home / "log" / "log")]
     if os.getuid() == 0:
         command += ["-R", "nobody"]
-    environment = os.environ | {
-        "LD_PRELOAD": str(library),
-        "LOOPBACK_BIND": address,
-    }
+    told = {**os.environ, **(environment or {})}
+    told |= {"LD_PRELOAD": str(library), "LOOPBACK_BIND": address}
     with (home / "output").open("ab") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=home
+            command, stdout=output, stderr=subprocess.STDOUT, env=told, cwd=home
         )
     try:
         yield process
@@ -183,7 +185,7 @@ def preloadable(name: str, folder: Path) -> Path:
     return library
 
 
-def _until_it_answers(address: str, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+def until_it_answers(address: str, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:
