@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 _KEY_BYTES = 34
 """The size of the numbers in a TKey with 64-bit places (TKey::Streamer)."""
 
+_VECTOR = 1024, 2097136
+"""Ranges that one question to XRootD may have, and bytes that each may, where a server does not
+say (XrdClConstants.hh, XProtocol.hh)."""
+
 _HTTP_READERS = 4
 """Requests that are under way at once for one file."""
 
@@ -80,7 +84,7 @@ def open_source(url: str, access: Access = PLAIN) -> Any:
     }
     if scheme in ("root", "roots", "xroot"):
         place = prepare_xrootd(url, access)
-        options["handler"] = uproot.XRootDSource
+        options["handler"] = _xrootd_source()
         options["timeout"] = min(access.silence, access.patience)
     elif scheme in ("http", "https"):
         options["handler"] = _http_source()
@@ -264,6 +268,36 @@ def _trust(proxy: Path | None, changed: int) -> ssl.SSLContext:
     if proxy is not None:
         context.load_cert_chain(proxy)
     return context
+
+
+@cache
+def _xrootd_source() -> Any:
+    """Return the class of uproot's sources that read by XRootD, as whom the URL says.
+
+    uproot's own asks the server for its limits over a connection that knows nothing of that.
+    """
+    import uproot
+    from uproot.source.futures import ResourceThreadPoolExecutor
+    from uproot.source.xrootd import XRootDResource, trivial_resource
+    from XRootD.client.filesystem import FileSystem
+    from XRootD.client.flags import QueryCode
+    from XRootD.client.url import URL
+
+    class XRootDSource(uproot.XRootDSource):  # type: ignore[misc]  # uproot has no types
+        def _open(self) -> None:
+            self._resource = XRootDResource(self._file_path, self._timeout)
+            self._executor = ResourceThreadPoolExecutor([trivial_resource()])
+            server = URL(self._resource.file.get_property("DataServer"))
+            _, mark, shown = self._file_path.partition("xrdcl.intent=")
+            place = f"{server.protocol}://{server.hostid}/" + (f"?{mark}{shown}" if mark else "")
+            names = "readv_iov_max readv_ior_max"
+            wait = math.ceil(self._timeout)
+            status, found = FileSystem(place).query(QueryCode.CONFIG, names, wait)
+            limits = found.split() if status.ok else []
+            known = len(limits) == len(_VECTOR) and all(map(bytes.isdigit, limits))
+            self._max_num_elements, self._max_element_size = map(int, limits if known else _VECTOR)
+
+    return XRootDSource
 
 
 @cache

@@ -1,0 +1,224 @@
+"""Reading as somebody: real servers that want proxies and tokens, one process, many hosts."""
+
+import json
+import os
+import subprocess
+import sys
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.grid import (
+    Authority,
+    Issuer,
+    TokenXRootD,
+    authority,
+    gsi_xrootd,
+    private,
+    token_xrootd,
+)
+from tests.integration.servers import XRootD, free_port, put
+from tests.support import sample
+
+ZMUMU = sample("uproot-Zmumu.root")
+ENTRIES = 2304
+
+WORKER = """
+import json, sys, tempfile
+from pathlib import Path
+from servicex_server.model import Credential, Limits, Replica, ResultFormat, TaskSpec
+from servicex_server.transform import transform
+
+for number, line in enumerate(sys.stdin):
+    asked = json.loads(line)
+    ours = [
+        Credential(
+            tuple(one["hosts"]),
+            proxy=Path(one["proxy"]) if "proxy" in one else None,
+            token=Path(one["token"]) if "token" in one else None,
+        )
+        for one in asked["credentials"]
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        found = transform(TaskSpec(
+            request_id="r", file_id=number, attempt=1,
+            replicas=tuple(Replica(url) for url in asked["urls"]),
+            language=asked["language"], selection=asked["selection"],
+            format=ResultFormat.PARQUET, object_name="x.parquet",
+            upload_url=(Path(folder) / "x.parquet").as_uri(),
+            limits=Limits(seconds=60, opening=5, silence=5), credentials=tuple(ours),
+        ))
+    error = found.error
+    told = {
+        "kind": error and error.kind, "message": error and error.message,
+        "hint": error and error.hint, "events": found.events_read, "url": found.url,
+        "log": found.log_tail, "attempts": [one.url for one in found.attempts],
+        "seconds": found.seconds,
+    }
+    print(json.dumps(told), flush=True)
+"""
+"""A worker of its own, because XrdCl reads some of its environment once in a process."""
+
+QUERY = '[{"treename": "events", "filter_name": ["E1"]}]'
+
+
+@pytest.fixture(scope="module")
+def known() -> Iterator[Authority]:
+    """Give the authority that servers and users trust."""
+    with authority() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def gsi(known: Authority) -> Iterator[XRootD]:
+    """Give a server for those with proxies; below ``vo`` only for those of the VO."""
+    with gsi_xrootd(known) as door:
+        put(door.folder, "x.root", ZMUMU)
+        put(door.folder / "vo", "x.root", ZMUMU)
+        yield door
+
+
+ISSUER = Issuer()
+
+
+@pytest.fixture(scope="module")
+def tokens(known: Authority) -> Iterator[TokenXRootD]:
+    """Give a server for those with tokens, on another address."""
+    with token_xrootd(known, ISSUER, "127.0.0.2") as door:
+        put(door.folder, "x.root", ZMUMU)
+        yield door
+
+
+Ask = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def ask(known: Authority, tmp_path: Path) -> Iterator[Ask]:
+    """Give a function that has a worker read a file, one after the other in one process."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("XRD_", "X509_", "BEARER_"))}
+    nothing = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", WORKER],
+        env=kept | nothing | {"X509_CERT_DIR": str(known.certificates)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        told, answers = process.stdin, process.stdout
+
+        def read(*urls: str, of: list[dict[str, Any]], code: str = "") -> dict[str, Any]:
+            question = {
+                "urls": urls,
+                "credentials": of,
+                "language": "python" if code else "uproot-raw",
+                "selection": b64encode(code.encode()).decode() if code else QUERY,
+            }
+            told.write(json.dumps(question) + "\n")
+            told.flush()
+            found: dict[str, Any] = json.loads(answers.readline())
+            return found
+
+        yield read
+        told.close()
+        process.wait(20)
+
+
+def shown(*hosts: str, **files: Path) -> dict[str, Any]:
+    """Return a credential as it is in the settings."""
+    return {"hosts": hosts, **{name: str(path) for name, path in files.items()}}
+
+
+def test_each_host_is_shown_its_own(
+    ask: Ask, known: Authority, gsi: XRootD, tokens: TokenXRootD, tmp_path: Path
+) -> None:
+    """By ``root://`` with a proxy, by ``root://`` and HTTPS with a token, in one process."""
+    token = private(tmp_path / "token", ISSUER.token().encode())
+    ours = [shown("127.0.0.1", proxy=known.proxy()), shown("127.0.0.2", token=token)]
+    doors = gsi.url("x.root"), tokens.url("x.root"), tokens.https("x.root")
+    for url in doors:
+        found = ask(url, of=ours)
+        assert (found["kind"], found["events"]) == (None, ENTRIES), found
+        assert found["attempts"] == [url]
+    for url in doors:
+        found = ask(url, of=[])
+        assert found["kind"] == "Denied", found
+        assert found["hint"] == "nobody in the setting credentials is for this host"
+    # the connection that is open belongs to somebody else by now
+    for url, wrong in (
+        (doors[0], shown("*", token=token)),
+        (doors[1], shown("*", proxy=known.proxy("other"))),
+    ):
+        found = ask(url, of=[wrong])
+        assert found["kind"] == "Denied", found
+        assert "it was shown" in found["hint"]
+
+
+def test_what_is_for_a_vo_is_for_its_members(ask: Ask, known: Authority, gsi: XRootD) -> None:
+    """And two who read from one server each read with their own rights."""
+    plain, member = known.proxy("plain"), known.voms_proxy()
+    for proxy, kind in ((plain, "Denied"), (member, None), (plain, "Denied")):
+        found = ask(gsi.url("vo/x.root"), of=[shown("127.0.0.1", proxy=proxy)])
+        assert found["kind"] == kind, found
+    assert "xrd." not in found["message"] + found["url"]
+
+
+def test_an_expired_one_is_shown_to_nobody(ask: Ask, known: Authority, tmp_path: Path) -> None:
+    """It is said when it ended, and no server is asked; another replica may need none."""
+    nobody = f"127.0.0.1:{free_port()}"
+    proxy = known.proxy("old", seconds=-60)
+    token = private(tmp_path / "token", ISSUER.token(seconds=-60).encode())
+    for url, of in (
+        (f"root://{nobody}//x.root", shown("127.0.0.1", proxy=proxy)),
+        (f"root://{nobody}//x.root", shown("127.0.0.1", token=token)),
+        (f"https://{nobody}/x.root", shown("*", token=token)),
+    ):
+        found = ask(url, of=[of])
+        assert found["kind"] == "Expired", found
+        assert "expired at 20" in found["message"]
+        assert found["seconds"] < 1
+        found = ask(url, str(ZMUMU), of=[of])
+        assert (found["kind"], found["attempts"]) == (None, [url, str(ZMUMU)])
+
+
+def test_a_renewed_one_is_used_at_once(
+    ask: Ask, known: Authority, gsi: XRootD, tokens: TokenXRootD, tmp_path: Path
+) -> None:
+    """Something else writes the file; the worker goes on."""
+    proxy = known.proxy("renewed", seconds=-60)
+    token = private(tmp_path / "token", ISSUER.token(seconds=-60).encode())
+    ours = [shown("127.0.0.1", proxy=proxy), shown("127.0.0.2", token=token)]
+    doors = gsi.url("x.root"), tokens.url("x.root"), tokens.https("x.root")
+    assert {ask(url, of=ours)["kind"] for url in doors} == {"Expired"}
+    known.proxy("renewed")
+    token.unlink()
+    private(token, ISSUER.token().encode())
+    assert [ask(url, of=ours)["events"] for url in doors] == [ENTRIES] * 3
+
+
+PEEPS = """
+import os, uproot
+def run_query(path):
+    print("read", path)
+    print("env", sorted(name for name in os.environ if "PROXY" in name or "BEARER" in name))
+    return uproot.open(path)["events"].arrays(["E1"])
+"""
+
+
+def test_the_code_of_users_has_none(
+    ask: Ask, tokens: TokenXRootD, known: Authority, tmp_path: Path
+) -> None:
+    """The file is fetched for it."""
+    token = private(tmp_path / "token", ISSUER.token().encode())
+    for url in (tokens.url("x.root"), tokens.https("x.root")):
+        found = ask(url, of=[shown("*", token=token)], code=PEEPS)
+        assert (found["kind"], found["events"]) == (None, ENTRIES), found
+        assert "read /" in found["log"]
+        assert "env []" in found["log"]
+        assert str(token) not in found["log"]
+    missing = ask(tokens.url("y.root"), of=[shown("*", token=token)], code=PEEPS)
+    assert missing["kind"] == "Missing", missing
