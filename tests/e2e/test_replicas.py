@@ -165,6 +165,32 @@ def test_a_door_that_is_frozen_costs_a_few_deadlines(
     assert set(site(server, door, "shut")["failed"]) == {"Slow"}
 
 
+def test_a_slow_replica_is_raced_by_another_one(
+    doors: tuple[XRootD, XRootD], start: Callable[..., Server], tmp_path: Path
+) -> None:
+    """At the end of a request, by who is idle, of one in twenty files; if the operator wants it."""
+    _, second = doors
+    put(second.folder, "x.root", ZMUMU)
+    good = second.url("x.root")
+    with xrootd("127.0.0.5") as slow:
+        put(slow.folder, "x.root", ZMUMU)
+        places = [[good]] * 40 + [[slow.url("x.root"), good]]
+        server = start(SERVICEX_SERVER_RACE_REPLICAS="true", SERVICEX_SERVER_SILENCE_SECONDS="60")
+        with slow.frozen():
+            found = ask(server, tmp_path, places)
+        assert (found["status"], found["files-completed"]) == ("Complete", 41)
+        seconds = server.rows(
+            "select max(seconds) from tasks where request_id = ?", found["request_id"]
+        )
+        assert seconds[0][0] < 20  # of the 60 that are waited for a byte
+        assert server.says("file is raced after")
+        assert tries_at(server, found["request_id"], f"root://{slow.address}") == 0
+        assert len(server.stored(found["request_id"])) == 41
+        # the worker that waited was started again, and there are two as before
+        again = ask(server, tmp_path, [[good]] * 4)
+        assert (again["status"], again["files-completed"]) == ("Complete", 4)
+
+
 def test_files_are_read_through_caches_while_these_are_up(
     doors: tuple[XRootD, XRootD], start: Callable[..., Server], tmp_path: Path
 ) -> None:
