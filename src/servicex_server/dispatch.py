@@ -56,6 +56,9 @@ MOST_REUSED = 512
 MOST_SEARCHED = 200
 """Files that a catalogue is asked for at a time, after they were at none of their places."""
 
+PROBES = 4
+"""Doors of sites that are looked at at a time."""
+
 _AT_ONCE = 50
 """Files that are handed over before others have a turn: there may be thousands of slots."""
 
@@ -225,13 +228,14 @@ class Dispatcher:
 
     async def probe(self) -> list[Attempt]:
         """Look at a replica of every door that is known, from a worker, and learn from that."""
-        rules = self._rules
-        found = await asyncio.gather(
-            *(
-                self._engine.probe(ProbeSpec(url, rules.limits, rules.credentials))
-                for url in self.doors.urls()
-            )
-        )
+        turn = asyncio.Semaphore(PROBES)
+
+        async def look(url: str) -> Attempt | None:
+            spec = ProbeSpec(url, self._rules.limits, self._rules.credentials)
+            async with turn:
+                return await self._engine.probe(spec)
+
+        found = await asyncio.gather(*map(look, self.doors.urls()))
         attempts = [one for one in found if one is not None]
         for one in attempts:
             self.doors.heard([one])
