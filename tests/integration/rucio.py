@@ -71,6 +71,17 @@ keys =
 """
 
 
+POLICY = "policy_with_blocks"
+"""The package of a server whose names may have the ``#`` of a block of CMS in them."""
+
+SCHEMA = """\
+from rucio.common.schema import generic
+from rucio.common.schema.generic import *
+
+generic.NAME["pattern"] = r"^[/A-Za-z0-9][/A-Za-z0-9.\\-_#]*$"
+"""
+
+
 @dataclass
 class Rucio:
     """A running server, and the account ``root`` of it, which may do everything."""
@@ -170,11 +181,11 @@ class Rucio:
         lost = [{**_parts(did), "rse": rse} for did in dids]
         self.call("POST", "/replicas/bad", {"replicas": lost, "reason": "a test"})
 
-    def suspicious(self) -> dict[str, str]:
-        """Return the reasons that replicas have been declared suspicious for, by the file."""
+    def told(self, state: str) -> dict[str, str]:
+        """Return the reasons that replicas were declared suspicious (S) or bad (B), by the file."""
         with contextlib.closing(sqlite3.connect(self.database)) as opened:
             rows = opened.execute(
-                "select scope, name, reason from bad_replicas where state = 'S'"
+                "select scope, name, reason from bad_replicas where state = ?", [state]
             ).fetchall()
         return {f"{scope}:{name}": reason for scope, name, reason in rows}
 
@@ -201,8 +212,14 @@ def _parts(did: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def rucio() -> Iterator[Rucio]:
-    """Run a server that knows nothing but its root account."""
+def rucio(*, blocks: bool = False) -> Iterator[Rucio]:
+    """Run a server that knows nothing but its root account.
+
+    Parameters
+    ----------
+    blocks
+        Whether its names may be those of blocks of CMS.
+    """
     try:
         python = interpreter(CACHE / f"rucio-{VERSION}", PACKAGES)
     except (LookupError, OSError) as error:
@@ -210,6 +227,12 @@ def rucio() -> Iterator[Rucio]:
     with tempfile.TemporaryDirectory(prefix="sx-") as made:
         home, port = Path(made), free_port()
         environment = os.environ | {"RUCIO_CONFIG": str(_configured(home, python))}
+        if blocks:
+            package = home / POLICY
+            package.mkdir()
+            (package / "__init__.py").write_text("def get_algorithms():\n    return {}\n")
+            (package / "schema.py").write_text(SCHEMA)
+            environment |= {"RUCIO_POLICY_PACKAGE": POLICY, "PYTHONPATH": str(home)}
         output = home / "output"
         program = python.parents[1] / "rucio" / "tools" / "bootstrap.py"
         listens = ["--bind", f"127.0.0.1:{port}", "--worker-tmp-dir", str(home)]
@@ -225,6 +248,9 @@ def rucio() -> Iterator[Rucio]:
             )
             if ran.returncode:
                 pytest.fail(f"Rucio has made no database:\n{output.read_text()[-3000:]}")
+            # or whoever reads a list slowly keeps all others from signing in
+            with contextlib.closing(sqlite3.connect(home / "rucio.db")) as opened:
+                opened.execute("pragma journal_mode = wal")
             process = subprocess.Popen(
                 [str(python), "-m", "gunicorn", *listens, *workers, application],
                 stdout=log,

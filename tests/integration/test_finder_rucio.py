@@ -1,6 +1,7 @@
 """What the finder of Rucio finds on a real server, and what it says where it finds nothing."""
 
 import asyncio
+import json
 import re
 import threading
 import time
@@ -25,12 +26,13 @@ from servicex_server.errors import (
     StartupError,
     UnknownDatasetError,
 )
-from servicex_server.finders import blocking, rucio_client
-from servicex_server.finders import rucio as module
+from servicex_server.finders import blocking, rucio_asking, rucio_client
 from servicex_server.finders.rucio import Rucio as Finder
 from servicex_server.finders.rucio import did_of
 from servicex_server.finders.rucio_client import RucioOptions
-from servicex_server.model import InputFile, now
+from servicex_server.lookup import open_finder
+from servicex_server.model import BadReplica, InputFile, Replica, now
+from servicex_server.settings import load
 from tests.integration import rucio
 from tests.integration.servers import XRootD, certificate, free_port, http, put, xrootd
 from tests.support import Server, missing, sample, until
@@ -280,6 +282,12 @@ async def test_the_service_works_on_a_dataset(
         assert "write rucio://data18:served" in answer.json()["message"]
 
 
+def suspicious(server: rucio.Rucio) -> dict[str, str]:
+    """Return the reasons for which files of the next test are suspicious."""
+    told = server.told("S").items()
+    return {name: reason for name, reason in told if name.startswith("data18:shared.")}
+
+
 async def test_bad_replicas_are_told_to_rucio_and_cost_no_file(
     server: rucio.Rucio, new_server: Callable[..., Server]
 ) -> None:
@@ -313,7 +321,7 @@ async def test_bad_replicas_are_told_to_rucio_and_cost_no_file(
         # five bad replicas of a site are its files, and six are the site
         clean = running.run(did="rucio://data18:shared?files=14", file_list=None)
         assert (clean["files-completed"], clean["files-failed"]) == (14, 0)
-        until(lambda: len(server.suspicious()) == 5, "five replicas are suspicious")
+        until(lambda: len(suspicious(server)) == 5, "five replicas are suspicious")
         ended = running.run(did="rucio://data18:shared", file_list=None)
         assert (ended["files-completed"], ended["files-failed"]) == (20, 0)
         objects = running.data_dir / "objects"
@@ -323,7 +331,7 @@ async def test_bad_replicas_are_told_to_rucio_and_cost_no_file(
         listed = running.get("/servicex/replicas/bad").json()["replicas"]
     assert {one["file"] for one in listed} == {names[number] for number in bad}
     assert {one["rse"] for one in listed} == {"ILL"}
-    told = server.suspicious()
+    told = suspicious(server)
     assert set(told) == {names[number] for number in (1, 4, 7, 10, 13)}
     assert re.match(
         r"servicex-server: Missing: root://127\.0\.0\.2.* does not exist", told[names[1]]
@@ -343,11 +351,12 @@ async def test_a_copy_that_is_made_after_the_look_up_is_found_when_asked_again(
     """With the options of the look-up, and only for the names that were asked for."""
     names = server.files("NEAR", [f"data18:again.{n}" for n in range(3)])
     dataset = server.dataset("data18:again", names)
-    chosen = {"prefer": ["SITE_FAR"], "exclude": ["CACHE"]}
+    server.rse("SHUNNED", {"root": "shunned:1094"})
+    chosen = {"prefer": ["SITE_FAR"], "exclude": ["SHUNNED"]}
     first = {file.name: file.replicas for file in await found(server, dataset, **chosen)}
     asked = finder(server, **chosen)
     assert await asked.replicas_again(names) == first
-    for rse in ("FAR", "CACHE", "TAPE"):
+    for rse in ("FAR", "SHUNNED", "TAPE"):
         server.files(rse, names[1:2])
     server.lose("NEAR", names[2:])
     again = await asked.replicas_again([names[1], names[2], "data18:never", "odd"])
@@ -367,6 +376,69 @@ async def test_one_that_does_not_answer_when_asked_again_says_so(server: rucio.R
     assert await away.replicas_again([]) == await Finder().replicas_again(["data18:x"]) == {}
 
 
+# --- what is told ---------------------------------------------------------------------------
+
+
+def bad(file: str, replica: Replica) -> BadReplica:
+    """Return a replica as one that failed where another one worked."""
+    kind, said = "Truncated", "it ends after 3 bytes"
+    return BadReplica(1, replica.url, replica.rse, file, "rucio", kind, said, now(), now(), 1, {})
+
+
+@pytest.mark.parametrize("scope", ["data18", "user.jdoe"])
+async def test_a_replica_is_declared_bad_where_that_is_chosen(
+    server: rucio.Rucio, scope: str
+) -> None:
+    """It is listed no more, also that of a scope with a dot, which no URL gives away."""
+    (name,) = server.files("NEAR", [f"{scope}:declared.bad"])
+    server.files("FAR", [name])
+    (file,) = await found(server, name, prefer=["NEAR"])
+    assert [one.rse for one in file.replicas] == ["NEAR", "FAR"]
+    asked = finder(server, report_as="bad")
+    await asked.report(bad(name, file.replicas[0]))
+    assert await rses(server, name) == ["FAR"]
+    reason = "servicex-server: Truncated: it ends after 3 bytes"
+    assert server.told("B")[name] == reason
+    assert name not in server.told("S")
+    await asked.report(bad(name, file.replicas[0]))  # it is no error that it knows
+    assert await rses(server, name) == ["FAR"]
+
+
+async def test_a_replica_is_suspicious_by_any_account_and_bad_by_a_privileged_one(
+    server: rucio.Rucio,
+) -> None:
+    """Who may not is told which setting says so, and nothing is declared."""
+    (name,) = server.files("NEAR", ["data18:declared.by.jdoe"])
+    (file,) = await found(server, name)
+    jdoe = {"account": "jdoe", "username": "jdoe", "password": "hush"}
+    with pytest.raises(CatalogueDeniedError, match="can not declare bad replicas") as raised:
+        await finder(server, report_as="bad", **jdoe).report(bad(name, file.replicas[0]))
+    assert "finders.rucio.report_as" in raised.value.hint
+    assert not {name} & (set(server.told("B")) | set(server.told("S")))
+    await finder(server, **jdoe).report(bad(name, file.replicas[0]))
+    assert server.told("S")[name] == "servicex-server: Truncated: it ends after 3 bytes"
+    assert await rses(server, name) == ["NEAR"]
+
+
+@pytest.mark.parametrize(
+    ("name", "rse"),
+    [
+        ("data18:never", "NEAR"),
+        ("data18:declared.odd", "GONE"),
+        ("data18:declared.odd", ""),
+        ("odd", "NEAR"),
+    ],
+)
+async def test_what_rucio_does_not_know_cannot_be_declared_bad_and_is_no_error(
+    server: rucio.Rucio, caplog: pytest.LogCaptureFixture, name: str, rse: str
+) -> None:
+    """It would be told again and again."""
+    replica = Replica("root://near:1094//data/odd", rse)
+    await finder(server, report_as="bad").report(bad(name, replica))
+    assert "Rucio does not know the replica root://near:1094//data/odd" in caplog.text
+    assert name not in server.told("B")
+
+
 # --- as a stream ---------------------------------------------------------------------------
 
 
@@ -374,14 +446,14 @@ async def test_the_first_file_is_there_before_the_last_is_listed(
     server: rucio.Rucio, many: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed = 0
-    once = module._Asking._once
+    once = rucio_asking.Asking._once
 
     def counted(self: Any, record: dict[str, Any]) -> Iterator[InputFile]:
         nonlocal listed
         listed += 1
         return once(self, record)
 
-    monkeypatch.setattr(module._Asking, "_once", counted)
+    monkeypatch.setattr(rucio_asking.Asking, "_once", counted)
     monkeypatch.setattr(blocking, "AHEAD", 100)
     files = finder(server, sort="random").find(many)
     names = [(await anext(files)).name]
@@ -597,9 +669,23 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         Finder(RucioOptions(url="https://rucio.example.org"))
 
 
-def test_lists_may_be_texts_as_variables_are() -> None:
-    for given in ('["A", "B_*"]', "A,B_*", " A , B_*,", ["A", "B_*"]):
-        assert RucioOptions.model_validate({"prefer": given}).prefer == ("A", "B_*")
+@pytest.mark.parametrize("given", ['["A", "B_*"]', "A,B_*", " A , B_*,", ["A", "B_*"]])
+def test_lists_may_be_texts_as_variables_are(
+    monkeypatch: pytest.MonkeyPatch, given: str | list[str]
+) -> None:
+    """Each by a variable of its own, or all in one that is JSON."""
+    assert RucioOptions.model_validate({"prefer": given}).prefer == ("A", "B_*")
+    monkeypatch.setenv("SERVICEX_SERVER_FINDERS", json.dumps({"rucio": {"exclude": given}}))
+    if isinstance(given, str):
+        monkeypatch.setenv("SERVICEX_SERVER_FINDERS__RUCIO__PREFER", given)
+        monkeypatch.setenv("SERVICEX_SERVER_FINDERS__RUCIO__SCHEMES", "https,root")
+    options = open_finder("rucio", load()).options
+    assert options.exclude == ("A", "B_*")
+    if isinstance(given, str):
+        assert (options.prefer, options.schemes) == (("A", "B_*"), ("https", "root"))
+
+
+def test_lists_that_are_wrong_are_named() -> None:
     for wrong in ("", "gsiftp", "[", '["root", "gsiftp"]'):
         with pytest.raises(ValidationError, match="schemes"):
             RucioOptions.model_validate({"schemes": wrong})

@@ -110,6 +110,13 @@ EXTRA: Mapping[tuple[str, str], str] = {
     ("finders.rucio", "finders.blocking"): "asking a client that blocks is a chapter",
     ("finders.xrootd", "finders.blocking"): "asking a client that blocks is a chapter",
     ("finders.rucio", "finders.rucio_client"): "how its client signs in is a chapter",
+    ("finders.rucio", "finders.rucio_asking"): "what is asked of its client is a chapter",
+    ("finders.rucio_asking", "finders.rucio_client"): "how its client signs in is a chapter",
+    ("finders.dbs", "finders.dbs_places"): "where its files are is a chapter",
+    ("finders.dbs", "finders.rucio_client"): "the catalogue of places of CMS is a Rucio",
+    ("finders.dbs_places", "finders.blocking"): "asking a client that blocks is a chapter",
+    ("finders.dbs_places", "finders.rucio_asking"): "the catalogue of places of CMS is a Rucio",
+    ("finders.dbs_places", "finders.rucio_client"): "the catalogue of places of CMS is a Rucio",
     ("submission", "finders.file_list"): "a list comes in the request itself and is checked there",
 }
 """Exceptions, each with its reason."""

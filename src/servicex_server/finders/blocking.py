@@ -46,18 +46,20 @@ async def apart(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 async def streamed(
-    source: Generator[T, None, None], *, stop: Callable[[], None]
+    source: Generator[T, None, None], *, stop: Callable[[], None], ahead: int | None = None
 ) -> AsyncGenerator[T, None]:
-    """Yield what a generator yields that runs in a thread of its own, at most `AHEAD` before.
+    """Yield what a generator yields that runs in a thread of its own, a bounded number ahead.
 
     Parameters
     ----------
     stop
         Ends what the generator waits for; called when nobody wants more.
+    ahead
+        Items that are held for one who is slower; else `AHEAD`.
     """
     loop = asyncio.get_running_loop()
     arrived, ended = asyncio.Event(), loop.create_future()
-    room, halted = threading.Semaphore(AHEAD), threading.Event()
+    room, halted = threading.Semaphore(ahead or AHEAD), threading.Event()
     items: deque[T] = deque()
 
     def end(error: Exception | None) -> None:

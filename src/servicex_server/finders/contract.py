@@ -4,13 +4,15 @@ A finder is a class with a ``scheme``, registered under the entry point group
 ``servicex_server.finders`` by that scheme: ``rucio`` finds what users call ``rucio://...``.
 """
 
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from servicex_server.errors import CatalogueDeniedError, CatalogueError
 from servicex_server.model import BadReplica, InputFile, Replica
@@ -19,10 +21,40 @@ from servicex_server.model import BadReplica, InputFile, Replica
 class FinderOptions(BaseModel):
     """What an operator chooses of a finder: the part ``finders.<scheme>`` of the settings.
 
-    A finder that has any derives its own from this; names it does not have are refused.
+    A finder that has any derives its own from this; names it does not have are refused. A list may
+    be given as a text, as variables of the environment are: as JSON, or with commas. Options that
+    have options of their own may be JSON.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read(cls, given: Any, about: ValidationInfo) -> Any:
+        if not isinstance(given, str):
+            return given
+        kinds = _kinds(cls.model_fields[str(about.field_name)].annotation)
+        if any(issubclass(kind, BaseModel) for kind in kinds):
+            return json.loads(given)
+        if kinds.isdisjoint(_LISTS):
+            return given
+        if given.lstrip().startswith("["):
+            return json.loads(given)
+        return [one.strip() for one in given.split(",") if one.strip()]
+
+
+_LISTS = frozenset({tuple, list, set, frozenset})
+
+
+def _kinds(annotation: Any) -> set[type]:
+    """Return the classes that a value may be of, without what is in them."""
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        return set().union(*map(_kinds, get_args(annotation)))
+    if origin is Annotated:
+        return _kinds(get_args(annotation)[0])
+    kind = origin or annotation
+    return {kind} if isinstance(kind, type) else set()
 
 
 class Finder(ABC):

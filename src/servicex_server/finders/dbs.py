@@ -5,7 +5,8 @@ import json
 import re
 import ssl
 from collections import deque
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -27,7 +28,15 @@ from servicex_server.finders.contract import (
     number,
     refusal,
 )
-from servicex_server.model import InputFile, Replica, now
+from servicex_server.finders.dbs_places import (
+    CmsRucioOptions,
+    Nearness,
+    Places,
+    declare,
+    places_of,
+)
+from servicex_server.finders.rucio_client import check_options
+from servicex_server.model import BadReplica, InputFile, Replica, now
 
 if TYPE_CHECKING:
     import httpx
@@ -62,8 +71,11 @@ class DbsOptions(FinderOptions):
     """Folder of the authorities that may sign the server's certificate, by their hashes. The
     default are the authorities that Python trusts."""
 
+    rucio: CmsRucioOptions | None = None
+    """The Rucio of CMS, with the options of the finder ``rucio``; it is asked where files are."""
+
     redirector: str = Field(default="root://cms-xrd-global.cern.ch/", pattern="^x?roots?://[^/]")
-    """Where files are read, by their logical names."""
+    """Where files are read by their logical names, if not at a place that Rucio names."""
 
     seconds: float = Field(default=60.0, gt=0, le=3600)
     """Seconds for which the server may say nothing."""
@@ -73,10 +85,15 @@ class DbsOptions(FinderOptions):
 
 
 class Dbs(Finder):
-    """The valid files of a dataset, block by block, read through a redirector."""
+    """The valid files of a dataset, block by block, read where Rucio says or by a redirector."""
 
     scheme: ClassVar[str] = "dbs"
     Options = DbsOptions
+
+    def __init__(self, options: DbsOptions | None = None) -> None:
+        super().__init__(options)
+        if self.options.rucio is not None:
+            check_options(self.options.rucio)
 
     def check(self, reference: str) -> None:
         """Refuse what is no name of one dataset."""
@@ -109,28 +126,29 @@ class Dbs(Finder):
                 for one in await self._all(client, "blocks", dataset=reference)
             )
             found = 0
-            asked: deque[asyncio.Task[list[InputFile]]] = deque()
-            left = iter(blocks)
-            try:
-                while True:
-                    while len(asked) < self.options.at_once and (block := next(left, None)):
-                        asked.append(asyncio.create_task(self._block(client, block)))
-                    if not asked:
-                        break
-                    for file in await asked[0]:
-                        found += 1
-                        yield file
-                    asked.popleft()
-            finally:
-                for task in asked:
-                    task.cancel()
-                await asyncio.gather(*asked, return_exceptions=True)
+            places = Nearness(self.options.rucio, blocks, at_once=self.options.at_once)
+            async with places, aclosing(self._in_order(client, blocks, places)) as files:
+                async for file in files:
+                    found += 1
+                    yield file
         if found < expected:
             raise CatalogueError(
                 f"{self._url} lists {found} of the {expected} files of {reference}, and no more"
             )
         if not found:
             raise DatasetError(f"{reference} has no valid files")
+
+    async def replicas_again(self, names: Sequence[str]) -> Mapping[str, tuple[Replica, ...]]:
+        """Return the replicas that Rucio names by now, and the redirector after them."""
+        if self.options.rucio is None or not names:
+            return {}
+        places = await places_of(self.options.rucio, names)
+        return {name: (*found, self._redirected(name)) for name, found in places.items()}
+
+    async def report(self, bad: BadReplica) -> None:
+        """Tell Rucio of a replica that it has named."""
+        if self.options.rucio is not None:
+            await declare(self.options.rucio, bad)
 
     @property
     def _url(self) -> str:
@@ -182,21 +200,54 @@ class Dbs(Finder):
         found = await self._all(client, "filesummaries", dataset=name, validFileOnly=1)
         return number(self._field(found[0], "num_file")) if found else 0
 
-    async def _block(self, client: "httpx.AsyncClient", name: str) -> list[InputFile]:
-        rows = await self._all(client, "files", block_name=name, detail=1, validFileOnly=1)
-        return sorted(self._files(rows), key=lambda file: file.name)
+    async def _in_order(
+        self, client: "httpx.AsyncClient", blocks: Sequence[str], nearness: Nearness
+    ) -> AsyncGenerator[InputFile, None]:
+        """Yield the files of blocks, of which some are asked for at the same time."""
+        asked: deque[asyncio.Task[list[InputFile]]] = deque()
+        left = iter(range(len(blocks)))
+        try:
+            while True:
+                while len(asked) < self.options.at_once and (nth := next(left, None)) is not None:
+                    block = self._block(client, blocks[nth], nth, nearness)
+                    asked.append(asyncio.create_task(block))
+                if not asked:
+                    return
+                for file in await asked[0]:
+                    yield file
+                asked.popleft()
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
 
-    def _files(self, rows: Iterable[Any]) -> Iterable[InputFile]:
-        redirector = str(self.options.redirector).rstrip("/")
+    async def _block(
+        self, client: "httpx.AsyncClient", name: str, nth: int, nearness: Nearness
+    ) -> list[InputFile]:
+        rows, places = await asyncio.gather(
+            self._all(client, "files", block_name=name, detail=1, validFileOnly=1),
+            nearness.of(nth),
+            return_exceptions=True,  # so that neither is left behind
+        )
+        for one in (rows, places):
+            if isinstance(one, BaseException):
+                raise one
+        return sorted(self._files(rows, places), key=lambda file: file.name)
+
+    def _files(self, rows: Iterable[Any], places: Places) -> Iterable[InputFile]:
         for row in rows:
             name = str(self._field(row, "logical_file_name"))
             yield InputFile(
-                (Replica(f"{redirector}//{name.lstrip('/')}"),),
+                (*places.get(name, ()), self._redirected(name)),
                 size=number(row.get("file_size")),
                 events=number(row.get("event_count")),
                 adler32=adler32(row.get("adler32")),
                 name=name,
             )
+
+    def _redirected(self, name: str) -> Replica:
+        redirector = str(self.options.redirector).rstrip("/")
+        return Replica(f"{redirector}//{name.lstrip('/')}")
 
     async def _all(self, client: "httpx.AsyncClient", what: str, **query: str | int) -> list[Any]:
         """Return the rows of an answer; they come as lines, which are read as they come.

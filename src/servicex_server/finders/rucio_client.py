@@ -3,15 +3,14 @@
 It is held to what was chosen: no configuration, token or retry of the machine has a part in it.
 """
 
-import json
 import re
 import sys
 from importlib.util import find_spec
 from logging import getLogger
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import ConfigDict, Field, SecretStr
 
 from servicex_server.credentials import end_of, proxy_file
 from servicex_server.errors import CatalogueDeniedError, CatalogueError, StartupError
@@ -21,17 +20,6 @@ from servicex_server.model import now
 log = getLogger(__name__)
 
 
-def _listed(given: Any) -> Any:
-    """Read a list from a text, as variables of the environment are: JSON, or with commas."""
-    if not isinstance(given, str):
-        return given
-    if given.lstrip().startswith("["):
-        return json.loads(given)
-    return [one.strip() for one in given.split(",") if one.strip()]
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
-
 Scheme = Literal["root", "https", "davs", "http"]
 
 
@@ -40,6 +28,9 @@ class RucioOptions(FinderOptions):
 
     # a password may be what YAML takes for a number
     model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    setting: ClassVar[str] = "finders.rucio"
+    """Where an operator chooses it."""
 
     url: str = ""
     """Address of the server, such as ``https://rucio.example.org``. Without it nothing is found."""
@@ -75,10 +66,7 @@ class RucioOptions(FinderOptions):
     site: str = ""
     """Site of the workers: the server then names the nearest copies first, by the local door."""
 
-    schemes: Annotated[tuple[Scheme, ...], BeforeValidator(_listed), Field(min_length=1)] = (
-        "root",
-        "https",
-    )
+    schemes: tuple[Scheme, ...] = Field(default=("root", "https"), min_length=1)
     """Protocols that are used, the best first; ``davs`` is read as ``https``."""
 
     rse_expression: str = r"*\istape=True"
@@ -88,11 +76,15 @@ class RucioOptions(FinderOptions):
     """How the server orders copies; its own default, ``geoip``, if empty. A server that has no
     tables for that is slow at it, and ``random`` is not."""
 
-    exclude: Names = ()
+    exclude: tuple[str, ...] = ()
     """RSEs that are never read: names, or patterns such as ``*_LOCALGROUPDISK``."""
 
-    prefer: Names = ()
+    prefer: tuple[str, ...] = ()
     """RSEs or sites that are read first, the best first; of RSEs also patterns."""
+
+    report_as: Literal["suspicious", "bad"] = "suspicious"
+    """What bad replicas are declared: ``suspicious``, as any account may, or ``bad``, for which it
+    has to be a privileged one."""
 
     seconds: float = Field(default=60.0, gt=0)
     """For how long an answer, or the next piece of it, is waited for."""
@@ -107,15 +99,19 @@ def check_options(options: RucioOptions) -> None:
         Names the setting.
     """
     if not options.url.startswith(("http://", "https://")):
-        raise StartupError("setting finders.rucio.url: an address with https:// is needed")
+        raise StartupError(f"setting {options.setting}.url: an address with https:// is needed")
     if options.auth_url and not options.auth_url.startswith(("http://", "https://")):
-        raise StartupError("setting finders.rucio.auth_url: an address with https:// is needed")
+        raise StartupError(
+            f"setting {options.setting}.auth_url: an address with https:// is needed"
+        )
     for name in ("username", "password") if options.auth == "userpass" else ():
         if not getattr(options, name):
-            raise StartupError(f"setting finders.rucio.{name}: it is needed to sign in by userpass")
+            raise StartupError(
+                f"setting {options.setting}.{name}: it is needed to sign in by userpass"
+            )
     if find_spec("rucio") is None:
         raise StartupError(
-            "the finder rucio needs the package rucio-clients",
+            f"{options.setting} needs the package rucio-clients",
             hint="pip install 'servicex-server[rucio]'",
         )
 
@@ -200,7 +196,7 @@ def _credential(options: RucioOptions) -> dict[str, str]:
         }
     if options.auth == "x509_proxy":
         path = options.proxy_file or proxy_file()
-        _check_proxy(path)
+        _check_proxy(path, options)
         return {"client_proxy": str(path)}
     from rucio.common.utils import wlcg_token_discovery
 
@@ -210,22 +206,23 @@ def _credential(options: RucioOptions) -> dict[str, str]:
     except (OSError, ValueError) as error:
         raise CatalogueDeniedError(
             f"the token {options.token_file} cannot be read: {error}",
-            hint="see the setting finders.rucio.token_file",
+            hint=f"see the setting {options.setting}.token_file",
         ) from None
     if not (token and token.strip()):
         raise CatalogueDeniedError(
-            "there is no token for Rucio", hint="set finders.rucio.token_file, or BEARER_TOKEN_FILE"
+            "there is no token for Rucio",
+            hint=f"set {options.setting}.token_file, or BEARER_TOKEN_FILE",
         )
     return {"token": token.strip()}
 
 
-def _check_proxy(path: Path) -> None:
+def _check_proxy(path: Path, options: RucioOptions) -> None:
     try:
         ends = end_of(path)
     except (OSError, ValueError) as error:
         raise CatalogueDeniedError(
             f"the proxy {path} cannot be read: {error}",
-            hint="see the setting finders.rucio.proxy_file",
+            hint=f"see the setting {options.setting}.proxy_file",
         ) from None
     if ends <= now():
         raise CatalogueDeniedError(

@@ -1,0 +1,54 @@
+"""Options of finders come as YAML has them, or as the texts that variables are."""
+
+from typing import Annotated, Any
+
+import pytest
+from pydantic import Field, ValidationError
+
+from servicex_server.finders.contract import FinderOptions
+
+
+class Inner(FinderOptions):
+    """Options of something that a finder asks."""
+
+    names: tuple[str, ...] = ()
+
+
+class Outer(FinderOptions):
+    """Options of a finder."""
+
+    numbers: Annotated[list[int], Field(max_length=3)] = Field(default_factory=list)
+    names: tuple[str, ...] | None = None
+    inner: Inner | None = None
+    text: str = ""
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "read"),
+    [
+        ("numbers", "1, 2,", [1, 2]),
+        ("numbers", "[1, 2]", [1, 2]),
+        ("numbers", [1, 2], [1, 2]),
+        ("numbers", "", []),
+        ("names", ' ["a,b"]', ("a,b",)),
+        ("names", "a,b", ("a", "b")),
+        ("names", None, None),
+        ("inner", '{"names": "a,b"}', Inner(names=("a", "b"))),
+        ("inner", {"names": "a,b"}, Inner(names=("a", "b"))),
+        ("text", "[a, b]", "[a, b]"),
+    ],
+)
+def test_lists_and_options_are_read_from_texts_and_other_texts_stay(
+    name: str, given: Any, read: Any
+) -> None:
+    assert getattr(Outer.model_validate({name: given}), name) == read
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [("numbers", "a"), ("numbers", "1,2,3,4"), ("names", "["), ("inner", "a,b"), ("inner", "[]")],
+)
+def test_what_cannot_be_read_is_an_error_of_that_option(name: str, given: str) -> None:
+    with pytest.raises(ValidationError) as raised:
+        Outer.model_validate({name: given})
+    assert raised.value.errors()[0]["loc"][0] == name
