@@ -158,7 +158,11 @@ class World:
         return self.folder / "result"
 
     def run(
-        self, *urls: str, stopped: int = 0, credentials: tuple[Credential, ...] = ()
+        self,
+        *urls: str,
+        stopped: int = 0,
+        credentials: tuple[Credential, ...] = (),
+        whole: bool = False,
     ) -> Outcome:
         """Do the work on the file, of which replicas are at some URLs."""
         self.result.unlink(missing_ok=True)
@@ -174,6 +178,7 @@ class World:
             upload_url=self.result.as_uri(),
             limits=LIMITS,
             credentials=credentials,
+            whole=whole,
         )
         return self.reader.submit(work, spec, stopped).result(120)
 
@@ -193,6 +198,9 @@ class World:
             elif word in ("closed", "unknown"):
                 host = f"127.0.0.1:{free_port()}" if word == "closed" else NOWHERE
                 yield Bad(f"{door}://{host}//{name}")
+            elif door in ("token", "token by https") and word == "frozen":
+                having.enter_context(self.token.frozen())
+                yield replace(self._refused(door, name, word), credentials=self.shown("token"))
             elif door in ("http", "https", "https stranger"):
                 yield Bad(having.enter_context(self._by_http(door, name, word)).url(name))
             elif word in ("frozen", "freezes"):
@@ -379,6 +387,9 @@ TABLE: list[tuple[Door, str, str, str, float]] = [
     ("token", "(expired token)", "Expired", "the token .* expired at", SECONDS),
     ("token", "(a stranger's token)", "Denied", "it was shown", SECONDS),
     ("token", "(token for another path)", "Denied", "permission denied.*it was shown", SECONDS),
+    ("token", "(frozen)", "Slow", "did not answer in time", DEAD_SECONDS),
+    # it takes the connection, and says nothing of who it is
+    ("token by https", "(frozen)", "Unreachable", "handshake .*timed out", DEAD_SECONDS),
     ("token by https", "(no token)", "Denied", "403.*nobody in the setting", SECONDS),
     ("token by https", "(expired token)", "Expired", "the token .* expired at", SECONDS),
     ("token by https", "(a stranger's token)", "Denied", "403.*it was shown", SECONDS),
@@ -452,6 +463,27 @@ def test_a_dead_server_behind_a_cache_holds_up_no_other(world: World) -> None:
         outcome = world.run(bad.url, world.cache.of(world.root.url("behind.root")))
     kinds = [attempt.error.kind if attempt.error else "" for attempt in outcome.attempts]
     assert kinds == ["Slow", ""]
+    world.came_out(outcome)
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        ("root:///x.root", "Unreachable"),
+        ("root://127.0.0.1:99999//x.root", "Unreachable"),
+        ("http://127.0.0.1:port/x.root", "Unreachable"),
+        ("https:///x.root", "Unreachable"),
+        ("http://[::1/x.root", "Missing"),
+        ("nope://127.0.0.1/x.root", "Missing"),
+        ("/no/such/file.root", "Missing"),
+    ],
+)
+@pytest.mark.parametrize("whole", [False, True], ids=["in part", "whole"])
+def test_what_is_no_url_that_can_be_read(world: World, url: str, kind: str, whole: bool) -> None:
+    """It is the replica's fault, and another one is read."""
+    outcome = world.run(url, world.other.url(GOOD), whole=whole)
+    kinds = [attempt.error.kind if attempt.error else "" for attempt in outcome.attempts]
+    assert kinds == [kind, ""]
     world.came_out(outcome)
 
 

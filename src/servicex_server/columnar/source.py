@@ -74,7 +74,7 @@ def open_source(url: str, access: Access = PLAIN) -> Any:
     """
     import uproot
 
-    scheme = urlsplit(url).scheme if "://" in url else ""
+    scheme = scheme_of(url)
     place = url
     options: dict[str, Any] = {
         "object_cache": None,
@@ -111,6 +111,20 @@ def open_source(url: str, access: Access = PLAIN) -> Any:
             source.close()
         raise
     return top
+
+
+def scheme_of(url: str) -> str:
+    """Return the scheme of a URL; nothing of a path.
+
+    Raises
+    ------
+    MissingError
+        It is neither.
+    """
+    try:
+        return urlsplit(url).scheme if "://" in url else ""
+    except ValueError as error:
+        raise MissingError(f"{url} is no URL: {error}") from None
 
 
 def _size(source: Any) -> int:
