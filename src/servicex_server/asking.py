@@ -17,6 +17,9 @@ from servicex_server.settings import Settings
 ANSWER_SECONDS = 10.0
 """How long the service may take to answer."""
 
+PROBE_SECONDS = 600.0
+"""How long it may take to look at all doors of sites, of which some may not answer."""
+
 _WIDTH = 4000
 """Characters of a line where the output is no terminal: a program reads one line for each row."""
 
@@ -105,7 +108,17 @@ def _print_sites(out: Console, found: Mapping[str, Any]) -> None:
     if not found["sites"]:
         out.print("No file of a site was read yet.")
         return
-    columns = "door", "state", "for", "attempts", "worked", "failed", "MB/s", "last error"
+    columns = (
+        "door",
+        "state",
+        "for",
+        "attempts",
+        "worked",
+        "failed",
+        "MB/s",
+        "bad files",
+        "last error",
+    )
     out.print(_table(columns, map(_site, found["sites"])))
 
 
@@ -120,6 +133,7 @@ def _site(site: Mapping[str, Any]) -> list[str]:
         str(site["worked"]),
         failed,
         f"{speed / 1e6:.1f}" if speed else "",
+        str(site["bad-replicas"] or ""),
         site["last-error"] or "",
     ]
 

@@ -159,7 +159,7 @@ def probe(
 
     The exit code is the number of those that failed, or 100 if there are more.
     """
-    from servicex_server.asking import ANSWER_SECONDS, address, ask, show
+    from servicex_server.asking import PROBE_SECONDS, address, ask, show
     from servicex_server.settings import load
 
     settings = load(config)
@@ -171,9 +171,8 @@ def probe(
 
         found = probes_json(asyncio.run(probes(places, settings)))
     else:
-        patience = ANSWER_SECONDS + settings.open_seconds + 2 * settings.silence_seconds
         service = url or address(settings)
-        found = ask(service, "/servicex/sites/probe", method="POST", seconds=patience)
+        found = ask(service, "/servicex/sites/probe", method="POST", seconds=PROBE_SECONDS)
     show(found, as_json=as_json, table="probes")
     raise typer.Exit(min(100, sum(one["error"] is not None for one in found["probes"])))
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -126,6 +127,14 @@ def end_of(path: Path) -> datetime:
     OSError, ValueError
         It cannot be read, or is none.
     """
+    about = path.stat()
+    return _end_of(path, about.st_mtime_ns, about.st_ino)
+
+
+@lru_cache(maxsize=16)
+def _end_of(path: Path, *version: int) -> datetime:
+    """Return when a version of a file of certificates ends to be good: it is asked for each file."""
+    del version
     from cryptography.x509 import load_pem_x509_certificates
 
     return min(one.not_valid_after_utc for one in load_pem_x509_certificates(path.read_bytes()))

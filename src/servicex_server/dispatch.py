@@ -24,6 +24,7 @@ from servicex_server.errors import ErrorRecord
 from servicex_server.fairness import Caps, shares
 from servicex_server.identity import identity
 from servicex_server.model import (
+    RACED,
     Attempt,
     CheckSpec,
     Credential,
@@ -39,6 +40,7 @@ from servicex_server.model import (
     now,
 )
 from servicex_server.objects.contract import UNFINISHED, ObjectStore
+from servicex_server.racing import Races
 from servicex_server.replicas import Doors
 from servicex_server.scaling import Decision, Scaling
 from servicex_server.telemetry import Counts
@@ -54,6 +56,9 @@ MOST_REUSED = 512
 MOST_SEARCHED = 200
 """Files that a catalogue is asked for at a time, after they were at none of their places."""
 
+PROBES = 4
+"""Doors of sites that are looked at at a time."""
+
 _AT_ONCE = 50
 """Files that are handed over before others have a turn: there may be thousands of slots."""
 
@@ -68,7 +73,7 @@ class Rules:
     ``limits`` is what the work on one file may use; ``attempts`` how often a file is tried when
     its error may pass; ``fatal_after`` the files with the same query error that end a request;
     ``share`` whose objects may be the result of another request for the same. Of ``credentials``,
-    ``caches`` and ``whole`` files the settings tell.
+    ``caches``, ``whole`` files and the ``race`` of replicas the settings tell.
     """
 
     limits: Limits
@@ -79,6 +84,7 @@ class Rules:
     credentials: tuple[Credential, ...] = ()
     caches: tuple[str, ...] = ()
     whole: bool = False
+    race: bool = False
 
 
 Elsewhere: TypeAlias = Callable[[Mapping[int, str]], Awaitable[Mapping[int, tuple[Replica, ...]]]]
@@ -116,6 +122,8 @@ class Dispatcher:
         self._resting: set[str] = set()
         self._ended: list[Outcome] = []
         self._elsewhere = elsewhere
+        self._races = Races()
+        self._beside: set[asyncio.Task[None]] = set()
         self._lost: dict[str, Outcome] = {}
         self._named: dict[str, tuple[Replica, ...]] = {}
         self._searching: asyncio.Task[None] | None = None
@@ -149,6 +157,7 @@ class Dispatcher:
         await self._objects.delete(
             key for key in there if key.rpartition("/")[2].startswith(UNFINISHED)
         )
+        await self._objects.delete(work.raced_key for work in left if work.raced_key in there)
         finished = [
             outcome_rows.Recorded(
                 work.task_id,
@@ -185,7 +194,7 @@ class Dispatcher:
             self._loop.cancel()
             await asyncio.gather(self._loop, return_exceptions=True)
         await self._record()
-        for beside in filter(None, (self._asking, self._searching)):
+        for beside in (*filter(None, (self._asking, self._searching)), *self._beside):
             beside.cancel()
             await asyncio.gather(beside, return_exceptions=True)
         await self._engine.close()
@@ -202,7 +211,10 @@ class Dispatcher:
 
     def workers(self) -> list[tuple[WorkerInfo, rows.Work | None]]:
         """Return the workers, each with what it is on, if anything."""
-        return [(worker, self._inside.get(worker.task)) for worker in self._engine.workers()]
+        return [
+            (worker, self._inside.get(worker.task.removesuffix(RACED)))
+            for worker in self._engine.workers()
+        ]
 
     async def check(self, spec: CheckSpec) -> ErrorRecord | None:
         """Hold a query against a file, beside the tasks; return the error found, if any."""
@@ -216,13 +228,14 @@ class Dispatcher:
 
     async def probe(self) -> list[Attempt]:
         """Look at a replica of every door that is known, from a worker, and learn from that."""
-        rules = self._rules
-        found = await asyncio.gather(
-            *(
-                self._engine.probe(ProbeSpec(url, rules.limits, rules.credentials))
-                for url in self.doors.urls()
-            )
-        )
+        turn = asyncio.Semaphore(PROBES)
+
+        async def look(url: str) -> Attempt | None:
+            spec = ProbeSpec(url, self._rules.limits, self._rules.credentials)
+            async with turn:
+                return await self._engine.probe(spec)
+
+        found = await asyncio.gather(*map(look, self.doors.urls()))
         attempts = [one for one in found if one is not None]
         for one in attempts:
             self.doors.heard([one])
@@ -236,9 +249,11 @@ class Dispatcher:
     async def stop(self, request_id: str) -> None:
         """Drop the files of a request that are inside the engine."""
         chosen = [key for key, work in self._inside.items() if work.request_id == request_id]
-        left = [self._inside.pop(key).object_key for key in chosen]
+        works = [self._inside.pop(key) for key in chosen]
+        left = [key for work in works for key in (work.object_key, work.raced_key)]
         self._looked.pop(request_id, None)
-        await self._engine.stop(chosen)
+        await self._engine.stop([one for key in chosen for one in self._races.dropped(key)])
+        self._races.forget(request_id)
         # one that ended in the meantime may have left an object that no row will name; the answer
         # comes from the writer, behind what is being recorded at this moment
         await self._objects.delete(await self._database.write(request_rows.unused, left))
@@ -246,13 +261,28 @@ class Dispatcher:
 
     def _on_end(self, outcome: Outcome) -> None:
         self.doors.heard(outcome.attempts, read=outcome.bytes_read)
-        self._ended.append(outcome)
-        self._bell.set()
+        ended, loser = self._races.ended(outcome)
+        if ended is not None:
+            self._ended.append(ended)
+            self._bell.set()
+        if loser and (work := self._inside.get(outcome.of)) is not None:
+            left = work.object_key if outcome.raced else work.raced_key
+            task = asyncio.create_task(self._end_loser(loser, left))
+            self._beside.add(task)
+            task.add_done_callback(self._beside.discard)
+
+    async def _end_loser(self, key: str, object_key: str) -> None:
+        await self._engine.stop([key])
+        await self._objects.delete([object_key])
 
     def _latest(self, spec: TaskSpec) -> TaskSpec:
         """Return a task with its replicas in the order that is best by now."""
         key = spec.name or spec.path
-        return replace(spec, replicas=self._in_order(spec.replicas, key, probe=True))
+        ranked = self._in_order(spec.replicas, key, probe=not spec.raced)
+        if spec.raced and ranked:  # the first is what it is raced with
+            slow = ranked[0].url
+            ranked = tuple(sorted(ranked, key=lambda replica: replica.url == slow))
+        return replace(spec, replicas=ranked)
 
     def _in_order(
         self, replicas: tuple[Replica, ...], key: str, *, probe: bool
@@ -267,6 +297,7 @@ class Dispatcher:
                 await self._record()
                 await self._reconcile()
                 wait = await self._feed()
+                self._race()
             except Exception:
                 # the database may be away for a moment; nothing is lost, for the rows stay
                 log.exception("dispatch is interrupted; it goes on in a second")
@@ -275,6 +306,27 @@ class Dispatcher:
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._bell.wait()
+
+    def _race(self) -> None:
+        """Have slow files read from another replica too, by workers that are idle."""
+        if not self._rules.race:
+            return
+        workers = self._engine.workers()
+        idle = sum(not worker.task and not worker.problem for worker in workers)
+        for worker in workers:
+            work = self._inside.get(worker.task)
+            if not idle or work is None or worker.since is None or len(work.file.replicas) == 1:
+                continue
+            seconds = (now() - worker.since).total_seconds()
+            if self._races.is_raced(worker.task) or not self._races.worth_it(
+                work.request_id, seconds
+            ):
+                continue
+            idle -= 1
+            rival = self._spec(work, raced=True)
+            self._races.begin(work.request_id, worker.task, rival.key)
+            log.info("file is raced after %.1f s", seconds, extra={"request_id": work.request_id})
+            self._engine.submit(rival, avoid=worker.name)
 
     async def _reconcile(self) -> None:
         """Let files wait again that the rows call running, after an answer of theirs was lost."""
@@ -295,8 +347,8 @@ class Dispatcher:
     async def _write(self, ended: list[Outcome], checks: Iterable[str]) -> None:
         results = []
         for outcome in ended:
-            if (work := self._inside.get(outcome.key)) is None:
-                self._named.pop(outcome.key, None)
+            if (work := self._inside.get(outcome.of)) is None:
+                self._named.pop(outcome.of, None)
                 continue
             if self._is_searched_for(work, outcome):
                 continue
@@ -306,9 +358,11 @@ class Dispatcher:
                     work.task_id,
                     outcome,
                     object_name=work.object_name if made else "",
-                    object_key=work.object_key if made else "",
+                    object_key=(work.raced_key if outcome.raced else work.object_key)
+                    if made
+                    else "",
                     file=work.file,
-                    named=self._named.pop(outcome.key, None),
+                    named=self._named.pop(outcome.of, None),
                 )
             )
         wanted = set(checks)
@@ -319,7 +373,7 @@ class Dispatcher:
             )
             wanted |= touched
         for result in results:
-            if self._inside.pop(result.outcome.key, None) and not result.outcome.parts:
+            if self._inside.pop(result.outcome.of, None) and not result.outcome.parts:
                 self.counts.task(result.outcome)
             _tell(result.outcome)
         self._resting -= wanted
@@ -332,6 +386,7 @@ class Dispatcher:
             for request_id, state in states.items():
                 log.info("request ended: %s", state.value, extra={"request_id": request_id})
                 self._looked.pop(request_id, None)
+                self._races.forget(request_id)
                 if state is RequestState.FATAL:
                     await self.stop(request_id)
 
@@ -340,10 +395,10 @@ class Dispatcher:
 
         All places that it has named have failed; it may know others by now.
         """
-        known = work.asked_again or outcome.key in self._named
+        known = work.asked_again or outcome.of in self._named
         if known or not work.file.name or not outcome_rows.of_place(outcome.error):
             return False
-        self._lost[outcome.key] = outcome
+        self._lost[outcome.of] = outcome
         if self._searching is None or self._searching.done():
             self._searching = asyncio.create_task(self._search(), name="search")
         return True
@@ -425,25 +480,7 @@ class Dispatcher:
         return bool(reused)
 
     def _submit(self, work: rows.Work) -> None:
-        limits = self._rules.limits
-        spec = TaskSpec(
-            request_id=work.request_id,
-            file_id=work.file_id,
-            attempt=work.attempt,
-            replicas=work.file.replicas,
-            language=work.language,
-            selection=work.selection,
-            format=work.format,
-            object_name=work.object_name,
-            upload_url=self._objects.upload_url(work.object_key, seconds=UPLOAD_SECONDS),
-            limits=limits if work.seconds is None else replace(limits, seconds=work.seconds),
-            entries=work.entries,
-            name=work.file.name,
-            size=work.file.size,
-            adler32=work.file.adler32,
-            whole=self._rules.whole,
-            credentials=self._rules.credentials,
-        )
+        spec = self._spec(work)
         self._inside[spec.key] = work
         urls = [replica.url for replica in spec.replicas]
         if (expired := refused(urls, spec.credentials)) is not None:
@@ -459,6 +496,31 @@ class Dispatcher:
             )
             return
         self._engine.submit(spec, avoid=work.last_worker)
+
+    def _spec(self, work: rows.Work, *, raced: bool = False) -> TaskSpec:
+        limits = self._rules.limits
+        url = self._objects.upload_url(
+            work.raced_key if raced else work.object_key, seconds=UPLOAD_SECONDS
+        )
+        return TaskSpec(
+            request_id=work.request_id,
+            file_id=work.file_id,
+            attempt=work.attempt,
+            replicas=work.file.replicas,
+            language=work.language,
+            selection=work.selection,
+            format=work.format,
+            object_name=work.object_name,
+            upload_url=url,
+            limits=limits if work.seconds is None else replace(limits, seconds=work.seconds),
+            entries=work.entries,
+            name=work.file.name,
+            size=work.file.size,
+            adler32=work.file.adler32,
+            whole=self._rules.whole,
+            credentials=self._rules.credentials,
+            raced=raced,
+        )
 
     def _scale(self, files: int) -> None:
         """Ask for as many workers as the files justify, unless that is what was asked for."""

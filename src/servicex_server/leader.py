@@ -89,6 +89,7 @@ class Leader:
                 credentials=settings.credentials,
                 caches=settings.caches,
                 whole=settings.whole_files,
+                race=settings.race_replicas,
             ),
             scaling=Scaling(
                 least=settings.least_workers,

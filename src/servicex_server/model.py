@@ -276,12 +276,17 @@ class Limits:
     part: int = 128 << 20
 
 
+RACED = "/raced"
+"""The end of the key of a task that is raced."""
+
+
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
     """All that a worker needs to know about one file: no more, and no credential of ours.
 
     ``size`` and ``adler32`` are what the catalogue has; of ``credentials`` only the places. A file
-    that is to be ``whole`` is fetched and held against both before it is read.
+    that is to be ``whole`` is fetched and held against both before it is read. One that is
+    ``raced`` is done for the second time at this moment, because the first is slow.
     """
 
     request_id: str
@@ -300,6 +305,7 @@ class TaskSpec:
     adler32: str | None = None
     whole: bool = False
     credentials: tuple[Credential, ...] = ()
+    raced: bool = False
 
     @property
     def path(self) -> str:
@@ -364,6 +370,12 @@ class Outcome:
     seconds: float = 0.0
     worker: str = ""
     log_tail: str = ""
+    raced: bool = False
+
+    @property
+    def of(self) -> str:
+        """Name of the attempt that ended, as its `TaskSpec` has it if it is not raced."""
+        return self.key.removesuffix(RACED)
 
     @property
     def key(self) -> str:
@@ -373,7 +385,8 @@ class Outcome:
 
 def _task_key(task: TaskSpec | Outcome) -> str:
     part = f"{task.entries[0]}-{task.entries[1]}" if task.entries else "all"
-    return f"{task.request_id}/{task.file_id}/{part}/{task.attempt}"
+    raced = RACED if task.raced else ""
+    return f"{task.request_id}/{task.file_id}/{part}/{task.attempt}{raced}"
 
 
 @dataclass(frozen=True, slots=True)

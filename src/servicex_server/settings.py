@@ -153,6 +153,11 @@ class Settings(BaseSettings):
     """Whether files are fetched whole, and held against size and checksum of their catalogue,
     before they are read. It takes longer, as most queries want a small part of a file."""
 
+    race_replicas: bool = False
+    """Whether a second replica of a file is read where the first takes longer than those of 95 % of
+    the files of its request, and a worker has nothing else to do; the faster one counts. Of twenty
+    files one may be raced."""
+
     dataset_seconds: float = Field(default=86_400.0, ge=0)
     """Seconds for which a dataset that was looked up is used again as it is."""
 

@@ -76,6 +76,7 @@ def transform(spec: TaskSpec, step: Callable[[], None] = lambda: None) -> Outcom
         entries=spec.entries,
         worker=f"{socket.gethostname()}:{os.getpid()}",
         url=spec.path,
+        raced=spec.raced,
     )
     if not spec.replicas:
         return replace(blank, error=_NOWHERE.record())

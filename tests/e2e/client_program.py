@@ -31,7 +31,8 @@ def jets() -> Any:
 def main() -> None:
     """Deliver ``{"config", "general", "samples": {name: [files, subqueries]}}``.
 
-    Instead of a list of files there may be a pattern of XRootD; instead of subqueries the word
+    Instead of a list of files there may be a pattern of XRootD, or a name in Rucio; instead of
+    subqueries the word
     ``python`` or ``func_adl`` stands for a query of this file.
     """
     order = json.loads(sys.argv[1])
@@ -44,7 +45,9 @@ def main() -> None:
             wanted = jets()
         else:
             wanted = query.UprootRaw(subqueries)
-        of = dataset.XRootD(files) if isinstance(files, str) else dataset.FileList(files)
+        of: Any = dataset.FileList(files)
+        if isinstance(files, str):
+            of = dataset.XRootD(files) if "://" in files else dataset.Rucio(files)
         samples.append({"Name": name, "Dataset": of, "Query": wanted})
     spec = ServiceXSpec(General=order["general"], Sample=samples)
     found = deliver(spec, config_path=order["config"], progress_bar="none")

@@ -5,6 +5,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from hashlib import md5
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ import awkward as ak
 import pytest
 import uproot
 
+from tests.integration import rucio
 from tests.integration.servers import put, xrootd
-from tests.support import Server, sample
+from tests.support import Server, sample, until
 
 ZMUMU = sample("uproot-Zmumu.root")
 HZZ = sample("uproot-HZZ.root")
@@ -78,6 +81,78 @@ def read_root(path: str) -> Any:
     """Read all columns of the only tree of a ROOT file or URL."""
     with uproot.open({path: "events"}) as tree:
         return tree.arrays()
+
+
+def test_a_dataset_with_bad_replicas_is_delivered_whole(
+    new_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    """Of twenty files of Rucio six have a bad replica at a site that is read first.
+
+    All are delivered, the same as from files without a fault; Rucio has the six as suspicious,
+    with the reasons, and nothing else.
+    """
+    names = [f"data18:set.{n:02d}.root" for n in range(20)]
+    content = ZMUMU.read_bytes()
+    bad: dict[int, tuple[str, bytes | None]] = {
+        1: ("Missing", None),
+        4: ("Truncated", content[:9999]),
+        7: ("Corrupt", b"x" * len(content)),
+        10: ("Missing", None),
+        13: ("Truncated", b""),
+        16: ("Corrupt", b"root" + bytes(len(content) - 4)),
+    }
+    with (
+        rucio.rucio() as catalogue,
+        xrootd("127.0.0.2") as one,
+        xrootd("127.0.0.3") as two,
+        xrootd("127.0.0.4") as sound,
+    ):
+        catalogue.scope("data18")
+        for rse, door, part in (
+            ("ONE", one, names[:10]),
+            ("TWO", two, names[10:]),
+            ("SOUND", sound, names),
+        ):
+            catalogue.rse(rse, {"root": f"{door.address}:{door.port}"})
+            catalogue.files(rse, part, size=len(content))
+            for name in part:
+                broken = bad.get(names.index(name), ("", content))[1]
+                if (there := content if door is sound else broken) is not None:
+                    mark = md5(name.encode(), usedforsecurity=False).hexdigest()
+                    # where Rucio has files that nobody has said a place for
+                    folder = door.folder / "data" / "data18" / mark[:2] / mark[2:4]
+                    folder.mkdir(parents=True, exist_ok=True)
+                    put(folder, name.partition(":")[2], there)
+        catalogue.dataset("data18:set", names)
+        options = {"URL": catalogue.url, "AUTH": "userpass", "USERNAME": rucio.ROOT}
+        options |= {"PASSWORD": rucio.PASSWORD, "PREFER": '["ONE", "TWO"]'}
+        server = new_server(
+            *("--workers", "2"),
+            SERVICEX_SERVER_REPORT_TO_CATALOGUE="true",
+            **{f"SERVICEX_SERVER_FINDERS__RUCIO__{name}": one for name, one in options.items()},
+        )
+        config = configured(server, tmp_path)
+        samples = {"set": ("data18:set", MUONS), "clean": ([str(ZMUMU)], MUONS)}
+        found = ask(config, samples, OutputFormat="parquet")
+        until(lambda: len(catalogue.suspicious()) == len(bad), "six replicas are suspicious")
+        # whoever is told has been told: what is done is written down beside it
+        until(
+            lambda: all(one["reported"] for one in reported(server)), "all reports are written down"
+        )
+        told = catalogue.suspicious()
+    assert {name: reason.split(": ")[1] for name, reason in told.items()} == {
+        names[number]: kind for number, (kind, _) in bad.items()
+    }
+    assert {one["file"] for one in reported(server)} == set(told)
+    (clean,) = found["clean"]
+    assert len(found["set"]) == len(names)
+    assert {Path(path).read_bytes() for path in found["set"]} == {Path(clean).read_bytes()}
+
+
+def reported(server: Server) -> list[dict[str, Any]]:
+    """Return the bad replicas that a server knows of."""
+    found: list[dict[str, Any]] = server.get("/servicex/replicas/bad").json()["replicas"]
+    return found
 
 
 @pytest.mark.parametrize("output", ["parquet", "root-ttree", "root-rntuple"])

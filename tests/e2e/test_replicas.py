@@ -7,6 +7,7 @@ import csv
 import inspect
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 
 from servicex_server.replicas import SHUT_AFTER
 from tests import listed
+from tests.integration.grid import cache
 from tests.integration.servers import Http, XRootD, free_port, http, put, xrootd
 from tests.support import Server, plug_in, sample, until
 
@@ -109,6 +111,8 @@ def test_bad_replicas_cost_no_file_and_are_known(
     assert {one["replica"]: one["error"] for one in told} == expected
     assert {(one["rse"], one["times"]) for one in told} == {("RSE_0", 1)}
     assert {one["file"] for one in told} == {f"scope:file{number}" for number in bad}
+    of_first = site(server, first.url("")[:-2], "well")
+    assert (of_first["bad-replicas"], sum(of_first["failed"].values())) == (6, 6)
     answer = server.get("/servicex/replicas/bad?format=csv")
     assert answer.headers["content-type"] == "text/csv; charset=utf-8"
     table = list(csv.DictReader(io.StringIO(answer.text)))
@@ -161,6 +165,123 @@ def test_a_door_that_is_frozen_costs_a_few_deadlines(
     door = f"root://{third.address}"
     assert 1 <= tries_at(server, found["request_id"], door) <= 2  # once for each worker
     assert set(site(server, door, "shut")["failed"]) == {"Slow"}
+
+
+def test_a_slow_replica_is_raced_by_another_one(
+    doors: tuple[XRootD, XRootD], start: Callable[..., Server], tmp_path: Path
+) -> None:
+    """At the end of a request, by who is idle, of one in twenty files; if the operator wants it."""
+    _, second = doors
+    put(second.folder, "x.root", ZMUMU)
+    good = second.url("x.root")
+    with xrootd("127.0.0.5") as slow:
+        put(slow.folder, "x.root", ZMUMU)
+        places = [[good]] * 40 + [[slow.url("x.root"), good]]
+        server = start(SERVICEX_SERVER_RACE_REPLICAS="true", SERVICEX_SERVER_SILENCE_SECONDS="60")
+        with slow.frozen():
+            found = ask(server, tmp_path, places)
+        assert (found["status"], found["files-completed"]) == ("Complete", 41)
+        query = "select max(seconds) from tasks where request_id = ?"
+        [(longest,)] = server.rows(query, found["request_id"])
+        assert longest < 20  # of the 60 that are waited for a byte
+        assert server.says("(file is raced) after")
+        assert tries_at(server, found["request_id"], f"root://{slow.address}") == 0
+        assert len(server.stored(found["request_id"])) == 41
+        # the worker that waited was started again, and there are two as before
+        again = ask(server, tmp_path, [[good]] * 4)
+        assert (again["status"], again["files-completed"]) == ("Complete", 4)
+
+
+def test_files_are_read_through_caches_while_these_are_up(
+    doors: tuple[XRootD, XRootD], start: Callable[..., Server], tmp_path: Path
+) -> None:
+    """Each through one of them; what one says of a replica is not told of that replica."""
+    first, second = doors
+    dead = f"root://127.0.0.3:{free_port()}"
+    names = [f"cached-{number}.root" for number in range(24)]
+    for name in names[1:]:
+        put(first.folder, name, ZMUMU)
+    put(second.folder, names[0], ZMUMU)
+    places = [[first.url(name), second.url(name)] for name in names]
+    with cache("127.0.0.4", allowed=first.address) as near:
+        caches = [f"root://{near.address}:{near.port}", dead]
+        server = start(SERVICEX_SERVER_CACHES=json.dumps(caches))
+        found = ask(server, tmp_path, places)
+        assert (found["status"], found["files-completed"]) == ("Complete", 24)
+        request_id = found["request_id"]
+        assert 0 < tries_at(server, request_id, dead) < SHUT_AFTER + 2
+        through = tries_at(server, request_id, caches[0])
+        assert through >= 24 - SHUT_AFTER - 2
+        assert {path.name for path in near.folder.rglob("*.root")} <= set(names[1:])
+        told = server.get("/servicex/replicas/bad").json()["replicas"]
+        assert [one["replica"] for one in told] == [first.url(names[0])]
+        # what users know files by has no cache in it
+        paths = {path for (path,) in server.rows("select path from tasks")}
+        assert paths == {first.url(name) for name in names[1:]} | {second.url(names[0])}
+    site(server, caches[1], "shut")
+    again = ask(server, tmp_path, places)  # the other one has ended by now
+    assert (again["status"], again["files-completed"]) == ("Complete", 24)
+
+
+def probed(*arguments: str, **environment: str) -> tuple[int, list[list[str]]]:
+    """Run the command; return its exit code, and the lines of its table."""
+    program = str(Path(sys.executable).with_name("servicex-server"))
+    ran = subprocess.run(
+        [program, "probe", *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | environment,
+    )
+    assert ran.stderr == ""
+    return ran.returncode, [line.split() for line in ran.stdout.splitlines()[1:-1]]
+
+
+def test_doors_are_looked_at_by_hand_and_on_a_schedule(
+    doors: tuple[XRootD, XRootD],
+    files: Http,
+    start: Callable[..., Server],
+    tmp_path: Path,
+) -> None:
+    """What is found counts; the exit code tells how many failed."""
+    first, second = doors
+    put(first.folder, "x.root", ZMUMU)
+    put(files.folder, "x.root", ZMUMU)
+    port = free_port()
+    gone = f"root://127.0.0.3:{port}//x.root"
+    here = [first.url("x.root"), first.url("y.root"), files.url("x.root"), gone, str(ZMUMU)]
+    code, lines = probed(*here)
+    assert code == 2
+    assert [line[:2] for line in lines] == [
+        [here[0], "ok"],
+        [here[1], "Missing"],
+        [here[2], "ok"],
+        [here[3], "Unreachable"],
+        [here[4], "ok"],
+    ]
+    server = start(SERVICEX_SERVER_PROBE_SECONDS="1")
+    assert probed("--url", server.url) == (0, [])
+    put(second.folder, "x.root", ZMUMU)
+    found = ask(server, tmp_path, [[gone, second.url("x.root")]] * SHUT_AFTER)
+    assert found["files-completed"] == SHUT_AFTER
+    code, lines = probed("--url", server.url)
+    assert (code, [line[:2] for line in lines]) == (
+        1,
+        [[gone, "Unreachable"], [second.url("x.root"), "ok"]],
+    )
+    site(server, gone.removesuffix("//x.root"), "shut")
+    with xrootd("127.0.0.3", port=port) as back:
+        put(back.folder, "x.root", ZMUMU)
+        # nobody asks for a file, and it is seen
+        site(server, gone.removesuffix("//x.root"), "well")
+    listed_urls = tmp_path / "installed.json"
+    listed_urls.write_text(json.dumps([here[:2], here[2:]]))
+    paths = {"PYTHONPATH": str(tmp_path / "installed")}
+    code, lines = probed(f"listed://{listed_urls}", **paths)
+    assert (code, [line[1] for line in lines]) == (1, ["ok", "Missing"])
+    code, lines = probed(f"listed://{listed_urls}?files=2", **paths)
+    assert (code, len(lines)) == (2, 5)
 
 
 @pytest.fixture

@@ -78,6 +78,11 @@ class Work:
         """
         return f"{self.request_id}/{self.attempt}/{self.object_name}"
 
+    @property
+    def raced_key(self) -> str:
+        """Key of the result in the store of one who races the attempt."""
+        return f"{self.request_id}/{self.attempt}-raced/{self.object_name}"
+
 
 def add_for_dataset(
     connection: Connection, request_ids: Iterable[str], dataset_id: int, *, start: int = 0

@@ -61,6 +61,7 @@ class Job:
             attempts=(Attempt(url=spec.path, seconds=seconds, error=record),),
             url=spec.path,
             seconds=seconds,
+            raced=spec.raced,
         )
 
 

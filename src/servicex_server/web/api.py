@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlsplit
@@ -22,6 +23,7 @@ from servicex_server.errors import InternalError, NotFoundError, RequestError
 from servicex_server.model import Principal, TaskState, now
 from servicex_server.model import Request as TransformRequest
 from servicex_server.objects.bucket import bucket_keys
+from servicex_server.replicas import door_of
 from servicex_server.retention import clear
 from servicex_server.submission import MAX_TITLE
 from servicex_server.web import metrics, wire
@@ -283,7 +285,8 @@ async def workers(app: TheApp) -> dict[str, Any]:
 async def sites(app: TheApp) -> dict[str, Any]:
     """Return every door that was tried, by how it has done, to those who see all."""
     seen, age = await _seen(app, snapshots.SITES)
-    return wire.sites_json(seen, age)
+    bad = await app.database.read(bad_replica_rows.listed)
+    return wire.sites_json(seen, age, Counter(door_of(one.url) for one in bad))
 
 
 @router.post(

@@ -6,7 +6,7 @@ HTTP reference of the documentation.
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -272,17 +272,19 @@ def workers_json(snapshot: Snapshot | None, age: float | None) -> dict[str, Any]
     }
 
 
-def sites_json(snapshot: Snapshot | None, age: float | None) -> dict[str, Any]:
-    """Return the doors and how each has done."""
+def sites_json(
+    snapshot: Snapshot | None, age: float | None, bad: Mapping[str, int]
+) -> dict[str, Any]:
+    """Return the doors and how each has done; ``bad`` is how many bad replicas each has."""
     doors = snapshot.value["doors"] if snapshot else {}
     return {
-        "sites": [_door_json(name, about) for name, about in doors.items()],
+        "sites": [_door_json(name, about, bad.get(name, 0)) for name, about in doors.items()],
         "time": wire_time(snapshot.at) if snapshot else None,
         "age": age,
     }
 
 
-def _door_json(name: str, about: dict[str, Any]) -> dict[str, Any]:
+def _door_json(name: str, about: dict[str, Any], bad: int) -> dict[str, Any]:
     return {
         "door": name,
         "state": about["state"],
@@ -292,6 +294,7 @@ def _door_json(name: str, about: dict[str, Any]) -> dict[str, Any]:
         "failed": about["failed"],
         "rate": round(about["rate"], 3),
         "bytes-per-second": round(about["speed"]),
+        "bad-replicas": bad,
         "last-error": about["last_error"] or None,
     }
 
