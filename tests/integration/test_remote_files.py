@@ -3,11 +3,10 @@
 import functools
 import json
 import os
-import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,8 +30,6 @@ ZMUMU = sample("uproot-Zmumu.root")
 HZZ = sample("uproot-HZZ.root")
 QUERY = json.dumps([{"treename": "events", "filter_name": ["Jet_P*", "MET_*"]}])
 NOWHERE = "no-such-host.invalid"
-ODD = "a b%25+c#d ü?é.root"
-"""A name of which every character but the letters means something in some kind of URL."""
 
 Protocol = Literal["root", "http"]
 
@@ -52,63 +49,36 @@ def corrupt() -> bytes:
     return bytes(content)
 
 
-@functools.cache
-def cut_short(folder: Path) -> bytes:
-    """Return a file that opens well, and of which the last baskets are not there."""
-    whole = folder / "whole.root"
-    values = np.random.default_rng(1).random(20_000)
-    with uproot.recreate(whole) as file:
-        tree = file.mktree("events", {"Jet_Px": "f8", "MET_px": "f8"})
-        for _ in range(4):
-            tree.extend({"Jet_Px": values, "MET_px": values})
-    return whole.read_bytes()[: whole.stat().st_size * 3 // 4]
-
-
-def fill(folder: Path, scratch: Path) -> None:
+def fill(folder: Path) -> None:
     """Place good and bad files in a served folder."""
-    content = HZZ.read_bytes()
     put(folder, "hzz.root", HZZ)
     put(folder, "zmumu.root", ZMUMU)
-    put(folder, "truncated.root", content[: len(content) // 2])
-    put(folder, "cut_short.root", cut_short(scratch))
-    put(folder, "empty.root", b"")
     put(folder, "no_root.root", b"x" * 999)
-    put(folder, "hollow.root", b"root" + bytes(400))
     put(folder, "corrupt.root", corrupt())
     put(folder, "denied.root", HZZ).chmod(0)
-    put(folder, ODD, HZZ)
-    put(folder, ODD.replace("?", ""), HZZ)
-    put(folder, "timeout eof [3011].root", b"x" * 999)
-    (folder / "folder.root").mkdir()
 
 
 @pytest.fixture(scope="module")
-def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a folder for files that are made once."""
-    return tmp_path_factory.mktemp("remote")
-
-
-@pytest.fixture(scope="module")
-def root_door(scratch: Path) -> Iterator[XRootD]:
+def root_door() -> Iterator[XRootD]:
     """Give an XRootD server with all files."""
     with xrootd() as door:
-        fill(door.folder, scratch)
+        fill(door.folder)
         yield door
 
 
 @pytest.fixture(scope="module")
-def other_door(scratch: Path) -> Iterator[XRootD]:
+def other_door() -> Iterator[XRootD]:
     """Give a second XRootD server on an address of its own."""
     with xrootd("127.0.0.2") as door:
-        fill(door.folder, scratch)
+        fill(door.folder)
         yield door
 
 
 @pytest.fixture
-def http_door(scratch: Path) -> Iterator[Http]:
+def http_door() -> Iterator[Http]:
     """Give an HTTP server with all files, which a test may let go wrong."""
     with http() as door:
-        fill(door.folder, scratch)
+        fill(door.folder)
         yield door
 
 
@@ -233,21 +203,6 @@ def test_a_redirect_is_followed(http_door: Http, run: Run) -> None:
         assert run.table(door.url("hzz.root")).equals(run.table(str(HZZ)))
 
 
-@pytest.mark.parametrize("scheme", ["path", "file", "http", "root"])
-def test_names_with_characters_that_mean_something(
-    root_door: XRootD, http_door: Http, run: Run, scheme: str
-) -> None:
-    """Such a name is percent-encoded in http:// and file://, and as it is in root:// and a path."""
-    path = put(run.folder, ODD, HZZ)
-    url = {
-        "path": str(path),
-        "file": path.as_uri(),
-        "http": http_door.url(ODD),
-        "root": root_door.url(ODD.replace("?", "")),  # in root:// it begins what is no name
-    }[scheme]
-    assert run.table(url).equals(run.table(str(HZZ)))
-
-
 def test_a_question_mark_begins_what_the_server_is_told(http_door: Http, run: Run) -> None:
     """What follows a question mark, such as a signature, reaches the HTTP server unchanged."""
     query = "?X-Sig=a%2Fb%2Bc%3D&x=1+2"
@@ -256,88 +211,6 @@ def test_a_question_mark_begins_what_the_server_is_told(http_door: Http, run: Ru
 
 
 # --- what fails ----------------------------------------------------------------------------
-
-# the first replica: of which protocol, what, its class, words of its message
-BAD: list[tuple[Protocol, str, str, str]] = [
-    ("root", "missing.root", "Missing", "does not exist"),
-    ("root", "folder.root", "Missing", "does not exist"),
-    ("root", "(closed)", "Unreachable", "cannot be reached: Connection error"),
-    ("root", "(unknown)", "Unreachable", "cannot be reached: Invalid address"),
-    ("root", "empty.root", "Truncated", "ends before"),
-    ("root", "truncated.root", "Truncated", "ends before"),
-    ("root", "cut_short.root", "Truncated", "ends before"),
-    ("root", "corrupt.root", "Corrupt", "branch Jet_Px of .* is corrupt"),
-    ("root", "no_root.root", "Corrupt", "not a ROOT file"),
-    ("root", "hollow.root", "Corrupt", "not a ROOT file"),
-    ("root", "timeout eof [3011].root", "Corrupt", "not a ROOT file"),
-    ("root", "denied.root", "Denied", "may not be read: .*permission denied"),
-    ("http", "missing.root", "Missing", "does not exist"),
-    ("http", "(closed)", "Unreachable", "cannot be reached: .*refused"),
-    ("http", "(unknown)", "Unreachable", "cannot be reached: .*not known"),
-    ("http", "empty.root", "Truncated", "ends before"),
-    ("http", "truncated.root", "Truncated", "ends before"),
-    ("http", "cut_short.root", "Truncated", "ends before"),
-    ("http", "corrupt.root", "Corrupt", "branch Jet_Px of .* is corrupt"),
-    ("http", "no_root.root", "Corrupt", "not a ROOT file"),
-    ("http", "timeout eof [3011].root", "Corrupt", "not a ROOT file"),
-    ("http", "(401)", "Denied", "may not be read: .*401"),
-    ("http", "(403)", "Denied", "may not be read: .*403"),
-    ("http", "(410)", "Missing", "does not exist"),
-    ("http", "(429)", "Unreachable", "cannot be reached: .*429"),
-    ("http", "(500)", "Unreachable", "cannot be reached: .*500"),
-    ("http", "(503)", "Unreachable", "cannot be reached: .*503"),
-    ("http", "(504)", "Slow", "did not answer in time: .*504"),
-    ("http", "(breaks)", "Unreachable", "cannot be reached: .*closed connection"),
-    ("http", "(redirects)", "Unreachable", "cannot be reached: .*redirects"),
-    ("http", "(whole)", "Unreachable", "does not send parts of files.*root://"),
-]
-
-
-def bad_url(door: XRootD | Http, what: str) -> str:
-    """Return the URL of a bad replica, and let the server go wrong where it has to."""
-    host = f"{door.address}:{door.port}" if isinstance(door, XRootD) else f"127.0.0.1:{door.port}"
-    good = door.url("hzz.root")
-    if what == "(closed)":
-        return good.replace(host, f"127.0.0.1:{free_port()}")
-    if what == "(unknown)":
-        return good.replace(host, NOWHERE)
-    if isinstance(door, Http) and what.startswith("("):
-        word = what.strip("()")
-        if word.isdigit():
-            door.status = int(word)
-        elif word == "redirects":
-            door.manner, door.elsewhere = "redirects", good
-        else:
-            assert word in ("breaks", "whole")
-            door.manner = "breaks" if word == "breaks" else "whole"
-        return good
-    return door.url(what)
-
-
-@pytest.mark.parametrize(("protocol", "what", "kind", "words"), BAD)
-def test_a_bad_replica_is_passed_over(
-    root_door: XRootD,
-    other_door: XRootD,
-    http_door: Http,
-    run: Run,
-    protocol: Protocol,
-    what: str,
-    kind: str,
-    words: str,
-) -> None:
-    """The first replica fails by its own class, the second is used, and both tries are told."""
-    bad = bad_url(root_door if protocol == "root" else http_door, what)
-    good = other_door.url("hzz.root")
-    outcome = run(bad, good)
-    assert outcome.error is None, outcome.error
-    assert (outcome.url, kinds(outcome)) == (good, [kind, ""])
-    assert [attempt.url for attempt in outcome.attempts] == [bad, good]
-    record = outcome.attempts[0].error
-    assert record is not None
-    text = f"{record.message} {record.hint}"
-    assert re.search(words, text), text
-    assert "\n" not in text
-    assert pq.read_table(run.folder / "result").equals(run.table(str(HZZ)))
 
 
 @pytest.mark.parametrize(
@@ -429,94 +302,9 @@ def test_failures_leave_nothing_open(
     assert count()[1] <= before[1] + 1
 
 
-# --- silence -------------------------------------------------------------------------------
+# --- settings of XRootD ---------------------------------------------------------------------
 
-# XrdCl reads its settings once in the life of a process
-CHILD = """
-import json, sys, time
-from servicex_server.columnar import read, source
-from servicex_server.errors import ServiceXError
-
-url = sys.argv[1]
-found = {"kind": "", "text": ""}
-import uproot, httpx
-began = time.monotonic()
-try:
-    with read.open_root(url, source.Access(silence=2.0 if url.startswith("root") else 1.0)) as file:
-        tree = file.tree("events")
-        tree.read(["Jet_Px"], 0, 10)
-        print("half", flush=True)
-        sys.stdin.readline()
-        began = time.monotonic()
-        tree.read(["MET_px"], 0, 10)
-except ServiceXError as error:
-    found = {"kind": type(error).__name__.removesuffix("Error"), "text": str(error)}
-print(json.dumps(found | {"seconds": time.monotonic() - began}), flush=True)
-"""
-SHORT = {
-    "XRD_REQUESTTIMEOUT": "2",
-    "XRD_STREAMTIMEOUT": "2",
-    "XRD_CONNECTIONWINDOW": "2",
-}
-
-
-@pytest.fixture
-def child() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Give a function that reads a file in a process of its own with short deadlines."""
-    started: list[subprocess.Popen[str]] = []
-
-    def start(url: str, program: str = CHILD, **environment: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-c", program, url],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | SHORT | environment,
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        with process:
-            process.kill()
-
-
-def told(process: subprocess.Popen[str], line: str = "") -> dict[str, Any]:
-    """Tell a child to go on, and return what it found."""
-    output, _ = process.communicate(line, timeout=30)
-    found: dict[str, Any] = json.loads(output.splitlines()[-1])
-    return found
-
-
-def test_a_frozen_server_does_not_hold_a_worker(
-    scratch: Path, child: Callable[..., subprocess.Popen[str]]
-) -> None:
-    """A server that stops answering, before the file is open or after, ends in a bounded time."""
-    with xrootd() as door:
-        put(door.folder, "hzz.root", HZZ)
-        half = child(door.url("hzz.root"))
-        assert half.stdout is not None
-        assert half.stdout.readline() == "half\n"
-        with door.frozen():
-            for found in (told(half, "\n"), told(child(door.url("hzz.root")))):
-                assert found["kind"] == "Slow", found
-                assert "did not answer in time" in found["text"]
-                assert 1 < found["seconds"] < 10
-        assert told(child(door.url("hzz.root")), "\n")["kind"] == ""
-
-
-@pytest.mark.parametrize("well", [0, 4])
-def test_a_silent_http_server_does_not_hold_a_worker(
-    http_door: Http, child: Callable[..., subprocess.Popen[str]], well: int
-) -> None:
-    """An HTTP server that takes the request and says nothing is given up, whenever that is."""
-    http_door.manner, http_door.well = "silent", well
-    found = told(child(http_door.url("hzz.root")), "\n")
-    assert found["kind"] == "Slow", found
-    assert 0.9 < found["seconds"] < 5
-
-
+# XrdCl reads them once in the life of a process
 AGAIN = """
 import json, sys, time
 from servicex_server.columnar import read, source
@@ -540,17 +328,19 @@ print(json.dumps({"kinds": found, "seconds": time.monotonic() - began}))
 """
 
 
-def test_a_server_that_comes_back_is_used_again(
-    child: Callable[..., subprocess.Popen[str]],
-) -> None:
+def test_a_server_that_comes_back_is_used_again() -> None:
     """A refused connection is held against a server for two seconds, not for half an hour."""
     port = free_port()
-    process = child(f"root://127.0.0.1:{port}//hzz.root", AGAIN)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "tried\n"
-    with xrootd(port=port) as door:
-        put(door.folder, "hzz.root", HZZ)
-        found = told(process, "\n")
+    command = [sys.executable, "-c", AGAIN, f"root://127.0.0.1:{port}//hzz.root"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "tried\n"
+        with xrootd(port=port) as door:
+            put(door.folder, "hzz.root", HZZ)
+            output, _ = process.communicate("\n", timeout=30)
+    found = json.loads(output)
     assert found["kinds"][0] == "UnreachableError"
     assert found["kinds"][-1] == ""
     assert found["seconds"] < 5
@@ -596,20 +386,6 @@ def test_without_the_client_the_message_names_the_extra() -> None:
     ).stdout
     assert "needs the XRootD client" in output
     assert "pip install 'servicex-server[xrootd]'" in output
-
-
-@pytest.mark.parametrize("trusted", [True, False])
-def test_https_by_the_authorities_of_the_system(
-    tmp_path: Path, child: Callable[..., subprocess.Popen[str]], *, trusted: bool
-) -> None:
-    """A certificate counts if OpenSSL's usual places, or SSL_CERT_FILE, vouch for its issuer."""
-    certificate, key = servers.certificate(tmp_path)
-    with http(certificate=(certificate, key)) as door:
-        put(door.folder, "hzz.root", HZZ)
-        process = child(door.url("hzz.root"), SSL_CERT_FILE=str(certificate) if trusted else "")
-        found = told(process, "\n")
-    assert found["kind"] == ("" if trusted else "Unreachable")
-    assert trusted or "certificate verify failed" in found["text"]
 
 
 # --- the whole service ---------------------------------------------------------------------

@@ -90,7 +90,8 @@ def _xrootd_kind(text: str) -> type[ServiceXError]:
     """Read a line of XrdCl: only there are refusal, absence and silence told apart."""
     low = text.lower()
     if answer := re.match(r"server responded with an error: \[(\d+)\]", low):
-        if re.search(r"readv? .*(illegal seek|past eof)", low):
+        # the last is what a cache says of it
+        if re.search(r"readv? .*(illegal seek|past eof|invalid argument)", low):
             return TruncatedError
         return _XROOTD_CODES.get(int(answer[1]), UnreachableError)
     if "auth failed" in low:

@@ -6,7 +6,13 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from servicex_server.columnar.faults import reading
-from servicex_server.columnar.source import Access, check_size, http_client, prepare_xrootd
+from servicex_server.columnar.source import (
+    Access,
+    check_size,
+    http_client,
+    prepare_xrootd,
+    scheme_of,
+)
 from servicex_server.errors import ChecksumError, TruncatedError, UnreachableError
 
 PIECE = 8 << 20
@@ -69,7 +75,7 @@ def look(url: str, access: Access) -> None:
         It cannot be read.
     """
     with reading(url):
-        scheme = urlsplit(url).scheme if "://" in url else ""
+        scheme = scheme_of(url)
         if scheme in ("root", "roots", "xroot"):
             there, block = _block_of_xrootd(url, access)
         elif scheme in ("http", "https"):
@@ -113,7 +119,7 @@ def _block_of_http(url: str, access: Access) -> tuple[int, bytes]:
 
 
 def _pieces(url: str, access: Access) -> Iterator[bytes]:
-    scheme = urlsplit(url).scheme if "://" in url else ""
+    scheme = scheme_of(url)
     if scheme in ("root", "roots", "xroot"):
         return _of_xrootd(prepare_xrootd(url, access), min(access.silence, access.patience))
     if scheme in ("http", "https"):

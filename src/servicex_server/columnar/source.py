@@ -74,7 +74,7 @@ def open_source(url: str, access: Access = PLAIN) -> Any:
     """
     import uproot
 
-    scheme = urlsplit(url).scheme if "://" in url else ""
+    scheme = scheme_of(url)
     place = url
     options: dict[str, Any] = {
         "object_cache": None,
@@ -111,6 +111,20 @@ def open_source(url: str, access: Access = PLAIN) -> Any:
             source.close()
         raise
     return top
+
+
+def scheme_of(url: str) -> str:
+    """Return the scheme of a URL; nothing of a path.
+
+    Raises
+    ------
+    MissingError
+        It is neither.
+    """
+    try:
+        return urlsplit(url).scheme if "://" in url else ""
+    except ValueError as error:
+        raise MissingError(f"{url} is no URL: {error}") from None
 
 
 def _size(source: Any) -> int:
@@ -159,10 +173,12 @@ def prepare_xrootd(url: str, access: Access) -> str:
         ) from None
     shown = {"xrd.gsiusrpxy": access.proxy, "xrd.ztn": access.token_file}
     chosen = [f"{name}={path}" for name, path in shown.items() if path is not None]
-    if not chosen:
+    behind = urlsplit(urlsplit(url).path.lstrip("/")).netloc
+    if not chosen and not behind:
         return url
-    # a connection belongs to an intent: nobody reads over one that was opened as somebody else
-    intent = sha256(" ".join(chosen).encode()).hexdigest()[:16]
+    # a connection belongs to an intent: nobody reads over one that was opened as somebody else, or
+    # on which a cache still waits for another server
+    intent = sha256(" ".join([behind, *chosen]).encode()).hexdigest()[:16]
     mark = "&" if "?" in url else "?"
     return f"{url}{mark}{'&'.join([f'xrdcl.intent={intent}', *chosen])}"
 
@@ -274,7 +290,9 @@ def _trust(proxy: Path | None, changed: int) -> ssl.SSLContext:
 def _xrootd_source() -> Any:
     """Return the class of uproot's sources that read by XRootD, as whom the URL says.
 
-    uproot's own asks the server for its limits over a connection that knows nothing of that.
+    uproot's own asks the server for its limits over a connection that knows nothing of that; and
+    on the first error it closes the file, so that a reader beside the one that it befell hears of
+    a closed file and not of what is wrong.
     """
     import uproot
     from uproot.source.futures import ResourceThreadPoolExecutor
@@ -283,9 +301,13 @@ def _xrootd_source() -> Any:
     from XRootD.client.flags import QueryCode
     from XRootD.client.url import URL
 
+    class Resource(XRootDResource):  # type: ignore[misc]  # uproot has no types
+        def _xrd_error(self, status: Any) -> None:
+            raise OSError(status.message)
+
     class XRootDSource(uproot.XRootDSource):  # type: ignore[misc]  # uproot has no types
         def _open(self) -> None:
-            self._resource = XRootDResource(self._file_path, self._timeout)
+            self._resource = Resource(self._file_path, self._timeout)
             self._executor = ResourceThreadPoolExecutor([trivial_resource()])
             server = URL(self._resource.file.get_property("DataServer"))
             _, mark, shown = self._file_path.partition("xrdcl.intent=")
