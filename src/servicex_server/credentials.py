@@ -133,7 +133,7 @@ def end_of(path: Path) -> datetime:
 
 @lru_cache(maxsize=16)
 def _end_of(path: Path, *version: int) -> datetime:
-    """Return when a version of a file ends to be good, which is asked for each file of a dataset."""
+    """Return when a version of a file ends to be good; it is asked for each file of a dataset."""
     del version
     from cryptography.x509 import load_pem_x509_certificates
 

@@ -134,12 +134,12 @@ def test_a_dataset_with_bad_replicas_is_delivered_whole(
         config = configured(server, tmp_path)
         samples = {"set": ("data18:set", MUONS), "clean": ([str(ZMUMU)], MUONS)}
         found = ask(config, samples, OutputFormat="parquet")
-        until(lambda: len(catalogue.suspicious()) == len(bad), "six replicas are suspicious")
+        until(lambda: len(catalogue.told("S")) == len(bad), "six replicas are suspicious")
         # whoever is told has been told: what is done is written down beside it
         until(
             lambda: all(one["reported"] for one in reported(server)), "all reports are written down"
         )
-        told = catalogue.suspicious()
+        told = catalogue.told("S")
     assert {name: reason.split(": ")[1] for name, reason in told.items()} == {
         names[number]: kind for number, (kind, _) in bad.items()
     }
