@@ -238,8 +238,8 @@ async def test_blocks_are_still_a_stream(
 ) -> None:
     """Several are asked for at once, by as many sessions; one who has enough ends them all.
 
-    The first files are there while a later block is not answered, and of a thousand blocks only
-    a few more are asked for than are taken.
+    The first files are there while a later block is not answered, and only a few more blocks are
+    asked for than are taken.
     """
     whole = dataset(reader, server, "Stream-v1", *([f"s-{n:03d}"] for n in range(30)))
     reader.held = {block: threading.Event() for block in list(reader.blocks)[3:]}
@@ -257,9 +257,10 @@ async def test_blocks_are_still_a_stream(
     async with asyncio.timeout(20), aclosing(finder(served, server).find(whole)) as files:
         first = [await anext(files) for _ in range(3)]
         assert places(first) == [["T2_FAR", REDIRECTOR]] * 3
+        await asyncio.sleep(0.5)  # whoever goes on without being asked would
     assert len(sessions) == 4
     assert set(asked[:4]) == {f"{whole}#{n:04d}a-0" for n in range(4)}
-    assert len(asked) <= 3 + 3 * 4
+    assert len(asked) <= 4 * 4
     assert asyncio.all_tasks() == before
     until(lambda: "look-up" not in {one.name for one in threading.enumerate()}, "threads end")
 
@@ -272,7 +273,7 @@ async def test_one_who_gives_up_on_a_rucio_that_is_stuck_waits_for_no_thread(
 ) -> None:
     """And what is broken off by that is no fault of Rucio's."""
     whole = dataset(reader, server, "Stuck-v1", *([f"t-{n:03d}"] for n in range(30)))
-    files = finder(served, server).find(whole)
+    files = finder(served, server, seconds=3).find(whole)
     await anext(files)
     with server.frozen():
         began = time.monotonic()

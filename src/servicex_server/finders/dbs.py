@@ -213,10 +213,13 @@ class Dbs(Finder):
                     asked.append(asyncio.create_task(block))
                 if not asked:
                     return
-                for file in await asked[0]:
+                await asyncio.wait([asked[0]])  # who gives up on it ends all of them at once
+                for file in asked[0].result():
                     yield file
                 asked.popleft()
         finally:
+            if asked:
+                nearness.hang_up()
             for task in asked:
                 task.cancel()
             await asyncio.gather(*asked, return_exceptions=True)

@@ -51,6 +51,7 @@ class Nearness:
         self._options = options
         self._blocks = blocks
         self._at_once = at_once
+        self._asking: list[Asking] = []
         self._threads: list[AsyncGenerator[Places, None]] = []
         self._lock = Lock()
         self._left = PATIENCE
@@ -61,6 +62,7 @@ class Nearness:
             if self._options is None:
                 break
             asking = Asking(self._options)
+            self._asking.append(asking)
             answers = self._ask(asking, self._blocks[start :: self._at_once])
             self._threads.append(streamed(answers, stop=asking.hang_up, ahead=1))
         return self
@@ -79,6 +81,11 @@ class Nearness:
     async def of(self, number: int) -> Places:
         """Return where the files of a block are; blocks are asked for in their order."""
         return await anext(self._threads[number % self._at_once]) if self._threads else {}
+
+    def hang_up(self) -> None:
+        """Have all threads end, of whose answers none is wanted any more."""
+        for asking in self._asking:
+            asking.hang_up()
 
     def _ask(self, asking: Asking, blocks: Sequence[str]) -> Generator[Places, None, None]:
         with closing(asking):
