@@ -10,6 +10,7 @@ import pytest
 from servicex_server import lookup, plugins
 from servicex_server.app import App
 from servicex_server.database import datasets as dataset_rows
+from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
 from servicex_server.engines.memory import MemoryEngine
 from servicex_server.errors import (
@@ -176,6 +177,30 @@ async def test_a_look_up_that_fails_reaches_the_user_and_is_not_kept(
         Cat.answers.append(list(FILES))
         again = await ended(app, await submit(app, "cat://set"))
         assert (again.state, again.completed) == (RequestState.COMPLETE, 6)
+
+
+async def test_many_files_can_be_worked_on_before_all_are_known(tmp_path: Path) -> None:
+    """Fifty thousand, each once."""
+    count = 50_000
+    Cat.answers.append([file(str(number), "one") for number in range(count)])
+    early: list[int] = []
+
+    def first(spec: TaskSpec) -> Outcome:
+        early.append(Cat.given)
+        return done(spec)
+
+    async with service(tmp_path, first) as app:
+        request_id = await submit(app, "cat://many")
+        async with asyncio.timeout(60):
+            while True:
+                found = await app.database.read(request_rows.get, LOCAL_USER, request_id)
+                if found.state is not RequestState.LOOKUP:
+                    break
+                await asyncio.sleep(0.05)
+        assert (found.files, Cat.given) == (count, count)
+        assert early[0] < count // 2
+        known = await names(app, found.dataset_id)
+        assert len(set(known)) == len(known) == count
 
 
 @pytest.mark.parametrize("count", [1, 4, 6, 7])

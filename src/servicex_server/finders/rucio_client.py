@@ -12,10 +12,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, SecretStr
 
-from servicex_server.credentials import end_of, proxy_file
-from servicex_server.errors import CatalogueDeniedError, CatalogueError, StartupError
+from servicex_server.credentials import check_proxy, find_token, proxy_file, read_token
+from servicex_server.errors import CatalogueDeniedError, CatalogueError, ExpiredError, StartupError
 from servicex_server.finders.contract import FinderOptions
-from servicex_server.model import now
 
 log = getLogger(__name__)
 
@@ -194,38 +193,19 @@ def _credential(options: RucioOptions) -> dict[str, str]:
             "username": options.username,
             "password": options.password.get_secret_value(),
         }
-    if options.auth == "x509_proxy":
-        path = options.proxy_file or proxy_file()
-        _check_proxy(path, options)
-        return {"client_proxy": str(path)}
-    from rucio.common.utils import wlcg_token_discovery
-
+    setting = f"see the setting {options.setting}"
     try:
+        if options.auth == "x509_proxy":
+            path = options.proxy_file or proxy_file()
+            check_proxy(path)
+            return {"client_proxy": str(path)}
         file = options.token_file
-        token = file.read_text(encoding="utf-8") if file else wlcg_token_discovery()
-    except (OSError, ValueError) as error:
-        raise CatalogueDeniedError(
-            f"the token {options.token_file} cannot be read: {error}",
-            hint=f"see the setting {options.setting}.token_file",
-        ) from None
-    if not (token and token.strip()):
+        token = read_token(file) if file else find_token()[0]
+    except ExpiredError as error:
+        raise CatalogueDeniedError(error.message, hint=error.hint or setting) from None
+    if not token:
         raise CatalogueDeniedError(
             "there is no token for Rucio",
             hint=f"set {options.setting}.token_file, or BEARER_TOKEN_FILE",
         )
-    return {"token": token.strip()}
-
-
-def _check_proxy(path: Path, options: RucioOptions) -> None:
-    try:
-        ends = end_of(path)
-    except (OSError, ValueError) as error:
-        raise CatalogueDeniedError(
-            f"the proxy {path} cannot be read: {error}",
-            hint=f"see the setting {options.setting}.proxy_file",
-        ) from None
-    if ends <= now():
-        raise CatalogueDeniedError(
-            f"the proxy {path} expired at {ends:%Y-%m-%d %H:%M} UTC",
-            hint="make a new one, as with voms-proxy-init",
-        )
+    return {"token": token}
