@@ -13,6 +13,7 @@ from typing import IO, Self
 
 from sqlalchemy.exc import OperationalError
 
+from servicex_server.accounts.access import Access
 from servicex_server.candidate import Candidate
 from servicex_server.database import leadership
 from servicex_server.database.buckets import RequestBuckets
@@ -62,6 +63,7 @@ class App:
     objects: ObjectStore
     submission: Submission
     buckets: RequestBuckets
+    access: Access
     service_key: bytes
 
     def __init__(
@@ -120,6 +122,7 @@ class App:
         self.database = database
         self.objects = open_store(self.settings.objects)
         self.buckets = RequestBuckets(database)
+        self.access = Access(database, self.service_key)
         self.submission = Submission(database, self, self.settings)
         if self.duty.stands:
             who_leads = leadership.of(database)
@@ -178,9 +181,17 @@ class App:
         except OperationalError:
             log.warning("the leader is not told: %s", word, extra={"request_id": request_id})
 
-    def principal(self) -> Principal:
-        """Return who asks; while sign-in is off there is one user only."""
-        return LOCAL_USER
+    async def principal(self, authorization: str | None) -> Principal:
+        """Return who asks, by the header of that name; while sign-in is off there is one user only.
+
+        Raises
+        ------
+        SignInError
+            It is nobody who may; says what to do.
+        """
+        if not self.settings.sign_in:
+            return LOCAL_USER
+        return await self.access.principal(authorization)
 
 
 def lock_folder(folder: Path, *, shared: bool) -> IO[str]:

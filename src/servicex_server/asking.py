@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from servicex_server.errors import StartupError
-from servicex_server.model import now
+from servicex_server.model import User, now
 from servicex_server.settings import Settings
 
 ANSWER_SECONDS = 10.0
@@ -149,6 +149,30 @@ def _print_probes(out: Console, probes: Iterable[Mapping[str, Any]]) -> None:
     out.print(_table(("replica", "", "in", "why"), rows))
     bad = sum(error != "ok" for _, error, *_ in rows)
     out.print(f"{bad} of {len(rows)} failed")
+
+
+def show_users(users: Iterable[User]) -> None:
+    """Print accounts as a table."""
+    out = Console(highlight=False, markup=False)
+    if not out.is_terminal:
+        out = Console(highlight=False, markup=False, width=_WIDTH)
+    rows = [
+        [
+            one.email,
+            one.state.value,
+            one.role.value,
+            one.name,
+            one.institution,
+            one.experiment,
+            _span((now() - one.last_seen).total_seconds()) if one.last_seen else "never",
+        ]
+        for one in users
+    ]
+    if not rows:
+        out.print("There are no accounts: add one with `servicex-server user add`.")
+        return
+    columns = "e-mail", "state", "role", "name", "institution", "experiment", "seen"
+    out.print(_table(columns, rows))
 
 
 def _worker(worker: Mapping[str, Any]) -> list[str]:

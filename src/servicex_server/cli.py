@@ -2,12 +2,16 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from servicex_server import __version__
 from servicex_server.errors import ServiceXError
+from servicex_server.model import Role
+
+if TYPE_CHECKING:
+    from servicex_server.settings import Settings
 
 cli = typer.Typer(
     name="servicex-server",
@@ -175,6 +179,118 @@ def probe(
         found = ask(service, "/servicex/sites/probe", method="POST", seconds=PROBE_SECONDS)
     show(found, as_json=as_json, table="probes")
     raise typer.Exit(min(100, sum(one["error"] is not None for one in found["probes"])))
+
+
+_accounts = typer.Typer(help="Manage accounts, of which users have one where they sign in.")
+cli.add_typer(_accounts, name="user", no_args_is_help=True)
+
+_DataDir = Annotated[Path | None, typer.Option("--data-dir", help="The data folder.")]
+_Email = Annotated[str, typer.Argument(help="Who: the e-mail of the account.")]
+
+
+@_accounts.command("add")
+def add_user(
+    email: _Email,
+    *,
+    name: Annotated[str, typer.Option(help="The name of the person.")] = "",
+    institution: Annotated[str, typer.Option(help="Where they work.")] = "",
+    experiment: Annotated[str, typer.Option(help="Such as ATLAS or CMS.")] = "",
+    role: Annotated[Role, typer.Option(help="What they may do.")] = Role.USER,
+    data_dir: _DataDir = None,
+    config: _Config = None,
+) -> None:
+    """Add an account that may be used at once."""
+    from servicex_server.accounts import administration
+
+    about = {"name": name, "institution": institution, "experiment": experiment, "role": role}
+    user = administration.run(_settings(config, data_dir), administration.add(email, **about))
+    typer.echo(f"{user.email} may come in: make a token with `servicex-server user token`")
+
+
+@_accounts.command("list")
+def list_users(*, data_dir: _DataDir = None, config: _Config = None) -> None:
+    """Show all accounts, those first that wait for approval."""
+    from servicex_server.accounts import administration
+    from servicex_server.asking import show_users
+
+    show_users(administration.run(_settings(config, data_dir), administration.listed()))
+
+
+@_accounts.command("approve")
+def approve_user(email: _Email, *, data_dir: _DataDir = None, config: _Config = None) -> None:
+    """Let somebody in who has signed up, or was suspended."""
+    from servicex_server.accounts import administration
+
+    administration.run(_settings(config, data_dir), administration.approve(email))
+    typer.echo(f"{email} may come in")
+
+
+@_accounts.command("suspend")
+def suspend_user(email: _Email, *, data_dir: _DataDir = None, config: _Config = None) -> None:
+    """Keep somebody out from now on: their tokens work no more, and their requests end."""
+    from servicex_server.accounts import administration
+
+    ended = administration.run(_settings(config, data_dir), administration.suspend(email))
+    typer.echo(f"{email} is kept out; {len(ended)} of their requests were cancelled")
+
+
+@_accounts.command("promote")
+def promote_user(
+    email: _Email,
+    role: Annotated[Role, typer.Argument(help="What they may do from now on.")],
+    *,
+    data_dir: _DataDir = None,
+    config: _Config = None,
+) -> None:
+    """Give somebody another role: user, operator (sees all) or administrator."""
+    from servicex_server.accounts import administration
+
+    administration.run(_settings(config, data_dir), administration.promote(email, role))
+    typer.echo(f"{email} is {role.value} now")
+
+
+@_accounts.command("delete")
+def delete_user(
+    email: _Email,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    data_dir: _DataDir = None,
+    config: _Config = None,
+) -> None:
+    """Remove an account with its tokens, its requests and their results."""
+    from servicex_server.accounts import administration
+
+    if not yes:
+        typer.confirm(f"Remove {email} with all requests and results?", abort=True)
+    gone = administration.run(_settings(config, data_dir), administration.delete(email))
+    typer.echo(f"{email} is removed, with {len(gone)} requests")
+
+
+@_accounts.command("token")
+def user_token(
+    email: _Email,
+    *,
+    name: Annotated[str, typer.Option(help="What the token is for.")] = "command line",
+    days: Annotated[float, typer.Option(help="For how long it works.")] = 365,
+    revoke: Annotated[bool, typer.Option("--revoke", help="End the one of this name.")] = False,
+    data_dir: _DataDir = None,
+    config: _Config = None,
+) -> None:
+    """Make a token for somebody's programs, and print it: it is shown this once."""
+    from servicex_server.accounts import administration
+
+    settings = _settings(config, data_dir)
+    if revoke:
+        administration.run(settings, administration.revoke(email, name))
+        typer.echo(f"the token {name!r} of {email} works no more")
+        return
+    typer.echo(administration.run(settings, administration.token(email, name, days)))
+
+
+def _settings(config: Path | None, data_dir: Path | None) -> "Settings":
+    from servicex_server.settings import load
+
+    return load(config, data_dir=data_dir)
 
 
 def _show(what: str, url: str | None, config: Path | None, *, as_json: bool) -> None:

@@ -17,6 +17,7 @@
     ├── NotFoundError             404  no such thing, or not yours
     ├── StateError                400  it is too late for that
     ├── SignInError               401  who are you?
+    ├── ForbiddenError            403  you may look, and not touch
     ├── ReplicaError                   one copy of one file could not be read
     │   ├── MissingError               it is not there
     │   ├── UnreachableError           nobody answers at that door
@@ -166,6 +167,13 @@ class SignInError(ServiceXError):
     """The caller is not known."""
 
     status = 401
+    blame: ClassVar[Blame] = "credential"
+
+
+class ForbiddenError(ServiceXError):
+    """The thing may be looked at by the caller, and not be changed."""
+
+    status = 403
     blame: ClassVar[Blame] = "credential"
 
 

@@ -117,6 +117,47 @@ class Principal:
         """Whether other people's requests may be read."""
         return self.role is not Role.USER
 
+    @property
+    def changes_all(self) -> bool:
+        """Whether other people's requests may be cancelled and deleted."""
+        return self.role is Role.ADMINISTRATOR
+
+
+class UserState(StrEnum):
+    """Whether an account may be used."""
+
+    PENDING = "pending"
+    ACTIVE = "active"
+    SUSPENDED = "suspended"
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """An account. ``email`` is who they are: lower case, and the owner of their requests."""
+
+    id: int
+    email: str
+    name: str
+    institution: str
+    experiment: str
+    reason: str
+    role: Role
+    state: UserState
+    created_at: datetime
+    last_seen: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ApiToken:
+    """What a user's programs sign in with; the token itself is known to nobody but them."""
+
+    id: int
+    user_id: int
+    name: str
+    created_at: datetime
+    expires_at: datetime
+    last_used: datetime | None = None
+
 
 LOCAL_USER = Principal("local", Role.ADMINISTRATOR)
 """The one user there is while sign-in is off."""

@@ -54,6 +54,10 @@ class Settings(BaseSettings):
     port: int = Field(default=5000, ge=0, le=65535)
     """TCP port to listen on; 0 takes any free one."""
 
+    sign_in: bool = False
+    """Whether users sign in, each with an account of their own (``servicex-server user``), and see
+    and touch only their own requests. Without it everybody is one and the same user."""
+
     allow_anonymous: bool = False
     """Serve other machines although nobody signs in: everybody is then the same user."""
 
@@ -133,9 +137,11 @@ class Settings(BaseSettings):
     selection_bytes: int = Field(default=1 << 20, ge=1024)
     """Bytes a query may have."""
 
-    local_folders: tuple[Path, ...] = (Path("/"),)
+    local_folders: tuple[Path, ...] = Field(
+        default_factory=lambda given: () if given["sign_in"] else (Path("/"),)
+    )
     """Folders below which file lists may name files on the machines of the service; none with an
-    empty list."""
+    empty list, which is the default where users sign in."""
 
     finders: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Options of finders, by their scheme; what each has is said where it is described."""

@@ -112,7 +112,11 @@ def test_every_command_and_option_is_described() -> None:
     text = page("command-line")
     group = typer.main.get_command(cli)
     assert isinstance(group, typer.core.TyperGroup)
+    commands = dict(group.commands)
     for name, command in group.commands.items():
+        if isinstance(command, typer.core.TyperGroup):
+            commands |= {f"{name} {inner}": one for inner, one in command.commands.items()}
+    for name, command in commands.items():
         section = text.partition(f"## `servicex-server {name}`")[2].partition("\n## ")[0]
         assert section, f"there is no section on {name}"
         options = {

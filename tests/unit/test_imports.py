@@ -80,6 +80,7 @@ ASSEMBLY = frozenset({"app", "leader", "web", "cli", "doctor"})
 EXTRA: Mapping[tuple[str, str], str] = {
     ("languages.contract", "columnar"): "what a language compiles to is a plan of columns",
     ("engines", "transform"): "what an engine runs on its workers",
+    ("accounts.administration", "objects.store"): "a command beside the service removes results",
     ("engines.on_worker", "probe"): "what an engine has its workers look at",
     ("probes", "probe"): "the same look, from where a person is",
     ("engines.dask", "engines.clusters"): "tasks are one chapter, where workers come from another",

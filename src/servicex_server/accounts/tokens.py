@@ -1,35 +1,103 @@
-"""Access tokens: signed, short-lived, with the ``exp`` that the published client insists on."""
+"""Tokens: those that users keep for their programs, and the short-lived ones they get for them."""
 
+import hashlib
+import hmac
+import secrets
 import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from servicex_server.model import Principal
+from servicex_server.errors import SignInError
+
+if TYPE_CHECKING:
+    from joserfc.jwk import OctKey
 
 ACCESS_SECONDS = 6 * 3600
 """How long an access token works."""
 
+PREFIX = "sxt_"
+"""How an API token begins: so that it is seen for what it is, in a log or a repository."""
 
-def access_token(key: bytes, principal: Principal) -> str:
-    """Return a signed token (JWS, HS256) that names a principal.
+ISSUER = "servicex-server"
+
+_NEW = "make an API token anew, and put it into servicex.yaml"
+
+
+def new_api_token() -> tuple[str, str]:
+    """Return an API token, which its user is shown once, and its hash, which is kept."""
+    token = PREFIX + secrets.token_urlsafe(32)
+    return token, digest(token)
+
+
+def digest(token: str) -> str:
+    """Return the hash by which an API token is known: one round, for nobody guesses 256 bits."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What an access token says: whose it is, and the number of the API token it was got for."""
+
+    user: str
+    token: int = 0
+
+
+def access_token(key: bytes, claims: Claims) -> str:
+    """Return a signed token (JWS, HS256), with the ``exp`` that the published client insists on.
 
     Parameters
     ----------
     key
         The service's own key; tokens are signed with one derived for that use.
-    principal
-        Whom it names.
+    claims
+        What it says.
     """
-    import hashlib
-    import hmac
-
     from joserfc import jwt
-    from joserfc.jwk import OctKey
 
-    signing = OctKey.import_key(hmac.new(key, b"servicex-access-token", hashlib.sha256).digest())
     moment = int(time.time())
-    claims = {
-        "sub": principal.user,
+    said = {
+        "iss": ISSUER,
+        "sub": claims.user,
+        "tid": claims.token,
         "type": "access",
         "iat": moment,
         "exp": moment + ACCESS_SECONDS,
     }
-    return jwt.encode({"alg": "HS256"}, claims, signing)
+    return jwt.encode({"alg": "HS256"}, said, _signing(key))
+
+
+def read_access_token(key: bytes, token: str) -> Claims:
+    """Return what an access token says.
+
+    Raises
+    ------
+    SignInError
+        It is none of ours, or has expired; says what to do.
+    """
+    from joserfc import jwt
+    from joserfc.errors import JoseError
+
+    if token.startswith(PREFIX):
+        raise SignInError(
+            "this is an API token, and an access token is needed",
+            hint="exchange it at POST /token/refresh, as the servicex client does",
+        )
+    try:
+        said = jwt.decode(token, _signing(key), algorithms=["HS256"]).claims
+    except (JoseError, ValueError, TypeError):
+        raise SignInError("the access token is not one of this service", hint=_NEW) from None
+    user, number, end = said.get("sub"), said.get("tid"), said.get("exp")
+    known = said.get("iss") == ISSUER and said.get("type") == "access"
+    if not (known and isinstance(user, str) and isinstance(number, int) and isinstance(end, int)):
+        raise SignInError("the access token is not one of this service", hint=_NEW)
+    if end <= time.time():
+        raise SignInError(
+            "the access token has expired", hint="get a new one at POST /token/refresh"
+        )
+    return Claims(user, number)
+
+
+def _signing(key: bytes) -> "OctKey":
+    from joserfc.jwk import OctKey
+
+    return OctKey.import_key(hmac.new(key, b"servicex-access-token", hashlib.sha256).digest())

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, insert, or_, select, true, update
 
 from servicex_server.database.tables import datasets, files
-from servicex_server.errors import NotFoundError, StateError
+from servicex_server.errors import ForbiddenError, NotFoundError, StateError
 from servicex_server.model import Dataset, DatasetState, InputFile, Principal, Replica, now
 
 _COUNTS = (
@@ -123,10 +123,12 @@ def mark_stale(connection: Connection, principal: Principal, dataset_id: int) ->
 
     Raises
     ------
-    NotFoundError, StateError
-        There is none; it is stale already.
+    NotFoundError, ForbiddenError, StateError
+        There is none; it is somebody else's; it is stale already.
     """
     dataset = get(connection, principal, dataset_id)
+    if not (principal.changes_all or dataset.owner in (None, principal.user)):
+        raise ForbiddenError(f"Dataset {dataset_id} is somebody else's")
     if dataset.stale:
         raise StateError(f"Dataset {dataset_id} has already been deleted")
     connection.execute(

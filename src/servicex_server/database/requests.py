@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, insert, not_, select, update
 
 from servicex_server.database.tables import requests, tasks
-from servicex_server.errors import NotFoundError, StateError
+from servicex_server.errors import ForbiddenError, NotFoundError, StateError
 from servicex_server.model import (
     REQUEST_TRANSITIONS,
     Principal,
@@ -55,6 +55,17 @@ def get(connection: Connection, principal: Principal, request_id: str) -> Reques
     return _request(row)
 
 
+def _changeable(connection: Connection, principal: Principal, request_id: str) -> Request:
+    """Return a request that a principal may change, which is less than may be read."""
+    request = get(connection, principal, request_id)
+    if not (principal.changes_all or request.owner == principal.user):
+        raise ForbiddenError(
+            f"Transformation request {request_id} is somebody else's",
+            hint="an administrator may end or delete it, an operator only looks",
+        )
+    return request
+
+
 def listed(
     connection: Connection, principal: Principal, *, owner: str | None = None
 ) -> list[Request]:
@@ -94,10 +105,10 @@ def cancel(connection: Connection, principal: Principal, request_id: str) -> Non
 
     Raises
     ------
-    NotFoundError, StateError
-        There is none; it has ended already.
+    NotFoundError, ForbiddenError, StateError
+        There is none; it is not for this principal to change; it has ended already.
     """
-    request = get(connection, principal, request_id)
+    request = _changeable(connection, principal, request_id)
     if not change_state(connection, [request_id], RequestState.CANCELED):
         raise StateError(
             f"Transformation request {request_id} has ended already: {request.state.value}"
@@ -128,10 +139,10 @@ def hide(connection: Connection, principal: Principal, request_id: str) -> None:
 
     Raises
     ------
-    NotFoundError
-        There is none.
+    NotFoundError, ForbiddenError
+        There is none; it is not for this principal to change.
     """
-    get(connection, principal, request_id)
+    _changeable(connection, principal, request_id)
     change_state(connection, [request_id], RequestState.CANCELED)
     drop_tasks(connection, request_id)
     connection.execute(update(requests).where(requests.c.id == request_id).values(deleted=True))

@@ -175,6 +175,37 @@ bad_replicas = Table(
     Index(None, "last_seen"),
 )
 
+users = Table(
+    "users",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("email", String(320), nullable=False),  # in lower case; the owner of requests
+    Column("name", Text, nullable=False),
+    Column("institution", Text, nullable=False),
+    Column("experiment", String(64), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("role", String(32), nullable=False),
+    Column("state", String(32), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("last_seen", UtcTime),
+    Index(None, "email", unique=True),
+)
+
+api_tokens = Table(
+    "api_tokens",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("user_id", ForeignKey(users.c.id, ondelete="CASCADE"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("hash", String(64), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime, nullable=False),
+    Column("last_used", UtcTime),
+    Index(None, "hash", unique=True),
+    Index(None, "user_id", "name", unique=True),
+    sqlite_autoincrement=True,  # the number of a revoked one is in access tokens, and is no other's
+)
+
 snapshots = Table(
     "snapshots",
     metadata,

@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlsplit
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import PlainTextResponse, Response
 
 from servicex_server import __version__, plugins
-from servicex_server.accounts.tokens import access_token
+from servicex_server.accounts.tokens import Claims, access_token
 from servicex_server.app import App
 from servicex_server.database import bad_replicas as bad_replica_rows
 from servicex_server.database import datasets as dataset_rows
@@ -20,7 +20,7 @@ from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
 from servicex_server.database.leadership import ping
 from servicex_server.errors import InternalError, NotFoundError, RequestError
-from servicex_server.model import Principal, TaskState, now
+from servicex_server.model import LOCAL_USER, Principal, TaskState, now
 from servicex_server.model import Request as TransformRequest
 from servicex_server.objects.bucket import bucket_keys
 from servicex_server.replicas import door_of
@@ -50,8 +50,13 @@ def _app(request: Request) -> App:
     return app
 
 
-def _principal(app: Annotated[App, Depends(_app)]) -> Principal:
-    return app.principal()
+Authorization = Annotated[str | None, Header(include_in_schema=False)]
+
+
+async def _principal(
+    app: Annotated[App, Depends(_app)], authorization: Authorization = None
+) -> Principal:
+    return await app.principal(authorization)
 
 
 TheApp = Annotated[App, Depends(_app)]
@@ -92,11 +97,14 @@ async def codegens() -> dict[str, str]:
 
 
 @router.post("/token/refresh", summary="Exchange an API token for an access token")
-async def refresh(app: TheApp, principal: Asker) -> dict[str, Any]:
-    """Return an access token; while sign-in is off anybody gets one."""
+async def refresh(app: TheApp, authorization: Authorization = None) -> dict[str, Any]:
+    """Return an access token for the API token in the header; without sign-in to anybody."""
+    if app.settings.sign_in:
+        token = await app.access.exchange(authorization)
+        return {"access_token": token, "auth_disabled": False}
     return {
         "message": "Authentication is disabled on this instance",
-        "access_token": access_token(app.service_key, principal),
+        "access_token": access_token(app.service_key, Claims(LOCAL_USER.user)),
         "auth_disabled": True,
     }
 

@@ -51,11 +51,11 @@ def _refuse_exposure(settings: Settings) -> None:
         loopback = ipaddress.ip_address(settings.host).is_loopback
     except ValueError:
         loopback = settings.host == "localhost"
-    if not (loopback or settings.allow_anonymous):
+    if not (loopback or settings.sign_in or settings.allow_anonymous):
         raise StartupError(
             f"sign-in is off, so anybody who reaches {settings.host} could use this service, "
             "read every result and run code through it",
-            hint="listen on 127.0.0.1, or give --allow-anonymous if that is what you want",
+            hint="set sign_in, listen on 127.0.0.1, or give --allow-anonymous if you want that",
         )
 
 
@@ -125,7 +125,9 @@ def _announce(app: App, listener: socket.socket) -> None:
     out.print(f"servicex-server is ready at [bold]{url}[/bold]")
     out.print(f"the API is described at {url}/docs")
     work = f"{settings.workers} workers" if app.leader else "no workers here"
-    out.print(f"data in {settings.data_dir}, {work}, sign-in off")
+    out.print(f"data in {settings.data_dir}, {work}, sign-in {'on' if settings.sign_in else 'off'}")
+    if settings.sign_in:
+        out.print("users come in by `servicex-server user add` and `user token`")
     if app.database.shared:
         out.print(str(app.database), markup=False)
     out.print(f"query languages: {', '.join(sorted(available('languages')))}")

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from servicex_server import __version__
 from servicex_server.app import App
-from servicex_server.errors import ServiceXError
+from servicex_server.errors import ServiceXError, SignInError
 from servicex_server.web.api import router
 from servicex_server.web.s3 import s3_routes
 
@@ -64,7 +64,8 @@ async def _known(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ServiceXError)  # noqa: S101  # registered for that class
     if error.status >= 500:  # noqa: PLR2004
         log.warning("%s %s: %s", request.method, request.url.path, error)
-    return _answer(error.status, str(error))
+    headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, SignInError) else None
+    return _answer(error.status, str(error), headers)
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:

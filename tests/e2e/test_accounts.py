@@ -1,0 +1,413 @@
+"""Where users sign in: who may do what, by one table; and how accounts and tokens live and die."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from base64 import urlsafe_b64encode
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support import Server, sample, until
+
+ZMUMU = str(sample("uproot-Zmumu.root"))
+
+ROLES = ("nobody", "pending", "suspended", "other", "owner", "operator", "administrator")
+
+
+def command(server: Server, *arguments: str, code: int = 0, given: str = "") -> str:
+    """Run ``servicex-server user`` on the data of a server; return what it says."""
+    program = str(Path(sys.executable).with_name("servicex-server"))
+    ran = subprocess.run(
+        [program, "user", *arguments, "--data-dir", str(server.data_dir)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        input=given,
+        env=os.environ | server.environment,
+    )
+    assert ran.returncode == code, ran.stdout + ran.stderr
+    return (ran.stdout + ran.stderr).strip()
+
+
+@dataclass
+class People:
+    """A server on which users sign in, and those who do."""
+
+    server: Server
+    tokens: dict[str, str] = field(default_factory=dict)
+    access: dict[str, str] = field(default_factory=dict)
+
+    def email(self, who: str) -> str:
+        """Return the e-mail of somebody."""
+        return f"{who}@example.org"
+
+    def add(self, who: str, role: str = "user") -> None:
+        """Add an account with a token, and sign in."""
+        command(self.server, "add", self.email(who), "--role", role)
+        self.tokens[who] = command(self.server, "token", self.email(who))
+        self.access[who] = self.exchange(self.tokens[who]).json()["access_token"]
+
+    def exchange(self, token: str) -> httpx.Response:
+        """Ask for an access token."""
+        headers = {"Authorization": f"Bearer {token}"}
+        return self.server.client.post("/token/refresh", headers=headers)
+
+    def ask(self, who: str, method: str, path: str, **given: Any) -> httpx.Response:
+        """Ask as somebody."""
+        headers = {"Authorization": f"Bearer {self.access[who]}"} if who in self.access else {}
+        return self.server.client.request(method, path, headers=headers, **given)
+
+    def submit(self, who: str = "owner", /, **changes: Any) -> str:
+        """Have somebody ask for columns; return the id of the request."""
+        body = {
+            "file-list": [ZMUMU],
+            "selection": json.dumps([{"treename": "events", "filter_name": ["E1"]}]),
+            "codegen": "uproot-raw",
+            "result-destination": "object-store",
+            "result-format": "parquet",
+        } | changes
+        answer = self.ask(who, "POST", "/servicex/transformation", json=body)
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["request_id"])
+
+    def ended(self, request_id: str, who: str = "owner") -> dict[str, Any]:
+        """Wait until a request has ended; return what its owner sees of it."""
+        found: dict[str, Any] = {}
+
+        def seen() -> bool:
+            found.update(self.ask(who, "GET", f"/servicex/transformation/{request_id}").json())
+            return found["status"] in ("Complete", "Fatal", "Canceled")
+
+        until(seen, "the request has ended")
+        return found
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Iterator[People]:
+    """Give a server, and one of each who may come."""
+    environment = {
+        "SERVICEX_SERVER_SIGN_IN": "true",
+        "SERVICEX_SERVER_LOCAL_FOLDERS": json.dumps([str(Path(ZMUMU).parent)]),
+    }
+    folder = tmp_path_factory.mktemp("accounts") / "data"
+    server = Server(folder, ["--workers", "1"], environment).start()
+    try:
+        made = People(server)
+        for who in ROLES[1:]:
+            made.add(who, who if who in ("operator", "administrator") else "user")
+        path = folder / "servicex.sqlite"
+        assert path.exists()
+        command(server, "suspend", made.email("suspended"))
+        command(server, "suspend", made.email("pending"))
+        waits(server, made.email("pending"))
+        yield made
+    finally:
+        server.stop()
+
+
+def waits(server: Server, email: str) -> None:
+    """Make an account one that nobody has approved yet, as it is after a sign-up."""
+    import sqlite3
+
+    with sqlite3.connect(server.data_dir / "servicex.sqlite") as opened:
+        changed = opened.execute("update users set state = 'pending' where email = ?", [email])
+        assert changed.rowcount == 1
+
+
+OPEN = dict.fromkeys(ROLES, 200)
+"""Anybody may, and needs no account."""
+
+KNOWN = OPEN | dict.fromkeys(("nobody", "pending", "suspended"), 401)
+"""Who has an account that may be used; each sees their own."""
+
+OWN = KNOWN | {"other": 404}
+"""Of one request: who asked for it, and who sees all. To others it is not there."""
+
+CHANGES = OWN | {"operator": 403}
+"""As `OWN`, but operators only look."""
+
+ALL = KNOWN | {"other": 404, "owner": 404}
+"""Who sees all."""
+
+TABLE: Mapping[str, Mapping[str, int]] = {
+    "GET /healthz": OPEN,
+    "GET /readyz": OPEN,
+    "GET /metrics": OPEN,
+    "GET /servicex": OPEN,
+    "GET /multiple-codegen-list": OPEN,
+    "POST /token/refresh": dict.fromkeys(ROLES, 401),  # an access token is none to exchange
+    "POST /servicex/transformation": KNOWN,
+    "GET /servicex/transformation": KNOWN,
+    "GET /servicex/transformation/{request_id}": OWN,
+    "GET /servicex/transformation/{request_id}/status": OWN,
+    "GET /servicex/transformation/{request_id}/results": OWN,
+    "GET /servicex/transformation/{request_id}/errors": OWN,
+    "GET /servicex/transformation/{request_id}/cancel": CHANGES,
+    "POST /servicex/transformation/{request_id}/cancel": CHANGES,
+    "DELETE /servicex/transformation/{request_id}": CHANGES,
+    "POST /servicex/transformation/file-urls": OWN,
+    "GET /servicex/datasets": KNOWN,
+    "GET /servicex/datasets/{dataset_id}": OWN,
+    "DELETE /servicex/datasets/{dataset_id}": CHANGES,
+    "GET /servicex/queue": KNOWN,
+    "GET /servicex/workers": ALL,
+    "GET /servicex/sites": ALL,
+    "POST /servicex/sites/probe": ALL,
+    "GET /servicex/replicas/bad": ALL,
+    "GET /transformation-request/{request_id}": OWN,
+    "GET /transformation-request/{request_id}/results": OWN,
+}
+"""Who gets what, of a request and a dataset of ``owner``."""
+
+
+def test_every_route_is_in_the_table(people: People) -> None:
+    """One that nobody has thought about is a hole."""
+    described = people.server.get("/openapi.json").json()["paths"]
+    routes = {f"{method.upper()} {path}" for path, ways in described.items() for method in ways}
+    assert routes == set(TABLE)
+
+
+@pytest.mark.parametrize("route", TABLE)
+def test_everybody_gets_what_the_table_says(people: People, route: str) -> None:
+    """And what changes something has a request, or a dataset, of its own each time."""
+    method, path = route.split()
+    found: dict[str, int] = {}
+    files = 0
+    made: dict[str, Any] = {}
+    for who in ROLES:
+        if "{" in path or "file-urls" in path:
+            fresh = method == "DELETE" or path.endswith("cancel")
+            if fresh or not made:
+                files += 1
+                # a list that nobody has asked for yet is a new dataset; long enough to be cancelled
+                request_id = people.submit("owner", **{"file-list": [ZMUMU] * (200 + files)})
+                seen = people.ask("owner", "GET", f"/servicex/transformation/{request_id}").json()
+                made = {"request_id": request_id, "dataset_id": _dataset_of(people, request_id)}
+                assert seen["request_id"] == request_id
+        body: dict[str, Any] = {}
+        if path == "/servicex/transformation" and method == "POST":
+            body = {"json": _order()}
+        elif path.endswith("file-urls"):
+            body = {"json": {"request_id": made["request_id"], "file_list": []}}
+        answer = people.ask(who, method, path.format(**made), **body)
+        found[who] = answer.status_code
+        if answer.status_code in (401, 403, 404):
+            assert answer.json()["message"]
+            assert (answer.status_code == 401) == ("www-authenticate" in answer.headers)
+    assert found == TABLE[route]
+
+
+def _order() -> dict[str, Any]:
+    return {
+        "file-list": [ZMUMU],
+        "selection": '[{"treename": "events"}]',
+        "codegen": "uproot-raw",
+        "result-destination": "object-store",
+        "result-format": "parquet",
+    }
+
+
+def _dataset_of(people: People, request_id: str) -> int:
+    query = "select dataset_id from requests where id = ?"
+    return int(people.server.rows(query, request_id)[0][0])
+
+
+def test_lists_are_one_s_own(people: People) -> None:
+    """Of requests, datasets and the queue; who sees all may ask for somebody's."""
+    request_id = people.submit()
+    dataset = _dataset_of(people, request_id)
+
+    def listed(who: str, of: str = "") -> set[str]:
+        query = f"?submitted_by={people.email(of)}" if of else ""
+        found = people.ask(who, "GET", f"/servicex/transformation{query}").json()["requests"]
+        return {one["request_id"] for one in found}
+
+    def known(who: str) -> set[int]:
+        found = people.ask(who, "GET", "/servicex/datasets?show-deleted=true").json()["datasets"]
+        return {one["id"] for one in found}
+
+    assert request_id in listed("owner")
+    assert request_id not in listed("other") | listed("other", "owner") | listed("operator")
+    assert request_id in listed("operator", "owner") & listed("administrator", "owner")
+    assert dataset in known("owner") & known("operator")
+    assert dataset not in known("other")
+    users = {
+        one["user"] for one in people.ask("other", "GET", "/servicex/queue").json()["requests"]
+    }
+    assert users <= {people.email("other")}
+
+
+def test_results_are_opened_by_keys_of_their_request_only(people: People) -> None:
+    """The keys of one bucket are no keys of another, and they die with the request."""
+    mine, theirs = (people.ended(people.submit(who), who) for who in ("owner", "other"))
+    path = "/servicex/transformation/file-urls"
+    for request, who, stranger in ((mine, "owner", "other"), (theirs, "other", "owner")):
+        results = people.ask(
+            who, "GET", f"/servicex/transformation/{request['request_id']}/results"
+        )
+        names = [one["s3-object-name"] for one in results.json()["results"]]
+        body = {"request_id": request["request_id"], "file_list": names}
+        assert people.ask(stranger, "POST", path, json=body).status_code == 404
+        links = people.ask(who, "POST", path, json=body).json()["uris"]
+        ((url, _, _),) = links.values()
+        assert httpx.get(url).status_code == 200
+        other = theirs if request is mine else mine
+        swapped = url.replace(request["request_id"], other["request_id"])
+        assert httpx.get(swapped).status_code == 403
+        assert people.ask(
+            who, "DELETE", f"/servicex/transformation/{request['request_id']}"
+        ).is_success
+        assert httpx.get(url).status_code == 404
+
+
+def bearer(token: str) -> dict[str, str]:
+    """Return the header for a token."""
+    return {"Authorization": f"Bearer {token}"}
+
+
+def test_what_is_no_token_of_ours_is_told_what_to_do(people: People) -> None:
+    """With 401 and never a 500, for each way to be wrong."""
+    good = people.access["owner"]
+    head, said, signature = good.split(".")
+    none = urlsafe_b64encode(b'{"alg":"none"}').rstrip(b"=").decode()
+    get = people.server.client.get
+    ways: list[tuple[Any, str]] = [
+        ({}, "Missing Authorization Header"),
+        ({"Authorization": "Bearer"}, "not `Bearer <token>`"),
+        ({"Authorization": f"Basic {good}"}, "not `Bearer <token>`"),
+        (bearer("nonsense"), "not one of this service"),
+        (bearer(f"{head}.{said}.{signature[::-1]}"), "not one of this service"),
+        (bearer(f"{none}.{said}."), "not one of this service"),
+        (bearer(f"{head}.{head}.{signature}"), "not one of this service"),
+        ({"Authorization": b"Bearer \xc3\xbc"}, "not one of this service"),
+        (bearer(people.tokens["owner"]), "exchange it at POST /token/refresh"),
+    ]
+    for header, words in ways:
+        answer = get("/servicex/transformation", headers=header)
+        assert (answer.status_code, words in answer.json()["message"]) == (401, True), answer.text
+    for token in ("nonsense", good, people.tokens["owner"] + "x", "sxt_"):
+        answer = people.exchange(token)
+        assert answer.status_code == 401
+        assert answer.json()["message"].startswith("Invalid or outdated refresh token")
+    for who, words in (("pending", "still pending"), ("suspended", "is suspended")):
+        assert words in people.exchange(people.tokens[who]).json()["message"]
+
+
+def test_a_token_that_is_revoked_or_has_ended_works_no_more(people: People) -> None:
+    """At once: also what was got for it."""
+    people.add("brief")
+    email = people.email("brief")
+    path = "/servicex/transformation"
+    assert people.ask("brief", "GET", path).status_code == 200
+    assert "has a token" in command(people.server, "token", email, code=1)
+    other = command(people.server, "token", email, "--name", "another")
+    command(people.server, "token", email, "--revoke")
+    assert people.ask("brief", "GET", path).status_code == 401
+    assert people.exchange(people.tokens["brief"]).status_code == 401
+    answer = people.exchange(other)
+    people.access["brief"] = answer.json()["access_token"]
+    assert (answer.json()["auth_disabled"], people.ask("brief", "GET", path).status_code) == (
+        False,
+        200,
+    )
+    command(people.server, "token", email, "--name", "short", "--days", "1e-6")
+    assert "no token" in command(people.server, "token", email, "--name", "x", "--revoke", code=1)
+    short = command(people.server, "token", email, "--name", "shorter", "--days", "1e-6")
+    until(lambda: "expired at" in people.exchange(short).text, "the token has expired")
+
+
+def test_accounts_are_kept_by_the_command_line(people: People) -> None:
+    """Each step shows in the list, and mistakes are told."""
+    server = people.server
+    command(server, "add", "Jo@Example.org", "--name", "Jo Müller", "--experiment", "CMS")
+    assert "there is an account of jo@example.org" in command(
+        server, "add", "JO@example.org", code=1
+    )
+    assert "is no e-mail address" in command(server, "add", "jo", code=1)
+    assert "there is no account" in command(server, "suspend", "nobody@example.org", code=1)
+
+    def line() -> str:
+        (found,) = re.findall(r"^jo@example.org .*$", command(server, "list"), re.MULTILINE)
+        return str(found)
+
+    assert re.search(r"active +user +Jo Müller +CMS +never$", line())
+    command(server, "suspend", "jo@example.org")
+    assert "suspended" in line()
+    command(server, "approve", "jo@example.org")
+    command(server, "promote", "jo@example.org", "operator")
+    assert re.search(r"active +operator", line())
+    assert "Aborted" in command(server, "delete", "jo@example.org", code=1, given="n\n")
+    command(server, "delete", "jo@example.org", "--yes")
+    assert "jo@example.org" not in command(server, "list")
+
+
+def test_who_is_suspended_or_deleted_leaves_no_work(people: People) -> None:
+    """Requests end, and with the account they and their results go."""
+    people.add("gone")
+    done = people.ended(people.submit("gone"), "gone")["request_id"]
+    running = people.submit("gone", **{"file-list": [ZMUMU] * 400})
+    said = command(people.server, "suspend", people.email("gone"))
+    assert "1 of their requests were cancelled" in said
+    state = "select state from requests where id = ?"
+    assert people.server.rows(state, running) == [("Canceled",)]
+    assert people.ask("gone", "GET", "/servicex/transformation").status_code == 401
+    query = "select count(*) from tasks where request_id = ? and state = 'running'"
+    until(lambda: people.server.rows(query, running) == [(0,)], "nothing runs")
+    assert people.server.stored(done)
+    said = command(people.server, "delete", people.email("gone"), "--yes")
+    assert "with 2 requests" in said
+    for request_id in (done, running):
+        assert people.server.rows(state, request_id) == []
+        until(lambda at=request_id: not people.server.stored(at), "no result is left")  # type: ignore[misc]
+
+
+def test_the_published_client_signs_in(people: People, tmp_path: Path) -> None:
+    """With the token in its configuration, and is told when that is wrong."""
+    program = Path(__file__).with_name("client_program.py")
+
+    def deliver(token: str) -> subprocess.CompletedProcess[str]:
+        config = tmp_path / "servicex.yaml"
+        config.write_text(
+            f"api_endpoints:\n  - name: test\n    endpoint: {people.server.url}\n"
+            f"    token: {token}\ncache_path: {tmp_path / 'cache'}\n"
+        )
+        samples = {"a": ([ZMUMU], [{"treename": "events", "filter_name": ["E1"]}])}
+        order = {"config": str(config), "general": {}, "samples": samples}
+        command = [sys.executable, str(program), json.dumps(order)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+
+    ran = deliver("wrong")
+    assert "token request rejected [401 Unauthorized]" in ran.stdout + ran.stderr
+    found = re.search(r"^DELIVERED (.*)$", deliver(people.tokens["other"]).stdout, re.MULTILINE)
+    assert found
+    (path,) = json.loads(found[1])["a"]
+    assert Path(path).is_file()
+
+
+def test_nothing_secret_is_in_the_log_or_the_rows(people: People) -> None:
+    """A token is known to its user only."""
+    everything = b"".join(
+        path.read_bytes() for path in people.server.data_dir.rglob("*") if path.is_file()
+    )
+    for secret in (*people.tokens.values(), *people.access.values()):
+        assert secret not in people.server.output
+        assert secret.encode() not in everything
+
+
+def test_files_of_the_machine_are_for_nobody_where_users_sign_in(
+    new_server: Callable[..., Server],
+) -> None:
+    """Unless the operator names folders."""
+    people = People(new_server("--workers", "1", SERVICEX_SERVER_SIGN_IN="true"))
+    people.add("one")
+    answer = people.ask("one", "POST", "/servicex/transformation", json=_order())
+    assert answer.status_code == 400
+    assert "this service reads no local files" in answer.json()["message"]
