@@ -7,6 +7,7 @@ for a catalogue, which would take each of them for a lost file.
 import asyncio
 import json
 import logging
+import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 10.0
 """Seconds between two looks for what has to be reported."""
+
+REFUSED_SECONDS = 3600.0
+"""Seconds after which somebody is told again who refuses, which does not pass by itself."""
 
 AGAIN = timedelta(days=1)
 """For how long a replica is reported to nobody twice, and a site is told of once."""
@@ -156,6 +160,7 @@ class Reports:
     def __init__(self, database: Database, sinks: Sequence[Sink]) -> None:
         self._database = database
         self._sinks = sinks or [_DryRun()]
+        self._resting: dict[str, float] = {}
 
     async def run(self) -> None:
         """Look again and again."""
@@ -171,6 +176,8 @@ class Reports:
         told = {one.id: one for one in await self._database.read(rows.listed, since=now() - AGAIN)}
         for sink in self._sinks:
             for site, bad in _by_site(told.values()).items():
+                if time.monotonic() < self._resting.get(sink.name, 0.0):
+                    break
                 # written down at once: what is told twice, Rucio takes for two who have seen it
                 async for one in self._tell(sink, site, bad):
                     told[one.id] = replace(one, reported={**one.reported, sink.name: now()})
@@ -197,6 +204,8 @@ class Reports:
                 yield one
         except ServiceXError as error:
             log.warning("bad replicas of %s are not reported (%s): %s", site, sink.name, error)
+            if not error.retryable:
+                self._resting[sink.name] = time.monotonic() + REFUSED_SECONDS
         except Exception:
             log.exception("bad replicas of %s cannot be reported (%s)", site, sink.name)
 

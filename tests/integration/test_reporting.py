@@ -17,7 +17,14 @@ from servicex_server import reporting
 from servicex_server.database import bad_replicas as rows
 from servicex_server.database import datasets as dataset_rows
 from servicex_server.database.connection import Database
-from servicex_server.errors import CatalogueError, MissingError, ServiceXError, UnreachableError
+from servicex_server.errors import (
+    CatalogueDeniedError,
+    CatalogueError,
+    ChecksumError,
+    MissingError,
+    ServiceXError,
+    UnreachableError,
+)
 from servicex_server.model import Attempt, BadReplica, InputFile, Outcome, Replica, now
 from servicex_server.reporting import JsonLines, Reports, Sink, Webhook, sinks_of
 from servicex_server.settings import Settings
@@ -68,9 +75,11 @@ class Listener(Sink):
     alerts: list[tuple[str, int]] = field(default_factory=list)
     away: bool = False
     error: Exception = field(default_factory=lambda: CatalogueError("it is away"))
+    asked: int = 0
 
     async def report(self, bad: BadReplica) -> None:
         """Note the replica."""
+        self.asked += 1
         if self.away:
             raise self.error
         self.told.append(bad.url)
@@ -117,6 +126,37 @@ async def test_what_could_not_be_told_is_told_later(database: Database, error: E
     assert away.told == there.told == [url(1)]
 
 
+class Clock:
+    """A clock in the hands of the test."""
+
+    moment = 1000.0
+
+    def monotonic(self) -> float:
+        """Return the time that the test has set."""
+        return self.moment
+
+
+async def test_who_refuses_is_not_asked_again_at_once(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is wrong with the credential does not pass in ten seconds."""
+    refuses = Listener(away=True, error=CatalogueDeniedError("you may not"))
+    there = Listener()
+    there.name = "other"  # type: ignore[misc]  # of this one
+    clock = Clock()
+    monkeypatch.setattr(reporting, "time", clock)
+    await see(database, 1)
+    await see(database, 2, site="b")
+    reports = Reports(database, [refuses, there])
+    for _ in range(3):
+        await reports.tell()
+    assert (refuses.asked, sorted(there.told)) == (1, [url(1), url(2, "b")])
+    clock.moment += reporting.REFUSED_SECONDS + 1
+    refuses.away = False
+    await reports.tell()
+    assert sorted(refuses.told) == [url(1), url(2, "b")]
+
+
 async def test_a_site_that_is_ill_is_one_alert(database: Database) -> None:
     """Its replicas are not reported one by one; those of other sites are."""
     listener = Listener()
@@ -141,6 +181,22 @@ async def test_only_what_another_replica_proves_is_a_bad_replica(database: Datab
     outcome = Outcome("r", 1, 1, attempts=tried, error=GONE.record())
     await database.write(rows.note, [(outcome, file)])
     assert await database.read(rows.listed) == []
+
+
+async def test_a_checksum_is_proof_enough_and_a_cache_is_no_replica(database: Database) -> None:
+    """Also where no other replica worked; and what a cache gave tells nothing of its origin."""
+    await see(database, 1)  # so that there are files
+    file = InputFile((Replica(url(5)), Replica(url(6))), name="s:5")
+    wrong = ChecksumError("another file").record()
+    cached = Attempt(f"root://cache//{url(5)}", 1.0, GONE.record())
+    for attempts, error in (
+        ((cached, Attempt(url(5), 1.0)), None),
+        ((Attempt(url(6), 1.0, wrong),), wrong),
+    ):
+        outcome = Outcome("r", 1, 1, attempts=attempts, error=error)
+        await database.write(rows.note, [(outcome, file)])
+    found = {one.url: one.kind for one in await database.read(rows.listed)}
+    assert found == {url(1): "Missing", url(6): "Checksum"}
 
 
 async def test_a_url_may_be_as_long_as_it_likes(database: Database) -> None:
