@@ -11,7 +11,8 @@
     │   │   └── FunctionError     400  the user's own function failed
     │   ├── DatasetError          400  the dataset reference is wrong
     │   │   └── UnknownDatasetError    the catalogue does not have it
-    │   └── TooLargeError         413  over a limit that is named
+    │   ├── TooLargeError         413  over a limit that is named
+    │   └── TooManyError          429  a user has as much as they may; says when to try again
     ├── CatalogueError                 the catalogue does not answer, or refuses us
     │   └── CatalogueDeniedError       its answer will not change by itself
     ├── NotFoundError             404  no such thing, or not yours
@@ -147,6 +148,16 @@ class TooLargeError(RequestError):
     """Something is over a limit; the message names the limit."""
 
     status = 413
+
+
+class TooManyError(RequestError):
+    """A user has as much as they may; the message names the limit, and what is used of it.
+
+    ``seconds`` is after how long it is worth trying again, as far as that is known.
+    """
+
+    status = 429
+    seconds: float | None = None
 
 
 class NotFoundError(ServiceXError):

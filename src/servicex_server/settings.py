@@ -121,6 +121,16 @@ class Settings(BaseSettings):
     files_per_request_at_once: int | None = Field(default=None, ge=1)
     """Files of one request that may be at work at a time."""
 
+    requests_per_user_a_minute: int | None = Field(default=None, ge=1)
+    """Requests that one user may submit in a minute."""
+
+    requests_per_user_at_once: int | None = Field(default=None, ge=1)
+    """Requests of one user that may be open, which is those that have not ended."""
+
+    bytes_per_user: int | None = Field(default=None, ge=1)
+    """Bytes of results that one user may have; who has as many gets no further request done before
+    some are deleted."""
+
     share_results: Sharing = Sharing.OWN
     """Which results are used again by requests for the same: none, one's own, or those of all
     users."""

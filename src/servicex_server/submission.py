@@ -38,6 +38,7 @@ from servicex_server.model import (
     ResultFormat,
     now,
 )
+from servicex_server.quotas import Quotas
 from servicex_server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -91,6 +92,11 @@ class Submission:
         self._database = database
         self._work = work
         self._settings = settings
+        self._quotas = Quotas(
+            a_minute=settings.requests_per_user_a_minute,
+            at_once=settings.requests_per_user_at_once,
+            stored=settings.bytes_per_user,
+        )
 
     async def accept(self, principal: Principal, order: Order) -> str:
         """Check an order and store it as a request; return the request's id.
@@ -98,8 +104,10 @@ class Submission:
         Raises
         ------
         RequestError
-            Something in the order is wrong; names the field. Nothing is stored then.
+            Something in the order is wrong, and the field is named; or the principal has as much
+            as they may. Nothing is stored then.
         """
+        await self._database.read(self._quotas.check, principal.user)
         # a hundred thousand URLs take a moment to look at; the service answers others meanwhile
         reference, is_code = await asyncio.to_thread(self._checked, principal, order)
         if not is_code:
@@ -120,7 +128,7 @@ class Submission:
             app_version=__version__,
             file_seconds=order.file_seconds,
         )
-        await self._database.write(_store, request, reference, self._since(reference))
+        await self._database.write(_store, request, reference, self._since(reference), self._quotas)
         log.info("request accepted: %s", order.language, extra={"request_id": request.id})
         await self._work.wake(request.id)
         return request.id
@@ -229,9 +237,14 @@ class Submission:
 
 
 def _store(
-    connection: Connection, request: Request, reference: _Reference, since: datetime | None
+    connection: Connection,
+    request: Request,
+    reference: _Reference,
+    since: datetime | None,
+    quotas: Quotas,
 ) -> None:
     """Add the request, and the dataset if it is not known."""
+    quotas.check(connection, request.owner)  # others of the same user may have come meanwhile
     dataset_id = dataset_rows.find_fresh(connection, reference.name, reference.owner, since=since)
     state = RequestState.PENDING_LOOKUP
     if dataset_id is None:

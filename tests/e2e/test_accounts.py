@@ -237,6 +237,10 @@ def test_lists_are_one_s_own(people: People) -> None:
     assert request_id in listed("owner")
     assert request_id not in listed("other") | listed("other", "owner") | listed("operator")
     assert request_id in listed("operator", "owner") & listed("administrator", "owner")
+    assert people.ask("operator", "GET", f"/servicex/transformation/{request_id}").is_success
+    people.server.says(
+        rf"({people.email('operator')}, operator, looks at what is of {people.email('owner')})"
+    )
     assert dataset in known("owner") & known("operator")
     assert dataset not in known("other")
     users = {

@@ -37,6 +37,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "fairness",
             "identity",
             "scaling",
+            "quotas",
             "racing",
             "replicas",
             "retention",

@@ -4,6 +4,7 @@ A counter is changed in the transaction that changes the task rows it counts, by
 changed; and writes run one after another. So it always is what counting them would give.
 """
 
+import logging
 from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
@@ -21,6 +22,8 @@ from servicex_server.model import (
     TaskState,
     now,
 )
+
+log = logging.getLogger(__name__)
 
 _SOME = 10_000
 """Values that a statement may have, of which SQLite takes 32,766; and rows that it removes."""
@@ -52,6 +55,14 @@ def get(connection: Connection, principal: Principal, request_id: str) -> Reques
     row = connection.execute(select(requests).where(requests.c.id == request_id)).first()
     if row is None or row.deleted or not (principal.sees_all or row.owner == principal.user):
         raise NotFoundError(f"Transformation request not found with id: {request_id}")
+    if row.owner != principal.user:
+        log.info(
+            "%s, %s, looks at what is of %s",
+            principal.user,
+            principal.role.value,
+            row.owner,
+            extra={"request_id": request_id},
+        )
     return _request(row)
 
 

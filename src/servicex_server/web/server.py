@@ -1,6 +1,7 @@
 """The web application: routes, the one mapping from errors to answers, and tolerant paths."""
 
 import logging
+import math
 import re
 import secrets
 from collections.abc import AsyncIterator
@@ -16,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from servicex_server import __version__
 from servicex_server.app import App
-from servicex_server.errors import ServiceXError, SignInError
+from servicex_server.errors import ServiceXError, SignInError, TooManyError
 from servicex_server.web.api import router
 from servicex_server.web.s3 import s3_routes
 
@@ -64,7 +65,11 @@ async def _known(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ServiceXError)  # noqa: S101  # registered for that class
     if error.status >= 500:  # noqa: PLR2004
         log.warning("%s %s: %s", request.method, request.url.path, error)
-    headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, SignInError) else None
+    headers: dict[str, str] = {}
+    if isinstance(error, SignInError):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, TooManyError) and error.seconds is not None:
+        headers["Retry-After"] = str(math.ceil(error.seconds))
     return _answer(error.status, str(error), headers)
 
 
