@@ -6,9 +6,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,8 @@ SLOTS = 500
 SELECTION = '[{"treename": "events"}]'
 
 
-@contextmanager
-def _asking(url: str) -> Iterator[list[float]]:
+@asynccontextmanager
+async def _asking(url: str) -> AsyncIterator[list[float]]:
     """Ask for a URL again and again, from a thread; give the seconds that each answer took."""
     took: list[float] = []
     over = threading.Event()
@@ -65,7 +65,8 @@ def _asking(url: str) -> Iterator[list[float]]:
         yield took
     finally:
         over.set()
-        thread.join()
+        # it may wait for an answer of this very loop
+        await asyncio.to_thread(thread.join)
 
 
 async def _run(place: Path, files: int, database: str | None) -> dict[str, Any]:
@@ -89,7 +90,7 @@ async def _run(place: Path, files: int, database: str | None) -> dict[str, Any]:
         began = time.perf_counter()
         await app.wake(giant)
         small: list[float] = []
-        with _asking(f"http://127.0.0.1:{port}/servicex/transformation/{giant}") as took:
+        async with _asking(f"http://127.0.0.1:{port}/servicex/transformation/{giant}") as took:
             ending = asyncio.create_task(ended(app, giant, within=3600, every=0.1))
             while not ending.done():
                 submitted = time.perf_counter()
