@@ -11,9 +11,11 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import TypeAlias
 
 from servicex_server.credentials import refused
+from servicex_server.database import bad_replicas as bad_replica_rows
 from servicex_server.database import outcomes as outcome_rows
 from servicex_server.database import requests as request_rows
 from servicex_server.database import snapshots
@@ -41,7 +43,7 @@ from servicex_server.model import (
 )
 from servicex_server.objects.contract import UNFINISHED, ObjectStore
 from servicex_server.racing import Races
-from servicex_server.replicas import Doors
+from servicex_server.replicas import BAD_FOR, Doors
 from servicex_server.scaling import Decision, Scaling
 from servicex_server.telemetry import Counts
 
@@ -134,9 +136,12 @@ class Dispatcher:
         self._asking: asyncio.Task[None] | None = None
 
     async def recall(self) -> None:
-        """Have in mind how the doors of sites were when it was last written down."""
+        """Have in mind how doors and replicas were when it was last written down."""
         known = await self._database.read(snapshots.get, snapshots.SITES)
-        self.doors = Doors(known.value["doors"] if known else None)
+        bad = await self._database.read(
+            bad_replica_rows.listed, since=now() - timedelta(seconds=BAD_FOR)
+        )
+        self.doors = Doors(known.value["doors"] if known else None, (one.url for one in bad))
 
     async def start(self) -> None:
         """Take up what the last run left, and begin."""

@@ -22,14 +22,20 @@ has cost as much as a thousand refusals."""
 PAUSE, LONGEST_PAUSE = 30.0, 1800.0
 """Seconds until a door that was shut is tried again; after each failure twice as many."""
 
+BAD_FOR = 86_400.0
+"""Seconds for which a replica comes after the others that was bad where another one worked."""
+
+_MOST_BAD = 100_000
+"""Bad replicas that are kept in mind; the oldest are forgotten first."""
+
 WEAK = 0.5
 """Share of attempts that worked of late, below which a door comes after those that are well."""
 
 _MEMORY = 0.9
 """How much of what is thought of a door is left after one more attempt."""
 
-_SHUT = 2
-"""The rank of a door that is shut."""
+_WELL, _WEAK, _BAD, _SHUT = range(4)
+"""Ranks: of doors, and of a replica that was bad, which costs an answer and not a deadline."""
 
 _PORTS = {"root": 1094, "roots": 1094, "xroot": 1094, "http": 80, "https": 443}
 
@@ -120,9 +126,14 @@ class Doors:
     ----------
     known
         What `as_dict` returned in an earlier process. A door that was shut is tried at once.
+    bad
+        URLs of replicas that were bad of late.
     """
 
-    def __init__(self, known: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    def __init__(
+        self, known: Mapping[str, Mapping[str, Any]] | None = None, bad: Iterable[str] = ()
+    ) -> None:
+        self._bad = dict.fromkeys(bad, time.monotonic())
         # another release may have known other things
         ours = {one.name for one in fields(Door)} - {"again"}
         self._doors = {
@@ -139,7 +150,7 @@ class Doors:
         return found
 
     def ranked(self, replicas: Iterable[Replica], *, probe: bool) -> tuple[Replica, ...]:
-        """Return replicas in the order to try them: by the health of their doors, then as given.
+        """Return replicas in the order to try them: by how they and their doors did, then as given.
 
         With ``probe`` a door that is shut and due is put where it belongs, for this one caller,
         from whom it will be heard.
@@ -151,7 +162,17 @@ class Doors:
         ranks: dict[str, int] = {}
         for door in dict.fromkeys(door_of(replica.url) for replica in given):
             ranks[door] = self._rank(door, moment, probe=probe)
-        return tuple(sorted(given, key=lambda replica: ranks[door_of(replica.url)]))
+        bad = {one.url for one in given if self._is_bad(one.url, moment)}
+
+        def rank(replica: Replica) -> int:
+            of_door = ranks[door_of(replica.url)]
+            return max(of_door, _BAD) if replica.url in bad else of_door
+
+        return tuple(sorted(given, key=rank))
+
+    def _is_bad(self, url: str, moment: float) -> bool:
+        seen = self._bad.get(url)
+        return seen is not None and moment - seen < BAD_FOR
 
     def by_cache(
         self, ranked: tuple[Replica, ...], key: str, caches: Sequence[str], *, probe: bool
@@ -181,13 +202,13 @@ class Doors:
     def _rank(self, name: str, moment: float, *, probe: bool) -> int:
         door = self._doors.get(name)
         if door is None or door.state == "well":
-            return 0
+            return _WELL
         if not door.shut:
-            return 1
+            return _WEAK
         if moment < door.again or not probe:
             return _SHUT
         door.again = moment + door.pause  # until it is known what becomes of this one
-        return 0
+        return _WELL
 
     def urls(self) -> list[str]:
         """Return a replica of each door by which to see how that does."""
@@ -195,7 +216,13 @@ class Doors:
 
     def heard(self, attempts: Sequence[Attempt], *, read: int = 0) -> None:
         """Learn from the attempts on a file, of which so many bytes were read."""
+        worked = bool(attempts) and attempts[-1].error is None
         for attempt in attempts:
+            self._bad.pop(attempt.url, None)
+            if worked and attempt.error is not None and attempt.error.blame == "replica":
+                self._bad[attempt.url] = time.monotonic()
+                if len(self._bad) > _MOST_BAD:
+                    del self._bad[next(iter(self._bad))]
             name, error = door_of(attempt.url), attempt.error
             known = error is None or error.blame in ("query", "site", "replica", "credential")
             if not name or not known or (error and error.kind == "Expired"):

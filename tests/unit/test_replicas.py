@@ -148,3 +148,29 @@ def test_what_is_known_outlives_the_process(clock: Clock) -> None:
 def test_a_door_is_a_protocol_and_a_host(url: str, door: str) -> None:
     """Nothing else of a URL, which may hold a secret."""
     assert door_of(url) == door
+
+
+def test_a_replica_that_was_bad_comes_after_those_that_were_not(clock: Clock) -> None:
+    """For a day, or until it works; before a door that is shut, which costs more."""
+    doors = Doors()
+    gone, away = MissingError("it is not there"), UnreachableError("nobody answers")
+    other = Replica("root://a.org//y.root", "A")
+    hear(doors, (A, gone), (B, None))
+    assert doors.ranked((A, B), probe=True) == (B, A)
+    assert doors.ranked((other, B), probe=True) == (other, B)  # of the same door, which is well
+    for _ in range(SHUT_AFTER):
+        hear(doors, (B, away))
+    assert doors.ranked((B, A), probe=True) == (A, B)
+    clock.moment += replicas.BAD_FOR
+    assert doors.ranked((A, LOCAL), probe=True) == (A, LOCAL)
+    again = Doors(None, [A.url])
+    assert again.ranked((A, B), probe=True) == (B, A)
+    hear(again, (A, None))
+    assert again.ranked((A, B), probe=True) == (A, B)
+
+
+def test_what_fails_everywhere_is_no_bad_replica() -> None:
+    """It may be the file."""
+    doors = Doors()
+    hear(doors, (A, MissingError("it is not there")), (B, MissingError("nor here")))
+    assert doors.ranked((A, LOCAL), probe=True) == (A, LOCAL)
