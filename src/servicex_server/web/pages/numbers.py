@@ -37,7 +37,7 @@ def duration(seconds: float) -> str:
     Examples
     --------
     >>> duration(0.42), duration(59.6), duration(3700), duration(200_000)
-    ('0.4 s', '60 s', '1 h 2 min', '2 d 8 h')
+    ('0.4 s', '60 s', '1 h 1 min', '2 d 7 h')
     """
     if seconds < 10:  # noqa: PLR2004
         return f"{seconds:.1f} s"
