@@ -99,7 +99,8 @@ def test_a_request_shows_its_query_its_errors_and_its_results(server: Server, en
     """The query is formatted, files that failed alike are one group, and a link gives a result."""
     text = server.get(f"/requests/{ended}", headers=HTML).text
     assert "&#34;treename&#34;: &#34;events&#34;" in text
-    assert "<strong>1\u202ffile" not in text
+    assert "<strong>2 files</strong>: (the file) does not exist" in text
+    assert "<strong>1 file</strong>: there is no tree events" in text
     for error in server.errors(ended):
         assert error["file"] in text
     assert "Z &lt;b&gt;peak&lt;/b&gt; &amp; µ" in text

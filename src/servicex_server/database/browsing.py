@@ -5,7 +5,7 @@ The cost is that of a page, not of all that there is; counting is left to indexe
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import pairwise
 from typing import Any
@@ -31,6 +31,11 @@ PAGE = 50
 
 FILES = 100
 """Files that are shown at a time."""
+
+
+_EXAMPLES = 5
+_ALIKE = 1000
+"""Errors of a request that are held against each other, the most frequent ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,20 +136,42 @@ def failures(connection: Connection, principal: Principal, request_id: str) -> l
         .where(failed)
         .group_by(error)
         .order_by(func.count().desc(), func.min(tasks.c.id))
+        .limit(_ALIKE)
     ).all()
-    return [_failures(connection, row, and_(failed, error == row.error)) for row in rows[:FILES]]
+    first = _paths(connection, tasks.c.id.in_([row.id for row in rows]), _ALIKE)
+    groups: dict[ErrorRecord, list[Any]] = {}
+    for row in rows:
+        found = ErrorRecord(**json.loads(row.error))
+        path = first[row.id]
+        alike = replace(found, message=found.message.replace(path, "(the file)")) if path else found
+        groups.setdefault(alike, []).append(row)
+    return [
+        _failures(connection, alike, same, first, failed)
+        for alike, same in sorted(
+            groups.items(), key=lambda group: -sum(row.count for row in group[1])
+        )[:FILES]
+    ]
 
 
-def _failures(connection: Connection, row: Any, such: Any) -> Failures:
-    some = connection.scalars(
-        select(func.coalesce(tasks.c.path, files.c.name))
-        .join_from(tasks, files, tasks.c.file_id == files.c.id)
-        .where(such)
-        .order_by(tasks.c.id)
-        .limit(5)
-    )
-    tail = connection.scalar(select(tasks.c.log_tail).where(tasks.c.id == row.id))
-    return Failures(row.count, ErrorRecord(**json.loads(row.error)), tuple(some), tail or "")
+def _failures(
+    connection: Connection, alike: ErrorRecord, rows: list[Any], first: dict[int, str], failed: Any
+) -> Failures:
+    count = sum(row.count for row in rows)
+    shown = {row.id: first[row.id] for row in rows[:_EXAMPLES]}
+    if len(rows) == 1 and count > 1:
+        shown = _paths(connection, failed & (cast(tasks.c.error, Text) == rows[0].error), _EXAMPLES)
+    error = alike
+    if count == 1:
+        error = ErrorRecord(**json.loads(rows[0].error))
+    tail = connection.scalar(select(tasks.c.log_tail).where(tasks.c.id == rows[0].id))
+    return Failures(count, error, tuple(shown.values()), tail or "")
+
+
+def _paths(connection: Connection, such: Any, most: int) -> dict[int, str]:
+    """Return by id of a task what users know its file by."""
+    query = select(tasks, files.c.replicas, files.c.name).join_from(tasks, files).where(such)
+    rows = connection.execute(query.order_by(tasks.c.id).limit(most))
+    return {row.id: _task(row).path for row in rows}
 
 
 def tasks_page(
