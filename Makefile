@@ -13,7 +13,7 @@ DEMO := $(VENV)/.installed-demo
 ALL := $(VENV)/.installed-all
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench files docs constraints clean
+.PHONY: help install demo test check format bench files pictures docs constraints clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ bench: $(ALL)  ## Measure speed and memory; a part with ARGS="engine", see CONTR
 
 files: $(ALL)  ## Hold every sample file against uproot; writes docs/reference/files.md
 	@$(BIN)/python -W ignore -m tests.every_file
+
+pictures: $(ALL)  ## Take the pictures of the pages; needs chromium, writes docs/images
+	@$(BIN)/python -m tools.pictures
 
 docs: $(ALL)  ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlsplit
 
 from fastapi import APIRouter, Depends, Header, Query, Request
-from fastapi.responses import PlainTextResponse, Response
+from fastapi.responses import PlainTextResponse, RedirectResponse, Response
 
 from servicex_server import __version__, plugins
 from servicex_server.accounts.tokens import Claims, access_token
@@ -27,6 +27,7 @@ from servicex_server.replicas import door_of
 from servicex_server.retention import clear
 from servicex_server.submission import MAX_TITLE
 from servicex_server.web import metrics, wire
+from servicex_server.web.pages.rendering import wants_page
 from servicex_server.web.report import failure_report
 from servicex_server.web.signatures import presigned_query
 
@@ -73,7 +74,7 @@ SeesAll = Depends(_overseer)
 """Of a route that is there only for those who see all."""
 
 
-def _base(app: App, request: Request) -> str:
+def base_of(app: App, request: Request) -> str:
     """Return the URL by which this client reaches the service."""
     public = app.settings.public_url
     return public.rstrip("/") if public else str(request.base_url).rstrip("/")
@@ -134,7 +135,7 @@ async def transformation(
 
 
 def _full(app: App, request: Request, found: TransformRequest) -> dict[str, Any]:
-    base = _base(app, request)
+    base = base_of(app, request)
     keys = bucket_keys(app.service_key, found.id)
     parts = urlsplit(base)
     return {
@@ -222,7 +223,7 @@ async def file_urls(
 ) -> dict[str, Any]:
     """Return a link for each of the named results that needs no keys."""
     await app.database.read(request_rows.get, principal, body.request_id)
-    base = _base(app, request)
+    base = base_of(app, request)
     keys = bucket_keys(app.service_key, body.request_id)
     expires = int(time.time()) + URL_SECONDS
     uris = {}
@@ -254,7 +255,7 @@ async def datasets(
 @router.get("/servicex/datasets/{dataset_id}", summary="One dataset and its files")
 async def dataset(app: TheApp, principal: Asker, dataset_id: str) -> dict[str, Any]:
     """Return a dataset with its files and their replicas."""
-    number = _dataset_id(dataset_id)
+    number = dataset_number(dataset_id)
     found = await app.database.read(dataset_rows.get, principal, number)
     files = await app.database.read(dataset_rows.files_of, principal, number)
     listed = [wire.file_json(file_id, file) for file_id, file in files]
@@ -264,12 +265,13 @@ async def dataset(app: TheApp, principal: Asker, dataset_id: str) -> dict[str, A
 @router.delete("/servicex/datasets/{dataset_id}", summary="Look a dataset up again next time")
 async def forget_dataset(app: TheApp, principal: Asker, dataset_id: str) -> dict[str, Any]:
     """Mark a dataset as stale; requests on it go on."""
-    number = _dataset_id(dataset_id)
+    number = dataset_number(dataset_id)
     await app.database.write(dataset_rows.mark_stale, principal, number)
     return {"dataset-id": number, "stale": True}
 
 
-def _dataset_id(text: str) -> int:
+def dataset_number(text: str) -> int:
+    """Return the number of a dataset that an address names."""
     if not text.isdecimal() or len(text) > 18:  # noqa: PLR2004  # what a 64-bit id can have
         raise NotFoundError(f"Dataset {text} not found")
     return int(text)
@@ -285,16 +287,16 @@ async def queue(app: TheApp, principal: Asker) -> dict[str, Any]:
 @router.get("/servicex/workers", summary="Workers, and what they are on", dependencies=[SeesAll])
 async def workers(app: TheApp) -> dict[str, Any]:
     """Return the workers to those who see all: what they are on is other people's files."""
-    seen, age = await _seen(app, snapshots.WORKERS)
-    return wire.workers_json(seen, age)
+    found, age = await seen(app, snapshots.WORKERS)
+    return wire.workers_json(found, age)
 
 
 @router.get("/servicex/sites", summary="Doors of sites, and how they do", dependencies=[SeesAll])
 async def sites(app: TheApp) -> dict[str, Any]:
     """Return every door that was tried, by how it has done, to those who see all."""
-    seen, age = await _seen(app, snapshots.SITES)
+    found, age = await seen(app, snapshots.SITES)
     bad = await app.database.read(bad_replica_rows.listed)
-    return wire.sites_json(seen, age, Counter(door_of(one.url) for one in bad))
+    return wire.sites_json(found, age, Counter(door_of(one.url) for one in bad))
 
 
 @router.post(
@@ -328,11 +330,11 @@ async def bad_replicas(
     )
 
 
-async def _seen(app: App, name: str) -> tuple[snapshots.Snapshot | None, float | None]:
+async def seen(app: App, name: str) -> tuple[snapshots.Snapshot | None, float | None]:
     """Return what a leader wrote down, and its age if it may not be so any more."""
     led = await app.is_led()
-    seen = await app.database.read(snapshots.get, name)
-    return seen, wire.age_of(seen, now(), led=led) if seen else None
+    found = await app.database.read(snapshots.get, name)
+    return found, wire.age_of(found, now(), led=led) if found else None
 
 
 @router.get("/metrics", summary="Numbers for Prometheus", response_class=PlainTextResponse)
@@ -340,7 +342,7 @@ async def numbers(app: TheApp) -> Response:
     """Return numbers of the whole service, the same from every process of it."""
     led = await app.is_led()
     totals = await app.database.read(open_requests.totals)
-    counts, age = await _seen(app, snapshots.COUNTS)
+    counts, age = await seen(app, snapshots.COUNTS)
     text = metrics.text(totals, counts.value if counts else None, led=led, current=age is None)
     return Response(text, media_type=metrics.CONTENT_TYPE)
 
@@ -376,8 +378,10 @@ class _NotReadyError(InternalError):
 
 @router.get("/transformation-request/{request_id}", response_class=PlainTextResponse)
 @router.get("/transformation-request/{request_id}/results", response_class=PlainTextResponse)
-async def report(app: TheApp, principal: Asker, request_id: str) -> PlainTextResponse:
-    """Return the failures of a request as text: where the client sends people to look."""
+async def report(app: TheApp, principal: Asker, request: Request, request_id: str) -> Response:
+    """Return the failures of a request as text; a browser is led to its page."""
     found = await app.database.read(request_rows.get, principal, request_id)
+    if wants_page(request):
+        return RedirectResponse(f"/requests/{found.id}", 303, headers={"Vary": "Accept"})
     failed = await app.database.read(task_rows.reports, request_id, [TaskState.FAILED])
-    return PlainTextResponse(failure_report(found, failed))
+    return PlainTextResponse(failure_report(found, failed), headers={"Vary": "Accept"})

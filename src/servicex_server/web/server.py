@@ -10,8 +10,9 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from sqlalchemy.exc import OperationalError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -19,6 +20,9 @@ from servicex_server import __version__
 from servicex_server.app import App
 from servicex_server.errors import ServiceXError, SignInError, TooManyError
 from servicex_server.web.api import router
+from servicex_server.web.pages import routes as pages
+from servicex_server.web.pages.origin import of_another_site
+from servicex_server.web.pages.rendering import page, wants_page
 from servicex_server.web.s3 import s3_routes
 
 log = logging.getLogger(__name__)
@@ -44,24 +48,37 @@ def web_app(app: App) -> FastAPI:
         summary="Columns from high-energy-physics datasets",
         lifespan=lifespan,
         redirect_slashes=False,
-        docs_url="/docs",
+        docs_url=None,  # ours is in the pages: it loads nothing from other sites
+        redoc_url=None,
         openapi_url="/openapi.json",
     )
     web.include_router(router)
+    web.include_router(pages.router)
     web.add_exception_handler(ServiceXError, _known)
     web.add_exception_handler(RequestValidationError, _invalid)
     web.add_exception_handler(HTTPException, _http)
     web.add_exception_handler(OperationalError, _away)
     web.add_exception_handler(Exception, _unknown)
-    web.add_middleware(_Tolerant)
+    web.add_middleware(_Tolerant, public_url=app.settings.public_url)
     return web
 
 
-def _answer(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+def _answer(
+    request: Request | None,
+    status: int,
+    message: str,
+    headers: dict[str, str] | None = None,
+    *,
+    error_id: str = "",
+) -> Response:
+    """Return an error: a page for people, one sentence in JSON for programs."""
+    if request is not None and wants_page(request):
+        values = {"message": message, "error_id": error_id}
+        return page("error", request, None, status=status, headers=headers, **values)
     return JSONResponse({"message": message}, status_code=status, headers=headers)
 
 
-async def _known(request: Request, error: Exception) -> JSONResponse:
+async def _known(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceXError)  # noqa: S101  # registered for that class
     if error.status >= 500:  # noqa: PLR2004
         log.warning("%s %s: %s", request.method, request.url.path, error)
@@ -70,14 +87,13 @@ async def _known(request: Request, error: Exception) -> JSONResponse:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, TooManyError) and error.seconds is not None:
         headers["Retry-After"] = str(math.ceil(error.seconds))
-    return _answer(error.status, str(error), headers)
+    return _answer(request, error.status, str(error), headers)
 
 
-async def _invalid(request: Request, error: Exception) -> JSONResponse:
+async def _invalid(request: Request, error: Exception) -> Response:
     """Say which field is wrong, and what it was, in one sentence for each."""
-    del request
     assert isinstance(error, RequestValidationError)  # noqa: S101  # registered for that class
-    return _answer(400, "; ".join(_sentence(one) for one in error.errors()[:5]))
+    return _answer(request, 400, "; ".join(_sentence(one) for one in error.errors()[:5]))
 
 
 def _sentence(error: Any) -> str:
@@ -93,7 +109,7 @@ def _sentence(error: Any) -> str:
     return f"{where}: {error['msg']}, not {shown}"
 
 
-async def _http(request: Request, error: Exception) -> JSONResponse:
+async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101  # registered for that class
     message = str(error.detail)
     if error.status_code == 404:  # noqa: PLR2004
@@ -102,16 +118,16 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
         message = "the body is no JSON in UTF-8"
     headers = dict(error.headers) if error.headers else None
     status = 400 if error.status_code == 422 else error.status_code  # noqa: PLR2004
-    return _answer(status, message, headers)
+    return _answer(request, status, message, headers)
 
 
-async def _away(request: Request, error: Exception) -> JSONResponse:
+async def _away(request: Request, error: Exception) -> Response:
     """Say that the database is away; how it was called and what it said is for the log."""
     log.warning("%s %s: the database is away: %s", request.method, request.url.path, error)
-    return _answer(503, AWAY, {"Retry-After": "5"})
+    return _answer(request, 503, AWAY, {"Retry-After": "5"})
 
 
-async def _unknown(request: Request, error: Exception) -> JSONResponse:
+async def _unknown(request: Request, error: Exception) -> Response:
     error_id = secrets.token_hex(4)
     log.error(
         "%s %s failed",
@@ -120,20 +136,25 @@ async def _unknown(request: Request, error: Exception) -> JSONResponse:
         exc_info=error,
         extra={"error_id": error_id},
     )
-    return _answer(500, f"Internal error {error_id}; the log of the service tells more")
+    message = f"Internal error {error_id}; the log of the service tells more"
+    return _answer(request, 500, message, error_id=error_id)
 
 
-def _meaningless(scope: Scope) -> JSONResponse | None:
+OURS = ("/servicex", "/transformation-request", "/requests", "/datasets", "/sites", "/workers")
+"""What the addresses begin with that are no results."""
+
+
+def _meaningless(scope: Scope) -> Response | None:
     """Refuse a NUL character in an address of ours: nothing is called so, and no database takes it.
 
     Results are apart: the S3 gateway looks at their names itself.
     """
-    if not scope["path"].startswith(("/servicex", "/transformation-request")):
+    if not scope["path"].startswith(OURS):
         return None
     if "\0" in scope["path"]:
-        return _answer(404, "there is nothing by a name with a NUL character")
+        return _answer(Request(scope), 404, "there is nothing by a name with a NUL character")
     if b"%00" in scope["query_string"]:
-        return _answer(400, "there is a NUL character in the query of the address")
+        return _answer(Request(scope), 400, "there is a NUL character in the query of the address")
     return None
 
 
@@ -143,20 +164,26 @@ class _Tolerant:
     Only the path that is routed changes; S3 signatures are made over the path as it came.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, public_url: str | None) -> None:
         self._app = app
+        self._public_url = public_url
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             scope = {**scope, "path": re.sub("//+", "/", scope["path"])}
-            if len(scope["path"]) > 1 and scope["path"].startswith("/servicex"):
+            if len(scope["path"]) > 1 and scope["path"].startswith(OURS):
                 scope["path"] = scope["path"].rstrip("/")
             if refusal := _meaningless(scope):
                 await refusal(scope, receive, send)
                 return
+            headers = Headers(scope=scope)
+            if of_another_site(scope["method"], headers, self._public_url):
+                why = "a page of another site asked for this, which only pages of this service may"
+                await _answer(Request(scope), 403, why)(scope, receive, send)
+                return
             length = dict(scope["headers"]).get(b"content-length", b"0")
             if not length.isdigit() or int(length) > MAX_BODY:
-                answer = _answer(413, f"the body is too large; at most {MAX_BODY} bytes")
+                answer = _answer(None, 413, f"the body is too large; at most {MAX_BODY} bytes")
                 await answer(scope, receive, send)
                 return
         await self._app(scope, receive, send)

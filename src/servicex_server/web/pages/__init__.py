@@ -1,0 +1,1 @@
+"""What people look at in a browser: pages made here, readable without JavaScript."""

@@ -1,0 +1,314 @@
+"""The pages in a browser, and what they are without one."""
+
+import base64
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import Request
+from fastapi.routing import APIRoute
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from servicex_server.web.pages.routes import router
+from servicex_server.web.server import _unknown
+from tests.support import Server, copies, missing, needed, sample
+
+HTML = {"Accept": "text/html,application/xhtml+xml"}
+
+PAGES = {
+    "/": "Name a dataset and a query",
+    "/requests": "My requests",
+    "/requests/{request_id}": "What was asked",
+    "/datasets": "Datasets",
+    "/datasets/{dataset_id}": "Where they are",
+    "/sites": "Bad replicas",
+    "/workers": "Queue by user",
+    "/docs": "POST /servicex/transformation",
+}
+"""Every page, and what it says."""
+
+NO_PAGES = {"/static/{name}", "/requests/{request_id}/results/{name}"}
+"""What pages load, or lead to."""
+
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+AXE = Path(__file__).parents[2] / ".cache" / "axe"
+SIZES = {"wide": (1280, 900), "phone": (390, 800)}
+SHOTS = os.environ.get("SERVICEX_SERVER_TEST_SCREENSHOTS")
+"""A folder for pictures of every page, if somebody wants to look at them."""
+
+
+@pytest.fixture(scope="module")
+def ended(server: Server) -> str:
+    """Give a request of which two files work, and two fail alike."""
+    good, bad = str(sample("uproot-Zmumu.root")), str(sample("uproot-issue21.root"))
+    files = [good, "/no/such/1.root", "/no/such/2.root", bad]
+    return str(server.run(title="Z <b>peak</b> & µ", file_list=files)["request_id"])
+
+
+def filled(server: Server, path: str, request_id: str) -> str:
+    """Return the address of a page of something that there is."""
+    dataset = server.get(f"/servicex/transformation/{request_id}").json()["did_id"]
+    return path.replace("{request_id}", request_id).replace("{dataset_id}", str(dataset))
+
+
+def test_every_page_is_in_the_table() -> None:
+    """A new page without an entry here is found."""
+    routes = [one for one in router.routes if isinstance(one, APIRoute)]
+    got = {one.path for one in routes if "GET" in (one.methods or ())}
+    assert got - NO_PAGES == set(PAGES)
+    assert not any(one.include_in_schema for one in routes)
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_is_readable_without_a_script_soon_and_safe(
+    server: Server, ended: str, path: str
+) -> None:
+    """Each page has its text, escapes what users wrote, is fast, and forbids foreign code."""
+    address = filled(server, path, ended)
+    answer = server.get(address, headers=HTML)
+    assert answer.status_code == 200, answer.text
+    assert PAGES[path] in answer.text
+    assert "<b>" not in answer.text
+    assert "style=" not in answer.text
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'; script-src 'self'; style-src 'self'" in policy
+    assert "unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Referrer-Policy"] == "same-origin"
+    took = []
+    for _ in range(5):
+        began = time.perf_counter()
+        server.get(address, headers=HTML)
+        took.append(time.perf_counter() - began)
+    assert min(took) < 0.1
+
+
+def test_a_request_shows_its_query_its_errors_and_its_results(server: Server, ended: str) -> None:
+    """The query is formatted, files that failed alike are one group, and a link gives a result."""
+    text = server.get(f"/requests/{ended}", headers=HTML).text
+    assert "&#34;treename&#34;: &#34;events&#34;" in text
+    assert "<strong>2 files</strong>: (the file) does not exist" in text
+    assert "<strong>1 file</strong>: there is no tree events" in text
+    for error in server.errors(ended):
+        assert error["file"] in text
+    assert "Z &lt;b&gt;peak&lt;/b&gt; &amp; µ" in text
+    (name,) = [one["s3-object-name"] for one in server.results(ended) if one["s3-object-name"]]
+    answer = server.get(f"/requests/{ended}/results/{name}", follow_redirects=True)
+    assert answer.content[:4] == b"PAR1"
+    assert server.get(f"/requests/{ended}/results/no").status_code == 404
+    assert server.get(f"/requests/{ended}?state=failed", headers=HTML).status_code == 200
+
+
+def test_the_address_that_the_client_prints_leads_to_the_page(server: Server, ended: str) -> None:
+    """People come to the page of the request; programs have the text that they had."""
+    for path in (f"/transformation-request/{ended}", f"/transformation-request//{ended}/results"):
+        answer = server.get(path, headers=HTML)
+        assert (answer.status_code, answer.headers["Location"]) == (303, f"/requests/{ended}")
+        assert server.get(path).text.startswith("Request ")
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/no/such/page", 404), ("/requests/unknown", 404), ("/requests?start=-1", 400)],
+)
+def test_errors_are_pages_for_people_and_json_for_programs(
+    server: Server, path: str, status: int
+) -> None:
+    """A browser gets a page with the headers of all pages, everybody else one sentence."""
+    answer = server.get(path, headers=HTML)
+    assert answer.status_code == status
+    assert answer.text.startswith("<!doctype html>")
+    assert "Content-Security-Policy" in answer.headers
+    answer = server.get(path)
+    assert answer.status_code == status
+    assert list(answer.json()) == ["message"]
+
+
+@pytest.mark.anyio
+async def test_the_page_of_an_internal_error_has_the_id_of_its_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whoever reads the page can find the line of the log, and nothing of the error itself."""
+    headers = [(b"accept", b"text/html"), (b"host", b"x.org")]
+    scope = {"type": "http", "method": "GET", "path": "/x", "query_string": b"", "headers": headers}
+    answer = await _unknown(Request(scope), ValueError("a secret"))
+    (line,) = caplog.records
+    assert answer.status_code == 500
+    assert f"error_id={line.__dict__['error_id']}" in bytes(answer.body).decode()
+    assert b"a secret" not in answer.body
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+    ],
+)
+def test_a_page_of_another_site_changes_nothing(
+    server: Server, ended: str, headers: dict[str, str]
+) -> None:
+    """Forms of other sites are refused on pages and on the API, whatever they are after."""
+    for path in (f"/requests/{ended}/delete", "/servicex/transformation"):
+        answer = server.client.post(path, headers=headers, data={"sure": "yes"})
+        assert answer.status_code == 403
+        assert "another site" in answer.json()["message"]
+    assert server.get(f"/requests/{ended}").status_code == 200
+
+
+def test_requests_are_resubmitted_found_and_deleted(server: Server, ended: str) -> None:
+    """The same is asked again; it is found by its title; and it goes once that is confirmed."""
+    own = {"Origin": server.url}
+    first = str(server.run(title="once more")["request_id"])
+    answer = server.client.post(f"/requests/{first}/resubmit", headers=own)
+    assert answer.status_code == 303, answer.text
+    again = answer.headers["Location"].rsplit("/", 1)[-1]
+    assert server.wait(again)["status"] == "Complete"
+    text = server.get("/requests?q=ONCE&state=complete", headers=HTML).text
+    assert again in text
+    assert ended not in text
+    assert again not in server.get("/requests?state=canceled", headers=HTML).text
+    assert "no such request" in server.get("/requests?q=100%25", headers=HTML).text
+    asked = server.client.post(f"/requests/{again}/delete", headers=own)
+    assert "gone for good" in asked.text
+    gone = server.client.post(f"/requests/{again}/delete", headers=own, data={"sure": "yes"})
+    assert gone.headers["Location"] == "/requests"
+    assert server.get(f"/requests/{again}", headers=HTML).status_code == 404
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Give a real browser."""
+    program = needed("chromium", "apt-get install chromium")
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
+        yield running
+        running.close()
+
+
+@contextmanager
+def opened(browser: Browser, server: Server, **options: Any) -> Iterator[Page]:
+    """Open a page; whatever it complains about, like a breach of its policy, fails the test."""
+    context = browser.new_context(base_url=server.url, **options)
+    complaints: list[str] = []
+    page = context.new_page()
+    page.on("console", lambda said: complaints.append(said.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    try:
+        yield page
+        assert complaints == []
+    finally:
+        context.close()
+
+
+HALTS = """
+import pathlib, time
+
+def run_query(path):
+    flag = pathlib.Path(path).with_name("go")
+    while path.endswith("/2.root") and not flag.exists():
+        time.sleep(0.05)
+    return {"n": [1]}
+"""
+"""A query whose last of three files ends when a file is there."""
+
+
+def halting(server: Server, folder: Path, title: str) -> str:
+    """Submit a request that waits for a file."""
+    selection = base64.b64encode(HALTS.encode()).decode()
+    files = copies(folder, 3)
+    answer = server.submit(codegen="python", selection=selection, file_list=files, title=title)
+    return str(answer.json()["request_id"])
+
+
+def test_a_page_goes_on_by_itself_until_the_request_has_ended(
+    server: Server, browser: Browser, tmp_path: Path
+) -> None:
+    """Without a reload the page of a running request shows its end, and then asks no more."""
+    request_id = halting(server, tmp_path / "files", "live")
+    with opened(browser, server) as page:
+        page.goto(f"/requests/{request_id}")
+        page.evaluate("window.sameDocument = true")
+        page.get_by_text("2 of 3 files done").wait_for()
+        assert "def run_query" in page.locator("#query").inner_text()
+        (tmp_path / "files" / "go").touch()
+        page.get_by_text("3 of 3 files done").wait_for(timeout=20_000)
+        page.locator("#progress:not([data-every])").wait_for()
+        assert page.get_by_role("link", name="Download").count() == 3
+        assert page.evaluate("window.sameDocument") is True
+
+
+def test_a_request_is_cancelled_and_found_in_the_browser(
+    server: Server, browser: Browser, tmp_path: Path
+) -> None:
+    """Cancel ends a request; the filter and the search find it."""
+    request_id = halting(server, tmp_path / "files", "to be stopped")
+    with opened(browser, server) as page:
+        page.goto(f"/requests/{request_id}")
+        page.get_by_role("button", name="Cancel").click()
+        page.locator(".state", has_text="Canceled").first.wait_for()
+        page.goto("/requests")
+        page.get_by_label("State").select_option("canceled")
+        page.get_by_role("searchbox").fill("stopped")
+        page.get_by_role("button", name="Show").click()
+        page.get_by_role("link", name="to be stopped").wait_for()
+        assert page.locator("tbody tr").count() == 1
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    """Give the script that looks for faults of accessibility."""
+    script = AXE / "node_modules" / "axe-core" / "axe.min.js"
+    if not script.exists():
+        AXE.mkdir(parents=True, exist_ok=True)
+        npm = needed("npm", "apt-get install npm")
+        ran = subprocess.run(
+            [npm, "install", "--no-audit", "--no-fund", "--prefix", str(AXE), "axe-core@4"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if ran.returncode:
+            missing(f"axe-core cannot be had: {ran.stderr[-300:]}")
+    return script.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_every_page_is_accessible_and_fits(
+    server: Server, ended: str, browser: Browser, axe: str, size: str, scheme: Any
+) -> None:
+    """No serious fault by axe-core, nothing wider than the screen, light and dark."""
+    width, height = SIZES[size]
+    options = {"viewport": {"width": width, "height": height}, "color_scheme": scheme}
+    with opened(browser, server, **options) as page:
+        for path in PAGES:
+            page.goto(filled(server, path, ended))
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+            page.evaluate(axe)
+            found = page.evaluate("axe.run().then(r => r.violations)")
+            serious = [
+                (one["id"], [node["html"][:200] for node in one["nodes"]][:3])
+                for one in found
+                if one["impact"] in ("serious", "critical")
+            ]
+            assert serious == [], path
+            if SHOTS:
+                name = path.strip("/").replace("/{", "-").replace("}", "") or "home"
+                page.screenshot(path=f"{SHOTS}/{name}-{size}-{scheme}.png")
