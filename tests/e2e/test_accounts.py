@@ -13,7 +13,9 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi.routing import APIRoute
 
+from servicex_server.web.pages import routes as pages
 from tests.support import Server, sample, until
 
 ZMUMU = str(sample("uproot-Zmumu.root"))
@@ -167,15 +169,41 @@ TABLE: Mapping[str, Mapping[str, int]] = {
 }
 """Who gets what, of a request and a dataset of ``owner``."""
 
+PAGES: Mapping[str, Mapping[str, int]] = {
+    "GET /": OPEN,
+    "GET /docs": OPEN,
+    "GET /static/{name}": OPEN,
+    "GET /requests": KNOWN,
+    "GET /requests/{request_id}": OWN,
+    "GET /requests/{request_id}/results/{name}": dict.fromkeys(ROLES, 404)
+    | {who: 401 for who, status in KNOWN.items() if status == 401},
+    "POST /requests/{request_id}/cancel": CHANGES | {"owner": 303, "administrator": 303},
+    "POST /requests/{request_id}/delete": OWN,  # it is asked first whether that is meant
+    "POST /requests/{request_id}/resubmit": OWN
+    | dict.fromkeys(("owner", "operator", "administrator"), 303),
+    "GET /datasets": KNOWN,
+    "GET /datasets/{dataset_id}": OWN,
+    "GET /sites": ALL,
+    "GET /workers": ALL,
+}
+"""The same of the pages; 303 leads to another one. A result of this name there is not."""
+
 
 def test_every_route_is_in_the_table(people: People) -> None:
     """One that nobody has thought about is a hole."""
     described = people.server.get("/openapi.json").json()["paths"]
     routes = {f"{method.upper()} {path}" for path, ways in described.items() for method in ways}
     assert routes == set(TABLE)
+    shown = {
+        f"{method} {route.path}"
+        for route in pages.router.routes
+        if isinstance(route, APIRoute)
+        for method in route.methods or ()
+    }
+    assert shown == set(PAGES)
 
 
-@pytest.mark.parametrize("route", TABLE)
+@pytest.mark.parametrize("route", [*TABLE, *PAGES])
 def test_everybody_gets_what_the_table_says(people: People, route: str) -> None:
     """And what changes something has a request, or a dataset, of its own each time."""
     method, path = route.split()
@@ -197,12 +225,12 @@ def test_everybody_gets_what_the_table_says(people: People, route: str) -> None:
             body = {"json": _order()}
         elif path.endswith("file-urls"):
             body = {"json": {"request_id": made["request_id"], "file_list": []}}
-        answer = people.ask(who, method, path.format(**made), **body)
+        answer = people.ask(who, method, path.format(name="pages.css", **made), **body)
         found[who] = answer.status_code
         if answer.status_code in (401, 403, 404):
             assert answer.json()["message"]
             assert (answer.status_code == 401) == ("www-authenticate" in answer.headers)
-    assert found == TABLE[route]
+    assert found == (TABLE.get(route) or PAGES[route])
 
 
 def _order() -> dict[str, Any]:
@@ -342,7 +370,7 @@ def test_accounts_are_kept_by_the_command_line(people: People) -> None:
         (found,) = re.findall(r"^jo@example.org .*$", command(server, "list"), re.MULTILINE)
         return str(found)
 
-    assert re.search(r"active +user +Jo Müller +CMS +never$", line())
+    assert re.search(r"active +user +Jo Müller +CMS +never *$", line())
     command(server, "suspend", "jo@example.org")
     assert "suspended" in line()
     command(server, "approve", "jo@example.org")

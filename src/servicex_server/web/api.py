@@ -19,7 +19,7 @@ from servicex_server.database import open_requests, snapshots
 from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
 from servicex_server.database.leadership import ping
-from servicex_server.errors import InternalError, NotFoundError, RequestError
+from servicex_server.errors import InternalError, NotFoundError, RequestError, SignInError
 from servicex_server.model import LOCAL_USER, Principal, TaskState, now
 from servicex_server.model import Request as TransformRequest
 from servicex_server.objects.bucket import bucket_keys
@@ -60,8 +60,19 @@ async def _principal(
     return await app.principal(authorization)
 
 
+async def _anybody(
+    app: Annotated[App, Depends(_app)], authorization: Authorization = None
+) -> Principal | None:
+    try:
+        return await app.principal(authorization)
+    except SignInError:
+        return None
+
+
 TheApp = Annotated[App, Depends(_app)]
 Asker = Annotated[Principal, Depends(_principal)]
+Anybody = Annotated[Principal | None, Depends(_anybody)]
+"""Who asks, of a route that is there for those too who are nobody."""
 
 
 def _overseer(principal: Asker, request: Request) -> Principal:

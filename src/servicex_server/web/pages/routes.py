@@ -19,7 +19,7 @@ from servicex_server.objects.bucket import bucket_keys
 from servicex_server.replicas import door_of
 from servicex_server.submission import FILE_LIST_DID, Order
 from servicex_server.web import api, wire
-from servicex_server.web.api import Asker, SeesAll, TheApp
+from servicex_server.web.api import Anybody, Asker, SeesAll, TheApp
 from servicex_server.web.pages import api_description, rendering
 from servicex_server.web.pages.selections import readable
 from servicex_server.web.pages.timeline import moments, timeline
@@ -46,7 +46,7 @@ Start = Annotated[int, Query(ge=0, le=1 << 40)]
 
 
 @router.get("/")
-async def home(app: TheApp, principal: Asker, request: Request) -> Response:
+async def home(app: TheApp, principal: Anybody, request: Request) -> Response:
     """Show what this is, and how to start."""
     return rendering.page("home", request, principal, base=api.base_of(app, request))
 
@@ -284,7 +284,7 @@ async def workers(app: TheApp, principal: Asker, request: Request) -> Response:
 
 
 @router.get("/docs")
-async def docs(principal: Asker, request: Request) -> Response:
+async def docs(principal: Anybody, request: Request) -> Response:
     """Show the routes of the API, from its OpenAPI document."""
     found = api_description.routes(request.app.openapi())
     return rendering.page("docs", request, principal, routes=found)
