@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi import Request
 from fastapi.routing import APIRoute
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from servicex_server.web.pages.routes import router
-from servicex_server.web.server import _unknown
 from tests.support import Server, copies, missing, needed, sample
 
 HTML = {"Accept": "text/html,application/xhtml+xml"}
@@ -136,20 +134,6 @@ def test_errors_are_pages_for_people_and_json_for_programs(
     answer = server.get(path)
     assert answer.status_code == status
     assert list(answer.json()) == ["message"]
-
-
-@pytest.mark.anyio
-async def test_the_page_of_an_internal_error_has_the_id_of_its_line(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """Whoever reads the page can find the line of the log, and nothing of the error itself."""
-    headers = [(b"accept", b"text/html"), (b"host", b"x.org")]
-    scope = {"type": "http", "method": "GET", "path": "/x", "query_string": b"", "headers": headers}
-    answer = await _unknown(Request(scope), ValueError("a secret"))
-    (line,) = caplog.records
-    assert answer.status_code == 500
-    assert f"error_id={line.__dict__['error_id']}" in bytes(answer.body).decode()
-    assert b"a secret" not in answer.body
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,20 @@
+"""What a browser is shown when something went wrong that nobody has foreseen."""
+
+import pytest
+from fastapi import Request
+
+from servicex_server.web.server import _unknown
+
+
+@pytest.mark.anyio
+async def test_the_page_of_an_internal_error_has_the_id_of_its_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whoever reads the page can find the line of the log, and nothing of the error itself."""
+    headers = [(b"accept", b"text/html"), (b"host", b"x.org")]
+    scope = {"type": "http", "method": "GET", "path": "/x", "query_string": b"", "headers": headers}
+    answer = await _unknown(Request(scope), ValueError("a secret"))
+    (line,) = caplog.records
+    assert answer.status_code == 500
+    assert f"error_id={line.__dict__['error_id']}" in bytes(answer.body).decode()
+    assert b"a secret" not in answer.body
