@@ -127,13 +127,14 @@ def _site(site: Mapping[str, Any]) -> list[str]:
     speed = site["bytes-per-second"]
     return [
         site["door"],
+        site["site"] or "",
         site["state"],
         _span((now() - datetime.fromisoformat(site["since"])).total_seconds()),
         str(site["attempts"]),
         str(site["worked"]),
         failed,
         f"{speed / 1e6:.1f}" if speed else "",
-        str(site["bad-replicas"] or ""),
+        f"{site['bad-replicas']}, {site['reported']} told" if site["bad-replicas"] else "",
         site["last-error"] or "",
     ]
 

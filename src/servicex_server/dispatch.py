@@ -8,11 +8,10 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TypeAlias
 
 from servicex_server.credentials import refused
 from servicex_server.database import bad_replicas as bad_replica_rows
@@ -21,6 +20,7 @@ from servicex_server.database import requests as request_rows
 from servicex_server.database import snapshots
 from servicex_server.database import tasks as rows
 from servicex_server.database.connection import Database
+from servicex_server.elsewhere import MOST, Ask, Elsewhere
 from servicex_server.engines.contract import Engine
 from servicex_server.errors import ErrorRecord
 from servicex_server.fairness import Caps, shares
@@ -55,9 +55,6 @@ WINDOW = 2
 MOST_REUSED = 512
 """Files of a request that are looked at together for objects that are there already."""
 
-MOST_SEARCHED = 200
-"""Files that a catalogue is asked for at a time, after they were at none of their places."""
-
 PROBES = 4
 """Doors of sites that are looked at at a time."""
 
@@ -89,10 +86,6 @@ class Rules:
     race: bool = False
 
 
-Elsewhere: TypeAlias = Callable[[Mapping[int, str]], Awaitable[Mapping[int, tuple[Replica, ...]]]]
-"""Asks catalogues where else files are, by their ids and names; it returns what they say."""
-
-
 async def _nowhere(names: Mapping[int, str]) -> Mapping[int, tuple[Replica, ...]]:
     del names
     return {}
@@ -109,7 +102,7 @@ class Dispatcher:
         *,
         rules: Rules,
         scaling: Scaling,
-        elsewhere: Elsewhere = _nowhere,
+        ask_again: Ask = _nowhere,
     ) -> None:
         self._database = database
         self._engine = engine
@@ -123,12 +116,9 @@ class Dispatcher:
         self._looked: dict[str, int] = {}
         self._resting: set[str] = set()
         self._ended: list[Outcome] = []
-        self._elsewhere = elsewhere
+        self._elsewhere = Elsewhere(ask_again, self._again)
         self._races = Races()
         self._beside: set[asyncio.Task[None]] = set()
-        self._lost: dict[str, Outcome] = {}
-        self._named: dict[str, tuple[Replica, ...]] = {}
-        self._searching: asyncio.Task[None] | None = None
         self._checks: set[str] = set()
         self._in_doubt = False
         self._loop: asyncio.Task[None] | None = None
@@ -199,7 +189,8 @@ class Dispatcher:
             self._loop.cancel()
             await asyncio.gather(self._loop, return_exceptions=True)
         await self._record()
-        for beside in (*filter(None, (self._asking, self._searching)), *self._beside):
+        await self._elsewhere.close()
+        for beside in filter(None, (self._asking, *self._beside)):
             beside.cancel()
             await asyncio.gather(beside, return_exceptions=True)
         await self._engine.close()
@@ -265,12 +256,14 @@ class Dispatcher:
         self._bell.set()
 
     def _on_end(self, outcome: Outcome) -> None:
-        self.doors.heard(outcome.attempts, read=outcome.bytes_read)
+        work = self._inside.get(outcome.of)
+        rses = {one.url: one.rse for one in work.file.replicas} if work else {}
+        self.doors.heard(outcome.attempts, read=outcome.bytes_read, rses=rses)
         ended, loser = self._races.ended(outcome)
         if ended is not None:
             self._ended.append(ended)
             self._bell.set()
-        if loser and (work := self._inside.get(outcome.of)) is not None:
+        if loser and work is not None:
             left = work.object_key if outcome.raced else work.raced_key
             task = asyncio.create_task(self._end_loser(loser, left))
             self._beside.add(task)
@@ -279,6 +272,10 @@ class Dispatcher:
     async def _end_loser(self, key: str, object_key: str) -> None:
         await self._engine.stop([key])
         await self._objects.delete([object_key])
+
+    def _again(self, outcomes: Sequence[Outcome]) -> None:
+        self._ended += outcomes
+        self._bell.set()
 
     def _latest(self, spec: TaskSpec) -> TaskSpec:
         """Return a task with its replicas in the order that is best by now."""
@@ -352,10 +349,10 @@ class Dispatcher:
     async def _write(self, ended: list[Outcome], checks: Iterable[str]) -> None:
         results = []
         for outcome in ended:
+            named = self._elsewhere.named(outcome)
             if (work := self._inside.get(outcome.of)) is None:
-                self._named.pop(outcome.of, None)
                 continue
-            if self._is_searched_for(work, outcome):
+            if named is None and self._elsewhere.takes(work, outcome):
                 continue
             made = outcome.error is None and not outcome.parts
             results.append(
@@ -367,7 +364,7 @@ class Dispatcher:
                     if made
                     else "",
                     file=work.file,
-                    named=self._named.pop(outcome.of, None),
+                    named=named,
                 )
             )
         wanted = set(checks)
@@ -395,42 +392,12 @@ class Dispatcher:
                 if state is RequestState.FATAL:
                     await self.stop(request_id)
 
-    def _is_searched_for(self, work: rows.Work, outcome: Outcome) -> bool:
-        """Whether the catalogue is asked where else a file is, before it is written down as lost.
-
-        All places that it has named have failed; it may know others by now.
-        """
-        known = work.asked_again or outcome.of in self._named
-        if known or not work.file.name or not outcome_rows.of_place(outcome.error):
-            return False
-        self._lost[outcome.of] = outcome
-        if self._searching is None or self._searching.done():
-            self._searching = asyncio.create_task(self._search(), name="search")
-        return True
-
-    async def _search(self) -> None:
-        while self._lost:
-            lost = dict(list(self._lost.items())[:MOST_SEARCHED])
-            works = {key: self._inside[key] for key in lost if key in self._inside}
-            names = {work.file_id: work.file.name for work in works.values()}
-            try:
-                named = await self._elsewhere(names)
-            except Exception:
-                log.exception("%d files are not looked for at other places", len(names))
-                named = {}
-            for key, outcome in lost.items():
-                del self._lost[key]
-                if key in works:
-                    self._named[key] = named.get(outcome.file_id, ())
-                    self._ended.append(outcome)
-            self._bell.set()
-
     async def _feed(self) -> float | None:
         """Hand files to the engine; return the seconds for which that is all, None for any time."""
         demand = await self._database.read(rows.demand)
         self._scale(sum(one.left for one in demand))
-        free = WINDOW * self._engine.slots - (len(self._inside) - len(self._lost))
-        if len(self._lost) > MOST_SEARCHED:
+        free = WINDOW * self._engine.slots - (len(self._inside) - len(self._elsewhere))
+        if len(self._elsewhere) > MOST:
             free = 0  # the catalogue is slow
         again = False
         if free > 0:

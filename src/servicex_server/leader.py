@@ -96,7 +96,7 @@ class Leader:
                 most=settings.workers,
                 patience=settings.idle_seconds,
             ),
-            elsewhere=partial(places_of, database, settings),
+            ask_again=partial(places_of, database, settings),
         )
         self.lookups = Lookups(database, self.dispatcher, settings)
         self._reporter = Reporter(database, self.dispatcher, self._engine)

@@ -69,7 +69,8 @@ class Door:
     """How a door has done. Rates are of late; ``speed`` in bytes a second, 0 while unknown.
 
     ``since`` tells for how long it has been in its state, and is when it was first heard of for
-    one that was never shut; ``url`` is a replica that was read there, or tried.
+    one that was never shut; ``url`` is a replica that was read there, or tried, and ``site`` the
+    RSE of the latest one that has one.
     """
 
     attempts: int = 0
@@ -81,6 +82,7 @@ class Door:
     since: str = ""
     last_error: str = ""
     url: str = ""
+    site: str = ""
     in_row: int = 0
     pause: float = PAUSE
     again: float = field(default=0.0, repr=False)
@@ -214,8 +216,18 @@ class Doors:
         """Return a replica of each door by which to see how that does."""
         return [door.url for door in self._doors.values() if door.url]
 
-    def heard(self, attempts: Sequence[Attempt], *, read: int = 0) -> None:
-        """Learn from the attempts on a file, of which so many bytes were read."""
+    def heard(
+        self, attempts: Sequence[Attempt], *, read: int = 0, rses: Mapping[str, str] | None = None
+    ) -> None:
+        """Learn from the attempts on a file.
+
+        Parameters
+        ----------
+        read
+            Bytes that were read of it.
+        rses
+            By URL of a replica the site that it is at, as far as a catalogue has told.
+        """
         worked = bool(attempts) and attempts[-1].error is None
         for attempt in attempts:
             self._bad.pop(attempt.url, None)
@@ -229,6 +241,7 @@ class Doors:
                 continue  # the door has no part in it, or was not asked
             door = self._doors.setdefault(name, Door(since=now().isoformat()))
             door.attempts += 1
+            door.site = (rses or {}).get(attempt.url) or door.site
             if error is None or not door.url:
                 door.url = attempt.url
             if error is None:

@@ -1,8 +1,11 @@
 """The pages in a browser, and what they are without one."""
 
 import base64
+import html
 import os
+import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -109,6 +112,39 @@ def test_a_request_shows_its_query_its_errors_and_its_results(server: Server, en
     assert answer.content[:4] == b"PAR1"
     assert server.get(f"/requests/{ended}/results/no").status_code == 404
     assert server.get(f"/requests/{ended}?state=failed", headers=HTML).status_code == 200
+
+
+def shown(server: Server, path: str, name: str) -> str:
+    """Return a text that a page has to be copied."""
+    text = server.get(path, headers=HTML).text
+    (found,) = re.findall(rf'<pre[^>]*id="{name}"[^>]*>(.*?)</pre>', text, re.DOTALL)
+    return html.unescape(found)
+
+
+def ran(folder: Path, program: str) -> None:
+    """Run what somebody has copied, in a folder of theirs."""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, cwd=folder, check=False, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_pages_say_is_to_be_run_runs(server: Server, ended: str, tmp_path: Path) -> None:
+    """The start at home, on a file that there is, and the code that fetches results."""
+    (tmp_path / "servicex.yaml").write_text(shown(server, "/", "configuration"))
+    program = shown(server, "/", "example")
+    program = program.replace("root://host//store/run1.root", str(sample("uproot-Zmumu.root")))
+    ran(tmp_path, program.replace("Muon_*", "E1") + "\nassert len(list(files)) == 1")
+    folder = tmp_path / "fetched"
+    folder.mkdir()
+    ran(folder, shown(server, f"/requests/{ended}", "fetch"))
+    results = server.results(ended)
+    names = {one["s3-object-name"] for one in results if one["s3-object-name"]}
+    assert names
+    assert {path.name: path.stat().st_size for path in folder.iterdir()} == {
+        one["s3-object-name"]: one["total-bytes"] for one in results if one["s3-object-name"]
+    }
 
 
 def test_the_address_that_the_client_prints_leads_to_the_page(server: Server, ended: str) -> None:

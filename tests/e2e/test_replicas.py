@@ -114,7 +114,8 @@ def test_bad_replicas_cost_no_file_and_are_known(
     door = first.url("")[:-2]
     # what is shown is written down every two seconds
     until(lambda: sum(site(server, door, "well")["failed"].values()) == 6, "six have failed there")
-    assert site(server, door, "well")["bad-replicas"] == 6
+    of_first = site(server, door, "well")
+    assert (of_first["site"], of_first["bad-replicas"], of_first["reported"]) == ("RSE_0", 6, 0)
     answer = server.get("/servicex/replicas/bad?format=csv")
     assert answer.headers["content-type"] == "text/csv; charset=utf-8"
     table = list(csv.DictReader(io.StringIO(answer.text)))
@@ -142,8 +143,8 @@ def test_a_dead_door_is_tried_a_few_times_only(
     program = str(Path(sys.executable).with_name("servicex-server"))
     command = [program, "sites", "--url", server.url]
     shown = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
-    assert re.search(rf"^{dead} +shut ", shown, re.MULTILINE)
-    assert re.search(rf"^root://{second.address}\S* +well ", shown, re.MULTILINE)
+    assert re.search(rf"^{dead} +RSE_0 +shut ", shown, re.MULTILINE)
+    assert re.search(rf"^root://{second.address}\S* +RSE_1 +well ", shown, re.MULTILINE)
     server.stop()
     server.start()
     again = ask(server, tmp_path, places)

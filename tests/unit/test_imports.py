@@ -34,6 +34,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "submission",
             "lookup",
             "dispatch",
+            "elsewhere",
             "fairness",
             "identity",
             "scaling",

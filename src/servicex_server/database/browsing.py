@@ -236,9 +236,7 @@ def datasets_page(
     connection: Connection, principal: Principal, *, wanted: str = "", start: int = 0
 ) -> tuple[list[Dataset], int]:
     """Return some of the datasets that one may see, the latest used first, and how many are."""
-    such = []
-    if not principal.sees_all:
-        such.append(or_(datasets.c.owner.is_(None), datasets.c.owner == principal.user))
+    such = [dataset_rows.visible(principal)]
     if wanted:
         such.append(datasets.c.name.icontains(wanted, autoescape=True))
     mine = files.c.dataset_id == datasets.c.id

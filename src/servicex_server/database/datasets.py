@@ -33,7 +33,8 @@ def _dataset(row: Row[Any]) -> Dataset:
     return Dataset(**{**fields, "state": DatasetState(fields["state"])})
 
 
-def _visible(principal: Principal) -> Any:
+def visible(principal: Principal) -> Any:
+    """Return the condition that a dataset is one that a principal may see."""
     if principal.sees_all:
         return datasets.c.id > 0
     return or_(datasets.c.owner.is_(None), datasets.c.owner == principal.user)
@@ -98,9 +99,7 @@ def get(connection: Connection, principal: Principal, dataset_id: int) -> Datase
     NotFoundError
         There is none, or it is not for this principal.
     """
-    row = connection.execute(
-        _SELECT.where(datasets.c.id == dataset_id, _visible(principal))
-    ).first()
+    row = connection.execute(_SELECT.where(datasets.c.id == dataset_id, visible(principal))).first()
     if row is None:
         raise NotFoundError(f"Dataset {dataset_id} not found")
     return _dataset(row)
@@ -110,7 +109,7 @@ def listed(
     connection: Connection, principal: Principal, *, finder: str | None, with_stale: bool
 ) -> list[Dataset]:
     """Return the datasets a principal may see, oldest first."""
-    query = _SELECT.where(_visible(principal)).order_by(datasets.c.id)
+    query = _SELECT.where(visible(principal)).order_by(datasets.c.id)
     if finder is not None:
         query = query.where(datasets.c.finder == finder)
     if not with_stale:

@@ -7,6 +7,8 @@ changed; and writes run one after another. So it always is what counting them wo
 import logging
 from collections.abc import Iterable
 from dataclasses import fields
+from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Connection, Row, delete, insert, not_, select, update
@@ -56,14 +58,21 @@ def get(connection: Connection, principal: Principal, request_id: str) -> Reques
     if row is None or row.deleted or not (principal.sees_all or row.owner == principal.user):
         raise NotFoundError(f"Transformation request not found with id: {request_id}")
     if row.owner != principal.user:
-        log.info(
-            "%s, %s, looks at what is of %s",
-            principal.user,
-            principal.role.value,
-            row.owner,
-            extra={"request_id": request_id},
-        )
+        _note(principal, row.owner, request_id, now().replace(minute=0, second=0, microsecond=0))
     return _request(row)
+
+
+@lru_cache(maxsize=10_000)
+def _note(principal: Principal, owner: str, request_id: str, hour: datetime) -> None:
+    """Log that somebody looks at what is another's: once an hour, for a page looks every second."""
+    del hour
+    log.info(
+        "%s, %s, looks at what is of %s",
+        principal.user,
+        principal.role.value,
+        owner,
+        extra={"request_id": request_id},
+    )
 
 
 def _changeable(connection: Connection, principal: Principal, request_id: str) -> Request:

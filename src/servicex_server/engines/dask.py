@@ -290,12 +290,14 @@ class DaskEngine(Engine):
     async def _lost(self, worker: Worker, *, expected: bool = False) -> None:
         """Forget a worker that has ended; its task, if any, has failed with it.
 
-        One that was told to end as it got a task is not the task's fault: another one does it.
+        One that was told to end as it got a task is not the task's fault: another one does it. Nor
+        is one of a scheduler that is given up meanwhile.
         """
         if self._workers.get(worker.address) is not worker:
             return
         del self._workers[worker.address]
         told = self._exits.setdefault(worker.address, asyncio.Future())
+        restarts = self.restarts
         if (job := worker.job) is not None:
             future = job.future
             if expected:
@@ -308,7 +310,10 @@ class DaskEngine(Engine):
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_EXIT_SECONDS):
                         about = await asyncio.shield(told)
-                self._over(worker, job, job.failed(worker.death(about)))
+                if self.restarts > restarts or self._set_back() > _SET_BACK:
+                    self._again(worker, job)
+                else:
+                    self._over(worker, job, job.failed(worker.death(about)))
         self._exits.pop(worker.address, None)
 
     async def _watch(self) -> None:
@@ -326,10 +331,14 @@ class DaskEngine(Engine):
                 log.warning("the scheduler is lost (%s); it is looked for", error)
                 await self._reach_again()
 
+    def _set_back(self) -> float:
+        """Return by how many seconds the clock was set back since it was looked at last."""
+        return self._ahead - _ahead()
+
     def _check_clock(self) -> None:
-        before, self._ahead = self._ahead, _ahead()
-        if before - self._ahead > _SET_BACK:
-            raise ConnectionError(f"the clock was set back by {before - self._ahead:.0f} s")
+        seconds, self._ahead = self._set_back(), _ahead()
+        if seconds > _SET_BACK:
+            raise ConnectionError(f"the clock was set back by {seconds:.0f} s")
 
     async def _reach_again(self) -> None:
         """Have a scheduler again; what was on workers waits for new ones, as if never begun."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections import Counter
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlsplit
@@ -23,7 +22,6 @@ from servicex_server.errors import InternalError, NotFoundError, RequestError, S
 from servicex_server.model import LOCAL_USER, Principal, TaskState, now
 from servicex_server.model import Request as TransformRequest
 from servicex_server.objects.bucket import bucket_keys
-from servicex_server.replicas import door_of
 from servicex_server.retention import clear
 from servicex_server.submission import MAX_TITLE
 from servicex_server.web import metrics, wire
@@ -307,7 +305,7 @@ async def sites(app: TheApp) -> dict[str, Any]:
     """Return every door that was tried, by how it has done, to those who see all."""
     found, age = await seen(app, snapshots.SITES)
     bad = await app.database.read(bad_replica_rows.listed)
-    return wire.sites_json(found, age, Counter(door_of(one.url) for one in bad))
+    return wire.sites_json(found, age, bad)
 
 
 @router.post(

@@ -6,7 +6,8 @@ HTTP reference of the documentation.
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,7 @@ from servicex_server.model import (
     TaskReport,
     TaskState,
 )
+from servicex_server.replicas import door_of
 from servicex_server.submission import Order
 
 
@@ -273,20 +275,26 @@ def workers_json(snapshot: Snapshot | None, age: float | None) -> dict[str, Any]
 
 
 def sites_json(
-    snapshot: Snapshot | None, age: float | None, bad: Mapping[str, int]
+    snapshot: Snapshot | None, age: float | None, bad: Sequence[BadReplica]
 ) -> dict[str, Any]:
-    """Return the doors and how each has done; ``bad`` is how many bad replicas each has."""
+    """Return the doors and how each has done, with how many of the bad replicas each has."""
+    there = Counter(door_of(one.url) for one in bad)
+    told = Counter(door_of(one.url) for one in bad if one.reported)
     doors = snapshot.value["doors"] if snapshot else {}
     return {
-        "sites": [_door_json(name, about, bad.get(name, 0)) for name, about in doors.items()],
+        "sites": [
+            _door_json(name, about, bad=there[name], told=told[name])
+            for name, about in doors.items()
+        ],
         "time": wire_time(snapshot.at) if snapshot else None,
         "age": age,
     }
 
 
-def _door_json(name: str, about: dict[str, Any], bad: int) -> dict[str, Any]:
+def _door_json(name: str, about: dict[str, Any], *, bad: int, told: int) -> dict[str, Any]:
     return {
         "door": name,
+        "site": about.get("site") or None,
         "state": about["state"],
         "since": wire_time(datetime.fromisoformat(about["since"])),
         "attempts": about["attempts"],
@@ -295,6 +303,7 @@ def _door_json(name: str, about: dict[str, Any], bad: int) -> dict[str, Any]:
         "rate": round(about["rate"], 3),
         "bytes-per-second": round(about["speed"]),
         "bad-replicas": bad,
+        "reported": told,
         "last-error": about["last_error"] or None,
     }
 

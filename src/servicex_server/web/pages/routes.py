@@ -255,7 +255,7 @@ async def sites(app: TheApp, principal: Asker, request: Request) -> Response:
     """Show how the doors of sites do, and the replicas that are bad."""
     seen, age = await api.seen(app, snapshots.SITES)
     bad = await app.database.read(bad_replica_rows.listed)
-    doors = wire.sites_json(seen, age, Counter(door_of(one.url) for one in bad))
+    doors = wire.sites_json(seen, age, bad)
     return rendering.page(
         "sites", request, principal, doors=doors["sites"], age=age, bad=bad[:100], total=len(bad)
     )
