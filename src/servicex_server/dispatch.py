@@ -142,11 +142,12 @@ class Dispatcher:
     async def _take_up(self, left: Sequence[rows.Work]) -> None:
         """Record what was finished when the service ended; let the rest start again.
 
-        Workers may have written in part when they were killed: that is removed.
+        What workers have written in part when they were killed is removed, whatever they were on.
         """
+        unfinished = {one.request_id for one in await self._database.read(rows.demand)}
         there = {
             info.key: info.size
-            for request_id in {work.request_id for work in left}
+            for request_id in unfinished | {work.request_id for work in left}
             for info in await self._objects.list(request_id)
         }
         await self._objects.delete(
