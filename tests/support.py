@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import fcntl
 import json
 import os
 import re
@@ -48,6 +49,23 @@ def missing(reason: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def from_npm(package: str, version: int) -> Path:
+    """Return the folder of a package of npm, installed once; skip where it cannot be had."""
+    folder = Path(__file__).parents[1] / ".cache" / package
+    folder.mkdir(parents=True, exist_ok=True)
+    found = folder / "node_modules" / package
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several processes may test
+        if not (found / "package.json").exists():
+            npm = needed("npm", "apt-get install npm")
+            command = [npm, "install", "--no-audit", "--no-fund", "--prefix", str(folder)]
+            command.append(f"{package}@{version}")
+            ran = subprocess.run(command, capture_output=True, text=True, check=False)
+            if ran.returncode:
+                missing(f"{package} cannot be had from npm: {ran.stderr[-300:]}")
+    return found
 
 
 _EACH_TIME = {"SERVICEX_SERVER_SHARE_RESULTS": "none"}

@@ -17,7 +17,7 @@ from fastapi.routing import APIRoute
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from servicex_server.web.pages.routes import router
-from tests.support import Server, copies, missing, needed, sample
+from tests.support import Server, copies, from_npm, needed, sample
 
 HTML = {"Accept": "text/html,application/xhtml+xml"}
 
@@ -45,7 +45,6 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-AXE = Path(__file__).parents[2] / ".cache" / "axe"
 SIZES = {"wide": (1280, 900), "phone": (390, 800)}
 SHOTS = os.environ.get("SERVICEX_SERVER_TEST_SCREENSHOTS")
 """A folder for pictures of every page, if somebody wants to look at them."""
@@ -294,18 +293,7 @@ def test_a_request_is_cancelled_and_found_in_the_browser(
 @pytest.fixture(scope="module")
 def axe() -> str:
     """Give the script that looks for faults of accessibility."""
-    script = AXE / "node_modules" / "axe-core" / "axe.min.js"
-    if not script.exists():
-        AXE.mkdir(parents=True, exist_ok=True)
-        npm = needed("npm", "apt-get install npm")
-        ran = subprocess.run(
-            [npm, "install", "--no-audit", "--no-fund", "--prefix", str(AXE), "axe-core@4"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if ran.returncode:
-            missing(f"axe-core cannot be had: {ran.stderr[-300:]}")
+    script = from_npm("axe-core", 4) / "axe.min.js"
     return script.read_text(encoding="utf-8")
 
 
