@@ -65,6 +65,8 @@ async def with_token(app: TheApp, request: Request) -> Response:
     try:
         user, token = await app.access.by_api_token(form.get("token", "").strip())
     except SignInError as error:
+        if not rendering.wants_page(request):
+            raise
         return _ways_in(app, request, back, message=str(error))
     response = RedirectResponse(back, 303)
     visitors.sign_in(response, await app.sessions.open(user, token), app=app, request=request)
