@@ -181,6 +181,30 @@ def probe(
     raise typer.Exit(min(100, sum(one["error"] is not None for one in found["probes"])))
 
 
+@cli.command("sign-in")
+def sign_in(
+    url: Annotated[
+        str | None, typer.Argument(help="Where the service is; as its settings say if not.")
+    ] = None,
+    *,
+    file: Annotated[
+        Path | None,
+        typer.Option(help="Where the token is kept; ~/servicex.yaml if not given."),
+    ] = None,
+    config: _Config = None,
+) -> None:
+    """Sign in at a service with a browser, and keep a token where the servicex client finds it."""
+    from servicex_server import client_file
+    from servicex_server.asking import address
+    from servicex_server.asking import sign_in as ask
+    from servicex_server.settings import load
+
+    service = (url or address(load(config))).rstrip("/")
+    user, token = ask(service, typer.echo)
+    place = client_file.remember(service, token, file or Path.home() / "servicex.yaml")
+    typer.echo(f"signed in as {user}; the token is in {place}")
+
+
 _accounts = typer.Typer(help="Manage accounts, of which users have one where they sign in.")
 cli.add_typer(_accounts, name="user", no_args_is_help=True)
 

@@ -46,7 +46,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"app", "candidate", "leader", "reporter", "reporting"}),
-    frozenset({"web", "cli", "doctor", "processes", "asking", "probes"}),
+    frozenset({"web", "cli", "client_file", "doctor", "processes", "asking", "probes"}),
 )
 """From the bottom up: a room imports from its own layer and from those below it."""
 

@@ -20,6 +20,9 @@ PREFIX = "sxt_"
 
 ISSUER = "servicex-server"
 
+DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
+"""By which a program asks for a token that waits for its user (RFC 8628, 3.4)."""
+
 _NEW = "make an API token anew, and put it into servicex.yaml"
 
 

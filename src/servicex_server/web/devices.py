@@ -7,12 +7,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from servicex_server.accounts.devices import INTERVAL, WAIT
+from servicex_server.accounts.tokens import DEVICE_GRANT
 from servicex_server.errors import NotFoundError
 from servicex_server.web.api import TheApp, base_of
 
 router = APIRouter()
-
-GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 
 _FORM: dict[str, Any] = {"application/x-www-form-urlencoded": {"schema": {"type": "object"}}}
 
@@ -61,8 +60,8 @@ async def token(app: TheApp, request: Request) -> Response | dict[str, Any]:
     """
     form = await _form(request)
     secret = form.get("device_code", "")
-    if form.get("grant_type") != GRANT:
-        return _not_yet("unsupported_grant_type", f"grant_type: {GRANT} is needed")
+    if form.get("grant_type") != DEVICE_GRANT:
+        return _not_yet("unsupported_grant_type", f"grant_type: {DEVICE_GRANT} is needed")
     found = await app.devices.ask(secret)
     if found is None:
         return _not_yet("expired_token", "the code is too old, or none of this service")

@@ -131,7 +131,8 @@ def _announce(app: App, listener: socket.socket) -> None:
     out.print(f"data in {settings.data_dir}, {work}, sign-in {'on' if settings.sign_in else 'off'}")
     if settings.sign_in:
         ways = ", ".join(one.title for one in settings.issuers)
-        out.print(f"users come in by {ways or '`servicex-server user add` and `user token`'}")
+        way = ways or "`servicex-server user add` and `user token`"
+        out.print(f"users come in by {way}", markup=False)
     if app.database.shared:
         out.print(str(app.database), markup=False)
     out.print(f"query languages: {', '.join(sorted(available('languages')))}")
