@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -27,6 +27,8 @@ PREFIX = "SERVICEX_SERVER_"
 NESTED = "__"
 SECRETS = ("password", "token")
 """Settings that are never shown."""
+
+_KEY = re.compile(r"(?:[0-9a-fA-F]{2}){32,}")
 
 
 def _default_data_dir() -> Path:
@@ -72,6 +74,11 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = None
     """URL of a PostgreSQL database, ``postgresql+psycopg://user:password@host/database``. Without
     it the database is a file in ``data_dir``."""
+
+    service_keys: tuple[SecretStr, ...] = ()
+    """The service's own keys, newest first, 64 hexadecimal digits each: the first signs access
+    tokens, links and what opens results, and all are accepted. Without them they are in a file in
+    ``data_dir``."""
 
     objects_url: SecretStr | None = None
     """Where results are kept: ``s3://bucket/prefix?endpoint=https://…&region=…``, or another
@@ -192,6 +199,16 @@ class Settings(BaseSettings):
 
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     """How much is logged."""
+
+    @field_validator("service_keys")
+    @classmethod
+    def _are_keys(cls, given: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for number, key in enumerate(given, 1):
+            if not _KEY.fullmatch(key.get_secret_value()):
+                raise ValueError(
+                    f"key {number} is no 64 hexadecimal digits, as `openssl rand -hex 32` gives"
+                )
+        return given
 
     @property
     def database(self) -> str:

@@ -13,6 +13,7 @@ from servicex_server.accounts.tokens import (
 from servicex_server.database import users as rows
 from servicex_server.database.connection import Database
 from servicex_server.errors import RequestError, SignInError
+from servicex_server.keys import Keys
 from servicex_server.model import ApiToken, Principal, User, UserState, now
 
 TOKEN_DAYS = 365
@@ -47,13 +48,13 @@ class Access:
 
     Parameters
     ----------
-    key
-        The service's own key.
+    keys
+        The service's own keys.
     """
 
-    def __init__(self, database: Database, key: bytes) -> None:
+    def __init__(self, database: Database, keys: Keys) -> None:
         self._database = database
-        self._key = key
+        self._keys = keys
 
     async def principal(self, authorization: str | None) -> Principal:
         """Return whom an access token in a header is of.
@@ -63,7 +64,7 @@ class Access:
         SignInError
             There is none, it is good no more, or its account may not be used; says what to do.
         """
-        claims = read_access_token(self._key, _bearer(authorization))
+        claims = read_access_token(self._keys, _bearer(authorization))
         found = await self._database.read(rows.by_token, number=claims.token)
         if found is None or found[0].email != claims.user:
             raise SignInError(_GONE, hint="make a new API token")
@@ -86,7 +87,7 @@ class Access:
             )
         principal = _allowed(*found)
         await self._database.write(rows.used, found[1])
-        return access_token(self._key, Claims(principal.user, found[1].id))
+        return access_token(self._keys.newest, Claims(principal.user, found[1].id))
 
 
 _GONE = "the API token of this access token was revoked, or its account deleted"

@@ -114,7 +114,7 @@ async def refresh(app: TheApp, authorization: Authorization = None) -> dict[str,
         return {"access_token": token, "auth_disabled": False}
     return {
         "message": "Authentication is disabled on this instance",
-        "access_token": access_token(app.service_key, Claims(LOCAL_USER.user)),
+        "access_token": access_token(app.keys.newest, Claims(LOCAL_USER.user)),
         "auth_disabled": True,
     }
 
@@ -145,7 +145,7 @@ async def transformation(
 
 def _full(app: App, request: Request, found: TransformRequest) -> dict[str, Any]:
     base = base_of(app, request)
-    keys = bucket_keys(app.service_key, found.id)
+    keys = bucket_keys(app.keys.newest, found.id)
     parts = urlsplit(base)
     return {
         **wire.request_json(found),
@@ -233,7 +233,7 @@ async def file_urls(
     """Return a link for each of the named results that needs no keys."""
     await app.database.read(request_rows.get, principal, body.request_id)
     base = base_of(app, request)
-    keys = bucket_keys(app.service_key, body.request_id)
+    keys = bucket_keys(app.keys.newest, body.request_id)
     expires = int(time.time()) + URL_SECONDS
     uris = {}
     for name in body.file_list:

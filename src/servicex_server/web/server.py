@@ -39,7 +39,7 @@ def web_app(app: App) -> FastAPI:
     @asynccontextmanager
     async def lifespan(web: FastAPI) -> AsyncIterator[None]:
         web.state.servicex = app
-        web.router.routes.extend(s3_routes(app.buckets, app.objects, app.service_key))
+        web.router.routes.extend(s3_routes(app.buckets, app.objects, app.keys))
         yield
 
     web = FastAPI(
