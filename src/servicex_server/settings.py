@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, IPvAnyNetwork, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -66,6 +66,10 @@ class Settings(BaseSettings):
     public_url: str | None = Field(default=None, pattern=r"^https?://[^/]+/?$")
     """URL by which clients reach the service, when it is behind a proxy; ``https://host[:port]``.
     Without it each client is answered with the address that it used itself."""
+
+    trusted_proxies: tuple[IPvAnyNetwork, ...] = ()
+    """Addresses or networks of proxies, whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are
+    believed: where a client is, and whether it speaks TLS. From anywhere else they are ignored."""
 
     data_dir: Path = Field(default_factory=_default_data_dir)
     """Folder for the keys, and for the database and the results if they are not elsewhere; made if
