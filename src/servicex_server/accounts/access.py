@@ -12,7 +12,7 @@ from servicex_server.accounts.tokens import (
 )
 from servicex_server.database import users as rows
 from servicex_server.database.connection import Database
-from servicex_server.errors import RequestError, SignInError
+from servicex_server.errors import RequestError, SignInError, UnknownTokenError
 from servicex_server.keys import Keys
 from servicex_server.model import ApiToken, Principal, User, UserState, now
 
@@ -81,7 +81,7 @@ class Access:
         token = _bearer(authorization)
         found = await self._database.read(rows.by_token, digest=digest(token))
         if found is None:
-            raise SignInError(
+            raise UnknownTokenError(
                 "Invalid or outdated refresh token",
                 hint="make a new API token, and put it into servicex.yaml",
             )

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from servicex_server.errors import SignInError
+from servicex_server.errors import SignInError, UnknownTokenError
 from servicex_server.keys import Keys
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def read_access_token(keys: Keys, token: str) -> Claims:
         It is none of ours, or has expired; says what to do.
     """
     if token.startswith(PREFIX):
-        raise SignInError(
+        raise UnknownTokenError(
             "this is an API token, and an access token is needed",
             hint="exchange it at POST /token/refresh, as the servicex client does",
         )
@@ -84,7 +84,7 @@ def read_access_token(keys: Keys, token: str) -> Claims:
     user, number, end = said.get("sub"), said.get("tid"), said.get("exp")
     known = said.get("iss") == ISSUER and said.get("type") == "access"
     if not (known and isinstance(user, str) and isinstance(number, int) and isinstance(end, int)):
-        raise SignInError("the access token is not one of this service", hint=_NEW)
+        raise UnknownTokenError("the access token is not one of this service", hint=_NEW)
     if end <= time.time():
         raise SignInError(
             "the access token has expired", hint="get a new one at POST /token/refresh"

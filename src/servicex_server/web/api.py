@@ -18,13 +18,21 @@ from servicex_server.database import open_requests, snapshots
 from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
 from servicex_server.database.leadership import ping
-from servicex_server.errors import InternalError, NotFoundError, RequestError, SignInError
+from servicex_server.errors import (
+    InternalError,
+    NotFoundError,
+    RequestError,
+    SignInError,
+    TooManyError,
+    UnknownTokenError,
+)
 from servicex_server.model import LOCAL_USER, Principal, TaskState, now
 from servicex_server.model import Request as TransformRequest
 from servicex_server.objects.bucket import bucket_keys
 from servicex_server.retention import clear
 from servicex_server.submission import MAX_TITLE
 from servicex_server.web import metrics, wire
+from servicex_server.web.attempts import Attempts
 from servicex_server.web.pages.rendering import wants_page
 from servicex_server.web.report import failure_report
 from servicex_server.web.signatures import presigned_query
@@ -43,6 +51,9 @@ URL_SECONDS = 365 * 24 * 3600
 READY_SECONDS = 5
 """How long the database may take to answer the question whether it does."""
 
+_API_TOKENS = "wrong API tokens"
+_ACCESS_TOKENS = "wrong access tokens"
+
 
 def _app(request: Request) -> App:
     app: App = request.app.state.servicex
@@ -52,22 +63,34 @@ def _app(request: Request) -> App:
 Authorization = Annotated[str | None, Header(include_in_schema=False)]
 
 
-async def _principal(
-    app: Annotated[App, Depends(_app)], authorization: Authorization = None
-) -> Principal:
-    return await app.principal(authorization)
-
-
-async def _anybody(
-    app: Annotated[App, Depends(_app)], authorization: Authorization = None
-) -> Principal | None:
-    try:
-        return await app.principal(authorization)
-    except SignInError:
-        return None
+def _attempts(request: Request) -> Attempts:
+    attempts: Attempts = request.app.state.attempts
+    return attempts
 
 
 TheApp = Annotated[App, Depends(_app)]
+TheAttempts = Annotated[Attempts, Depends(_attempts)]
+
+
+async def _principal(
+    app: TheApp, request: Request, attempts: TheAttempts, authorization: Authorization = None
+) -> Principal:
+    try:
+        return await app.principal(authorization)
+    except UnknownTokenError:
+        await attempts.allow(request, _ACCESS_TOKENS)
+        raise
+
+
+async def _anybody(
+    app: TheApp, request: Request, attempts: TheAttempts, authorization: Authorization = None
+) -> Principal | None:
+    try:
+        return await _principal(app, request, attempts, authorization)
+    except (SignInError, TooManyError):
+        return None
+
+
 Asker = Annotated[Principal, Depends(_principal)]
 Anybody = Annotated[Principal | None, Depends(_anybody)]
 """Who asks, of a route that is there for those too who are nobody."""
@@ -107,10 +130,17 @@ async def codegens() -> dict[str, str]:
 
 
 @router.post("/token/refresh", summary="Exchange an API token for an access token")
-async def refresh(app: TheApp, authorization: Authorization = None) -> dict[str, Any]:
+async def refresh(
+    app: TheApp, request: Request, attempts: TheAttempts, authorization: Authorization = None
+) -> dict[str, Any]:
     """Return an access token for the API token in the header; without sign-in to anybody."""
     if app.settings.sign_in:
-        token = await app.access.exchange(authorization)
+        await attempts.check(request, _API_TOKENS)
+        try:
+            token = await app.access.exchange(authorization)
+        except UnknownTokenError:
+            await attempts.allow(request, _API_TOKENS)
+            raise
         return {"access_token": token, "auth_disabled": False}
     return {
         "message": "Authentication is disabled on this instance",

@@ -20,6 +20,7 @@ from servicex_server import __version__
 from servicex_server.app import App
 from servicex_server.errors import ServiceXError, SignInError, TooManyError
 from servicex_server.web.api import router
+from servicex_server.web.attempts import Attempts
 from servicex_server.web.pages import routes as pages
 from servicex_server.web.pages.origin import of_another_site
 from servicex_server.web.pages.rendering import page, wants_page
@@ -52,6 +53,7 @@ def web_app(app: App) -> FastAPI:
         redoc_url=None,
         openapi_url="/openapi.json",
     )
+    web.state.attempts = Attempts()
     web.include_router(router)
     web.include_router(pages.router)
     web.add_exception_handler(ServiceXError, _known)
