@@ -121,6 +121,27 @@ def doctor(
         raise typer.Exit(1)
 
 
+@cli.command("rotate-keys")
+def rotate_keys(
+    *,
+    keep: Annotated[
+        int, typer.Option(min=1, help="How many keys there are to be, with the new one.")
+    ] = 2,
+    data_dir: Annotated[Path | None, typer.Option(help="The data folder of the service.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with its settings.")] = None,
+) -> None:
+    """Have a new key sign from the next start on; what older ones have signed is good meanwhile."""
+    from servicex_server.keys import rotate
+
+    kept, dropped = rotate(_settings(config, data_dir), keep)
+    typer.echo(f"a new key, and {kept - 1} older; now start every process of the service anew")
+    if dropped:
+        typer.echo(
+            f"dropped: {dropped}. From then on what was signed with that is void: access tokens, "
+            "links, and what opens results; API tokens stay good"
+        )
+
+
 _Url = Annotated[
     str | None, typer.Option("--url", help="Where the service is; as its settings say if not.")
 ]

@@ -18,7 +18,7 @@ SOURCE = Path(__file__).parents[2] / "src" / PACKAGE
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"model", "errors"}),
-    frozenset({"settings", "plugins", "telemetry", "credentials"}),
+    frozenset({"settings", "keys", "plugins", "telemetry", "credentials"}),
     frozenset(
         {
             "languages.contract",

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, Response
 from servicex_server.accounts.devices import INTERVAL, WAIT
 from servicex_server.accounts.tokens import DEVICE_GRANT
 from servicex_server.errors import NotFoundError
-from servicex_server.web.api import TheApp, base_of
+from servicex_server.web.api import TheApp, TheAttempts, base_of
 
 router = APIRouter()
 
@@ -26,13 +26,14 @@ async def _form(request: Request) -> dict[str, str]:
     summary="Begin to sign a program in",
     openapi_extra={"requestBody": {"content": _FORM}},
 )
-async def code(app: TheApp, request: Request) -> dict[str, Any]:
+async def code(app: TheApp, request: Request, attempts: TheAttempts) -> dict[str, Any]:
     """Return a code that a person types at an address of this service (RFC 8628, 3.2).
 
     The form has ``client_id``, which names the token that the program will get.
     """
     if not app.settings.sign_in:
         raise NotFoundError("on this service nobody signs in")
+    await attempts.allow(request, "programs that sign in")
     form = await _form(request)
     secret, shown = await app.devices.begin(form.get("client_id", "").strip())
     address = f"{base_of(app, request)}/device"

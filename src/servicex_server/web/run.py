@@ -99,8 +99,9 @@ async def _serve(settings: Settings, listener: socket.socket, duty: Duty) -> Non
                 log_config=telemetry.uvicorn_log_config(),
                 access_log=False,
                 timeout_graceful_shutdown=GRACE,
-                # the address a client used decides the links it is given
-                proxy_headers=False,
+                # what a client says of itself decides nothing, unless a proxy is known to say it
+                proxy_headers=bool(settings.trusted_proxies),
+                forwarded_allow_ips=_trusted(settings),
             )
         )
         serving = asyncio.create_task(server.serve([listener]))
@@ -114,6 +115,14 @@ async def _serve(settings: Settings, listener: socket.socket, duty: Duty) -> Non
         server.should_exit = True
         await serving
         stopped.cancel()
+
+
+def _trusted(settings: Settings) -> list[str]:
+    """Return the proxies as uvicorn compares them with where a connection comes from."""
+    proxies = settings.trusted_proxies
+    # a socket that listens for both kinds of addresses has IPv4 written as IPv6
+    mapped = (f"::ffff:{n.network_address}/{96 + n.prefixlen}" for n in proxies if n.version == 4)  # noqa: PLR2004
+    return [*map(str, proxies), *mapped]
 
 
 def _announce(app: App, listener: socket.socket) -> None:

@@ -165,7 +165,7 @@ async def result(
         raise NotFoundError(f"There is no result {name!r} in request {request_id}")
     path = f"/{request_id}/{name}"
     expires = int(now().timestamp()) + LINK_SECONDS
-    signed = presigned_query(path, bucket_keys(app.service_key, request_id), expires)
+    signed = presigned_query(path, bucket_keys(app.keys.newest, request_id), expires)
     address = f"{api.base_of(app, request)}{quote(path, safe='/~')}?{signed}"
     return RedirectResponse(address, 303, headers={"Cache-Control": "no-store"})
 
