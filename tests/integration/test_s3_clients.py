@@ -45,7 +45,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from servicex_server.keys import Keys
 from servicex_server.objects.bucket import BucketKeys, BucketObject, Buckets, bucket_keys
-from servicex_server.objects.contract import ObjectInfo, ObjectStore
+from servicex_server.objects.contract import Disk, ObjectInfo, ObjectStore
 from servicex_server.objects.store import PIECE, open_store
 from servicex_server.web.s3 import s3_routes
 
@@ -115,6 +115,9 @@ class Watched(ObjectStore):
 
     async def delete(self, keys: Iterable[str]) -> None:
         await self._inner.delete(keys)
+
+    async def disk(self) -> Disk | None:
+        return await self._inner.disk()
 
     async def list(self, prefix: str) -> list[ObjectInfo]:
         return await self._inner.list(prefix)

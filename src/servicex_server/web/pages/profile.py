@@ -43,7 +43,7 @@ async def _profile(
 ) -> Response:
     user = await app.database.read(rows.get, principal.user)
     tokens = await app.database.read(rows.tokens_of, principal.user)
-    used = await app.database.read(use.of, principal.user, with_bytes=True)
+    used = await app.database.read(use.of, principal.user)
     files = await app.database.read(use.files_at_work, principal.user)
     settings = app.settings
     limits = [
