@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import fcntl
 import json
 import os
 import re
@@ -50,8 +51,42 @@ def missing(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
+def from_npm(package: str, version: int) -> Path:
+    """Return the folder of a package of npm, installed once; skip where it cannot be had."""
+    folder = Path(__file__).parents[1] / ".cache" / package
+    folder.mkdir(parents=True, exist_ok=True)
+    found = folder / "node_modules" / package
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several processes may test
+        if not (found / "package.json").exists():
+            npm = needed("npm", "apt-get install npm")
+            command = [npm, "install", "--no-audit", "--no-fund", "--prefix", str(folder)]
+            command.append(f"{package}@{version}")
+            ran = subprocess.run(command, capture_output=True, text=True, check=False)
+            if ran.returncode:
+                missing(f"{package} cannot be had from npm: {ran.stderr[-300:]}")
+    return found
+
+
 _EACH_TIME = {"SERVICEX_SERVER_SHARE_RESULTS": "none"}
 """Tests ask for the same again and again, and mean that it is done."""
+
+
+def routes() -> dict[str, bool]:
+    """Return all routes of the web server, and whether the OpenAPI document has them."""
+    from fastapi.routing import APIRoute, iter_route_contexts
+
+    from servicex_server.app import App
+    from servicex_server.settings import Settings
+    from servicex_server.web.server import web_app
+
+    found = {}
+    for context in iter_route_contexts(web_app(App(Settings())).routes):
+        route = context.route
+        if isinstance(route, APIRoute):
+            for method in route.methods or ():
+                found[f"{method} {route.path}"] = route.include_in_schema
+    return found
 
 
 def copies(folder: Path, count: int, name: str = "uproot-Zmumu.root") -> list[str]:
@@ -117,7 +152,9 @@ class Server:
     def start(self) -> "Server":
         """Start the process and wait until it says that it is ready."""
         self.launch("serve", "--port", "0")
-        self.url = self.says(r"ready at (http://\S+)")
+        self.url = self.says(r"ready at (https?://\S+)")
+        if self.url.startswith("https://"):  # which it is called elsewhere, by a proxy
+            self.url = self.says(r"listens at (http://\S+)")
         self.client = httpx.Client(base_url=self.url, timeout=60)
         return self
 

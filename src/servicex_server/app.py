@@ -3,9 +3,7 @@
 import fcntl
 import logging
 import os
-import secrets
-import tempfile
-from contextlib import AsyncExitStack, closing, suppress
+from contextlib import AsyncExitStack, closing
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
@@ -14,12 +12,17 @@ from typing import IO, Self
 from sqlalchemy.exc import OperationalError
 
 from servicex_server.accounts.access import Access
+from servicex_server.accounts.devices import Devices
+from servicex_server.accounts.entrance import Entrance, Rules
+from servicex_server.accounts.issuers import Issuers
+from servicex_server.accounts.sessions import Sessions
 from servicex_server.candidate import Candidate
 from servicex_server.database import leadership
 from servicex_server.database.buckets import RequestBuckets
 from servicex_server.database.connection import Database
 from servicex_server.engines.contract import Engine
 from servicex_server.errors import ErrorRecord, StartupError, StateError
+from servicex_server.keys import Keys, keys_of
 from servicex_server.leader import STOPPED, WAKE, Leader
 from servicex_server.lookup import check_finders
 from servicex_server.model import LOCAL_USER, Attempt, CheckSpec, Principal
@@ -64,7 +67,11 @@ class App:
     submission: Submission
     buckets: RequestBuckets
     access: Access
-    service_key: bytes
+    issuers: Issuers
+    sessions: Sessions
+    devices: Devices
+    entrance: Entrance
+    keys: Keys
 
     def __init__(
         self, settings: Settings, *, duty: Duty = Duty.ALL, engine: Engine | None = None
@@ -117,12 +124,16 @@ class App:
                 hint="give database_url, or `servicex-server serve`, which is everything in one",
             )
         opening.enter_context(lock_folder(folder, shared=database.shared))
-        self.service_key = service_key(folder)
+        self.keys = keys_of(self.settings)
         database.migrate()
         self.database = database
         self.objects = open_store(self.settings.objects)
         self.buckets = RequestBuckets(database)
-        self.access = Access(database, self.service_key)
+        self.issuers = Issuers(self.settings.issuers)
+        self.access = Access(database, self.keys, self.issuers)
+        self.sessions = Sessions(database)
+        self.devices = Devices(database)
+        self.entrance = Entrance(database, _rules(self.settings))
         self.submission = Submission(database, self, self.settings)
         if self.duty.stands:
             who_leads = leadership.of(database)
@@ -194,6 +205,10 @@ class App:
         return await self.access.principal(authorization)
 
 
+def _rules(settings: Settings) -> Rules:
+    return Rules(settings.administrators, settings.approve_domains, settings.experiments)
+
+
 def lock_folder(folder: Path, *, shared: bool) -> IO[str]:
     """Make the data folder if needed, and keep others off it while the file is open.
 
@@ -233,21 +248,3 @@ def lock_folder(folder: Path, *, shared: bool) -> IO[str]:
         lock.write(str(os.getpid()))
         lock.flush()
     return lock
-
-
-def service_key(folder: Path) -> bytes:
-    """Return the key that all others are derived from; made at the first start, mode 600.
-
-    Of processes that start at the same time one makes it, and all return the same.
-    """
-    path = folder / "service.key"
-    if not path.exists():
-        descriptor, made = tempfile.mkstemp(prefix=".key-", dir=folder)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(secrets.token_bytes(32))
-            with suppress(FileExistsError):  # another process was first
-                os.link(made, path)  # whole, and only if there is none
-        finally:
-            Path(made).unlink()
-    return path.read_bytes()

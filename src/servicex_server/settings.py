@@ -10,7 +10,14 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import (
+    BaseModel,
+    Field,
+    IPvAnyNetwork,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -19,14 +26,17 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from servicex_server.accounts.options import Issuer
 from servicex_server.engines.options import EngineOptions, LocalOptions, kinds
 from servicex_server.errors import StartupError, did_you_mean
 from servicex_server.model import Credential, Sharing
 
 PREFIX = "SERVICEX_SERVER_"
 NESTED = "__"
-SECRETS = ("password", "token")
+SECRETS = ("password", "token", "client_secret")
 """Settings that are never shown."""
+
+_KEY = re.compile(r"(?:[0-9a-fA-F]{2}){32,}")
 
 
 def _default_data_dir() -> Path:
@@ -58,12 +68,37 @@ class Settings(BaseSettings):
     """Whether users sign in, each with an account of their own (``servicex-server user``), and see
     and touch only their own requests. Without it everybody is one and the same user."""
 
+    issuers: tuple[Issuer, ...] = ()
+    """Who vouches for users by OpenID Connect: a list; each has a ``name``, a ``metadata_url``, a
+    ``client_id``, a ``client_secret`` and more. Without any, users come in with an API token."""
+
+    administrators: tuple[str, ...] = ()
+    """E-mails of those who are administrators as soon as they have signed in."""
+
+    approve_domains: tuple[str, ...] = ()
+    """Domains of e-mails, as ``cern.ch``, whose users need no approval when they sign up."""
+
+    experiments: tuple[str, ...] = (
+        "ATLAS",
+        "CMS",
+        "LHCb",
+        "ALICE",
+        "DUNE",
+        "Belle II",
+        "other",
+    )
+    """What users can say to be of when they sign up."""
+
     allow_anonymous: bool = False
     """Serve other machines although nobody signs in: everybody is then the same user."""
 
     public_url: str | None = Field(default=None, pattern=r"^https?://[^/]+/?$")
     """URL by which clients reach the service, when it is behind a proxy; ``https://host[:port]``.
     Without it each client is answered with the address that it used itself."""
+
+    trusted_proxies: tuple[IPvAnyNetwork, ...] = ()
+    """Addresses or networks of proxies, whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are
+    believed: where a client is, and whether it speaks TLS. From anywhere else they are ignored."""
 
     data_dir: Path = Field(default_factory=_default_data_dir)
     """Folder for the keys, and for the database and the results if they are not elsewhere; made if
@@ -72,6 +107,11 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = None
     """URL of a PostgreSQL database, ``postgresql+psycopg://user:password@host/database``. Without
     it the database is a file in ``data_dir``."""
+
+    service_keys: tuple[SecretStr, ...] = ()
+    """The service's own keys, newest first, 64 hexadecimal digits each: the first signs access
+    tokens, links and what opens results, and all are accepted. Without them they are in a file in
+    ``data_dir``."""
 
     objects_url: SecretStr | None = None
     """Where results are kept: ``s3://bucket/prefix?endpoint=https://…&region=…``, or another
@@ -193,6 +233,24 @@ class Settings(BaseSettings):
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     """How much is logged."""
 
+    @field_validator("issuers")
+    @classmethod
+    def _issuers(cls, value: tuple[Issuer, ...]) -> tuple[Issuer, ...]:
+        names = [one.name for one in value]
+        if len(set(names)) != len(names):
+            raise ValueError("two have the same name")
+        return value
+
+    @field_validator("service_keys")
+    @classmethod
+    def _are_keys(cls, given: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for number, key in enumerate(given, 1):
+            if not _KEY.fullmatch(key.get_secret_value()):
+                raise ValueError(
+                    f"key {number} is no 64 hexadecimal digits, as `openssl rand -hex 32` gives"
+                )
+        return given
+
     @property
     def database(self) -> str:
         """The URL of the database. It may hold a password."""
@@ -274,7 +332,9 @@ def _explained(error: ValidationError, flags: dict[str, Any]) -> str:
         known = did_you_mean(path[-1], Credential.__dataclass_fields__)
         return f"there is no setting {'.'.join(path)} ({known})"
     if first["type"] == "extra_forbidden":
-        model = kinds()[str(first["loc"][1])] if len(path) > 1 else Settings
+        model: type[BaseModel] = Settings
+        if len(path) > 1:
+            model = kinds()[str(first["loc"][1])] if nested else Issuer
         return (
             f"there is no setting {'.'.join(path)} ({did_you_mean(path[-1], model.model_fields)})"
         )
@@ -289,6 +349,7 @@ def _explained(error: ValidationError, flags: dict[str, Any]) -> str:
     secret = (
         path[-1] in SECRETS
         or path[0] == "finders"
+        or path == ["issuers"]
         or (field is not None and SecretStr in get_args(field.annotation))
     )
     shown = isinstance(first["input"], str | int | float | list) and not secret

@@ -43,6 +43,7 @@ from servicex.minio_adapter import MinioAdapter
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from servicex_server.keys import Keys
 from servicex_server.objects.bucket import BucketKeys, BucketObject, Buckets, bucket_keys
 from servicex_server.objects.contract import Disk, ObjectInfo, ObjectStore
 from servicex_server.objects.store import PIECE, open_store
@@ -156,7 +157,7 @@ class Gate:
             return datetime.now(UTC) + self.ahead
 
         app = FastAPI()
-        routes = s3_routes(self.results, self.store, self.service_key, clock=clock)
+        routes = s3_routes(self.results, self.store, Keys((self.service_key,)), clock=clock)
         app.router.routes.extend([*routes, Mount("/s3", routes=routes)])
         app.add_middleware(Tolerant)
         return app

@@ -18,7 +18,7 @@ SOURCE = Path(__file__).parents[2] / "src" / PACKAGE
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"model", "errors"}),
-    frozenset({"settings", "plugins", "telemetry", "credentials"}),
+    frozenset({"settings", "keys", "plugins", "telemetry", "credentials"}),
     frozenset(
         {
             "languages.contract",
@@ -46,7 +46,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"app", "candidate", "leader", "reporter", "reporting"}),
-    frozenset({"web", "cli", "doctor", "processes", "asking", "probes"}),
+    frozenset({"web", "cli", "client_file", "doctor", "processes", "asking", "probes"}),
 )
 """From the bottom up: a room imports from its own layer and from those below it."""
 
@@ -103,6 +103,7 @@ EXTRA: Mapping[tuple[str, str], str] = {
     ("engines", "engines.options"): "what each kind can be told is one chapter",
     ("engines.jobqueue", "engines.batch"): "what differs between batch systems is a chapter",
     ("engines.batch", "engines.clusters"): "how much a job needs beside its worker",
+    ("settings", "accounts.options"): "what is told of those who vouch stands beside who asks them",
     ("settings", "engines.options"): "what each kind of cluster can be told stands beside it",
     ("languages.func_adl", "languages.qastle"): "how the text of a query is read is a chapter",
     ("languages.func_adl", "languages.func_adl_functions"): "functions are a chapter",

@@ -6,8 +6,8 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection, and_, func, not_, select
 
 from servicex_server.database.requests import OPEN
-from servicex_server.database.tables import requests
-from servicex_server.model import now
+from servicex_server.database.tables import requests, tasks
+from servicex_server.model import TaskState, now
 
 MINUTE = timedelta(minutes=1)
 
@@ -34,6 +34,17 @@ def of(connection: Connection, owner: str) -> Use:
         recent=tuple(sorted(connection.scalars(recent))),
         bytes=int(connection.scalar(select(func.sum(requests.c.bytes)).where(own)) or 0),
     )
+
+
+def files_at_work(connection: Connection, owner: str) -> int:
+    """Return how many files of somebody are at work."""
+    running = (
+        select(func.count())
+        .select_from(tasks)
+        .join(requests, tasks.c.request_id == requests.c.id)
+        .where(tasks.c.state == TaskState.RUNNING, requests.c.owner == owner)
+    )
+    return connection.scalar(running) or 0
 
 
 def stored(connection: Connection) -> int:

@@ -1,0 +1,117 @@
+"""The identity provider that tests of sign-in talk to: it is a real one, and is walked through."""
+
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+import httpx
+import pytest
+from joserfc import jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import KeySet
+
+from tests.identity_provider import IdentityProvider
+
+CALLBACK = "http://127.0.0.1:9/callback"
+JANE = {"email": "jane@cern.ch", "email_verified": True, "name": "Jané Müller", "groups": ["atlas"]}
+
+
+@pytest.fixture(params=["RS256", "ES256"])
+def provider(request: pytest.FixtureRequest) -> Iterator[IdentityProvider]:
+    """Give a provider; the one that signs with ES256 has its claims in ID tokens too."""
+    users: dict[str, dict[str, Any]] = {"jane": JANE, "bare": {"email": "bare@cern.ch"}}
+    elliptic = request.param == "ES256"
+    made = IdentityProvider(users, algorithm=request.param, claims_in_id_token=elliptic).start()
+    made.redirect_to(CALLBACK)
+    yield made
+    made.stop()
+
+
+def read(provider: IdentityProvider, token: str) -> dict[str, Any]:
+    """Return what a token says, its signature having been held against the published keys."""
+    keys = KeySet.import_key_set(httpx.get(provider.described()["jwks_uri"]).json())
+    return jwt.decode(token, keys, algorithms=[provider.algorithm]).claims
+
+
+def signed_in(provider: IdentityProvider, login: str) -> dict[str, Any]:
+    """Sign a user in as a service does; return the tokens."""
+    url, verifier = provider.authorization(CALLBACK, state="s", nonce="n")
+    with httpx.Client() as client:
+        redirected = provider.sign_in(client, url, login)
+    place = redirected.headers["Location"]
+    assert place.startswith(f"{CALLBACK}?")
+    assert parse_qs(urlsplit(place).query)["state"] == ["s"]
+    tokens: dict[str, Any] = provider.tokens(redirected, verifier)
+    return tokens
+
+
+def about(provider: IdentityProvider, tokens: dict[str, Any]) -> dict[str, Any]:
+    """Return what userinfo says."""
+    header = {"Authorization": f"Bearer {tokens['access_token']}"}
+    found: dict[str, Any] = httpx.get(
+        provider.described()["userinfo_endpoint"], headers=header
+    ).json()
+    return found
+
+
+def test_a_user_signs_in_and_what_is_known_of_them_is_told(provider: IdentityProvider) -> None:
+    """By userinfo, and by the ID token where the provider is so; what is left out is not said."""
+    tokens = signed_in(provider, "jane")
+    claims = read(provider, tokens["id_token"])
+    assert claims["iss"] == provider.issuer
+    assert (claims["sub"], claims["aud"], claims["nonce"]) == ("jane", provider.client_id, "n")
+    assert about(provider, tokens) == {"sub": "jane"} | JANE
+    assert (claims.items() >= JANE.items()) == provider.claims_in_id_token
+    assert ("email" in claims) == provider.claims_in_id_token
+    tokens = signed_in(provider, "bare")
+    assert about(provider, tokens) == {"sub": "bare", "email": "bare@cern.ch"}
+    provider.change("jane", email="jane@fnal.gov", email_verified=None)
+    changed = about(provider, signed_in(provider, "jane"))
+    assert changed == {"sub": "jane", "email": "jane@fnal.gov"} | {
+        name: JANE[name] for name in ("name", "groups")
+    }
+
+
+def test_who_is_signed_in_with_the_provider_is_not_asked_again(provider: IdentityProvider) -> None:
+    """A browser that comes back is sent on at once."""
+    with httpx.Client() as client:
+        for _ in range(2):
+            url, verifier = provider.authorization(CALLBACK)
+            redirected = provider.sign_in(client, url, "jane")
+            assert provider.tokens(redirected, verifier)["id_token"]
+        assert client.get(provider.authorization(CALLBACK)[0]).is_redirect
+
+
+def test_what_breaks_the_rules_is_refused(provider: IdentityProvider) -> None:
+    """No PKCE, a redirect that is not registered, and a code that somebody else has begun."""
+    with httpx.Client() as client:
+        place = provider.described()["authorization_endpoint"]
+        query = {"client_id": provider.client_id, "response_type": "code", "scope": "openid"}
+        url = f"{place}?{urlencode(query | {'redirect_uri': CALLBACK})}"
+        refused = provider.sign_in(client, url, "jane").headers["Location"]
+        assert parse_qs(urlsplit(refused).query)["error"] == ["invalid_request"]
+        url, _ = provider.authorization("http://127.0.0.1:9/elsewhere")
+        assert client.get(url).status_code == 400
+        redirected = provider.sign_in(client, provider.authorization(CALLBACK)[0], "jane")
+    with pytest.raises(AssertionError, match="invalid_grant"):
+        provider.tokens(redirected, "x" * 43)
+
+
+def test_an_access_token_is_signed_for_an_audience(provider: IdentityProvider) -> None:
+    """And says whose it is; after a restart the provider has other keys."""
+    token = provider.access_token("jane")
+    claims = read(provider, token)
+    assert (claims["iss"], claims["sub"]) == (provider.issuer, "jane")
+    assert claims["aud"] == provider.audience
+    assert claims["exp"] - claims["iat"] == 3600
+    other = provider.access_token("jane", audience="https://other.test")
+    assert read(provider, other)["aud"] == "https://other.test"
+    provider.stop()
+    with pytest.raises(httpx.ConnectError):
+        provider.described()
+    provider.token_seconds = 1
+    provider.start()
+    with pytest.raises((JoseError, ValueError)):
+        read(provider, token)
+    claims = read(provider, provider.access_token("jane"))
+    assert claims["exp"] - claims["iat"] == 1
