@@ -18,9 +18,21 @@ from playwright.sync_api import Browser, Page
 
 from tests.browser import at_provider, look, opened, running
 from tests.e2e.test_accounts import command
-from tests.e2e.test_pages import HALTS
 from tests.identity_provider import IdentityProvider
 from tests.support import Server, copies, sample
+
+HALTS = """
+def run_query(path):
+    import pathlib, time
+
+    flag = pathlib.Path(path).with_name("go")
+    while path.endswith("/2.root") and not flag.exists():
+        time.sleep(0.05)
+    return {"n": [1]}
+"""
+"""A user's function whose last of three files ends when a file is there."""
+
+HALTING = "query.PythonFunction().with_uproot_function(__import__('halting').run_query)"
 
 
 @pytest.fixture(scope="module")
@@ -172,8 +184,7 @@ def delivered(page: Page, folder: Path) -> None:
     """Ask with the published client, and see the page of the request go on to the end."""
     files = copies(folder / "files", 3)
     (folder / "halting.py").write_text(HALTS)
-    query = "query.PythonFunction().with_uproot_function(__import__('halting').run_query)"
-    program = client(folder, delivery(files, query, "walk"))
+    program = client(folder, delivery(files, HALTING, "walk"))
     page.goto("/requests")
     page.get_by_role("link", name="walk").click(timeout=60_000)
     page.get_by_text("2 of 3 files done").wait_for(timeout=60_000)
@@ -187,7 +198,7 @@ def delivered(page: Page, folder: Path) -> None:
     assert "DELIVERED 3" in said, said
     with page.expect_download() as download:
         page.get_by_role("link", name=re.compile("^Download")).first.click()
-    assert Path(download.value.path()).read_bytes()[:4] == b"PAR1"
+    assert Path(download.value.path()).read_bytes()[:4] == b"root"
 
 
 def failed(page: Page, folder: Path) -> None:
@@ -209,8 +220,7 @@ def failed(page: Page, folder: Path) -> None:
 def cancelled(page: Page, folder: Path) -> None:
     """End a request from its page."""
     files = copies(folder / "more", 3)
-    query = "query.PythonFunction().with_uproot_function(__import__('halting').run_query)"
-    program = client(folder, delivery(files, query, "too much"))
+    program = client(folder, delivery(files, HALTING, "too much"))
     page.goto("/requests")
     page.get_by_role("link", name="too much").click(timeout=60_000)
     page.get_by_role("button", name="Cancel").click()
