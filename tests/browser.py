@@ -41,7 +41,8 @@ def opened(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
     page = context.new_page()
 
     def heard(said: ConsoleMessage) -> None:
-        if "404 (Not Found)" not in said.text:  # it is the page of that error
+        # what others' pages complain of is theirs; and 404 is the page of that error
+        if page.url.startswith(url) and "404 (Not Found)" not in said.text:
             complaints.append(said.text)
 
     page.on("console", heard)
