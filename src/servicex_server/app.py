@@ -14,6 +14,7 @@ from typing import IO, Self
 from sqlalchemy.exc import OperationalError
 
 from servicex_server.accounts.access import Access
+from servicex_server.accounts.telling import Telling
 from servicex_server.candidate import Candidate
 from servicex_server.database import leadership
 from servicex_server.database.buckets import RequestBuckets
@@ -64,6 +65,7 @@ class App:
     submission: Submission
     buckets: RequestBuckets
     access: Access
+    telling: Telling
     service_key: bytes
 
     def __init__(
@@ -124,6 +126,8 @@ class App:
         self.buckets = RequestBuckets(database)
         self.access = Access(database, self.service_key)
         self.submission = Submission(database, self, self.settings)
+        self.telling = Telling(self.settings)
+        opening.push_async_callback(self.telling.close)
         if self.duty.stands:
             who_leads = leadership.of(database)
             self._candidate = Candidate(who_leads, lambda: self._leader(who_leads))
