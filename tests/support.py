@@ -72,6 +72,23 @@ _EACH_TIME = {"SERVICEX_SERVER_SHARE_RESULTS": "none"}
 """Tests ask for the same again and again, and mean that it is done."""
 
 
+def routes() -> dict[str, bool]:
+    """Return all routes of the web server, and whether the OpenAPI document has them."""
+    from fastapi.routing import APIRoute, iter_route_contexts
+
+    from servicex_server.app import App
+    from servicex_server.settings import Settings
+    from servicex_server.web.server import web_app
+
+    found = {}
+    for context in iter_route_contexts(web_app(App(Settings())).routes):
+        route = context.route
+        if isinstance(route, APIRoute):
+            for method in route.methods or ():
+                found[f"{method} {route.path}"] = route.include_in_schema
+    return found
+
+
 def copies(folder: Path, count: int, name: str = "uproot-Zmumu.root") -> list[str]:
     """Return so many copies of a sample in a new folder: files of the same content."""
     folder.mkdir()
@@ -135,7 +152,9 @@ class Server:
     def start(self) -> "Server":
         """Start the process and wait until it says that it is ready."""
         self.launch("serve", "--port", "0")
-        self.url = self.says(r"ready at (http://\S+)")
+        self.url = self.says(r"ready at (https?://\S+)")
+        if self.url.startswith("https://"):  # which it is called elsewhere, by a proxy
+            self.url = self.says(r"listens at (http://\S+)")
         self.client = httpx.Client(base_url=self.url, timeout=60)
         return self
 

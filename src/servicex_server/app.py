@@ -14,6 +14,10 @@ from typing import IO, Self
 from sqlalchemy.exc import OperationalError
 
 from servicex_server.accounts.access import Access
+from servicex_server.accounts.devices import Devices
+from servicex_server.accounts.entrance import Entrance, Rules
+from servicex_server.accounts.issuers import Issuers
+from servicex_server.accounts.sessions import Sessions
 from servicex_server.accounts.telling import Telling
 from servicex_server.candidate import Candidate
 from servicex_server.database import leadership
@@ -66,6 +70,10 @@ class App:
     buckets: RequestBuckets
     access: Access
     telling: Telling
+    issuers: Issuers
+    sessions: Sessions
+    devices: Devices
+    entrance: Entrance
     service_key: bytes
 
     def __init__(
@@ -124,7 +132,11 @@ class App:
         self.database = database
         self.objects = open_store(self.settings.objects)
         self.buckets = RequestBuckets(database)
-        self.access = Access(database, self.service_key)
+        self.issuers = Issuers(self.settings.issuers)
+        self.access = Access(database, self.service_key, self.issuers)
+        self.sessions = Sessions(database)
+        self.devices = Devices(database)
+        self.entrance = Entrance(database, _rules(self.settings))
         self.submission = Submission(database, self, self.settings)
         self.telling = Telling(self.settings)
         opening.push_async_callback(self.telling.close)
@@ -196,6 +208,10 @@ class App:
         if not self.settings.sign_in:
             return LOCAL_USER
         return await self.access.principal(authorization)
+
+
+def _rules(settings: Settings) -> Rules:
+    return Rules(settings.administrators, settings.approve_domains, settings.experiments)
 
 
 def lock_folder(folder: Path, *, shared: bool) -> IO[str]:

@@ -220,10 +220,9 @@ def list_users(*, data_dir: _DataDir = None, config: _Config = None) -> None:
 def approve_user(email: _Email, *, data_dir: _DataDir = None, config: _Config = None) -> None:
     """Let somebody in who has signed up, and is told so, or who was suspended."""
     from servicex_server.accounts import administration
-    from servicex_server.accounts.telling import Telling
 
     settings = _settings(config, data_dir)
-    administration.run(settings, administration.approve(email, Telling(settings)))
+    administration.run(settings, administration.approve_and_wait(email, settings))
     typer.echo(f"{email} may come in")
 
 

@@ -18,6 +18,7 @@
     ├── NotFoundError             404  no such thing, or not yours
     ├── StateError                400  it is too late for that
     ├── SignInError               401  who are you?
+    ├── IssuerError               503  who would vouch for you does not answer
     ├── ForbiddenError            403  you may look, and not touch
     ├── ReplicaError                   one copy of one file could not be read
     │   ├── MissingError               it is not there
@@ -178,6 +179,13 @@ class SignInError(ServiceXError):
     """The caller is not known."""
 
     status = 401
+    blame: ClassVar[Blame] = "credential"
+
+
+class IssuerError(ServiceXError):
+    """Who vouches for users does not answer, or not as it should."""
+
+    status = 503
     blame: ClassVar[Blame] = "credential"
 
 

@@ -10,7 +10,14 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -20,13 +27,14 @@ from pydantic_settings import (
 )
 
 from servicex_server.accounts.mail import mail_server, sender
+from servicex_server.accounts.options import Issuer
 from servicex_server.engines.options import EngineOptions, LocalOptions, kinds
 from servicex_server.errors import StartupError, did_you_mean
 from servicex_server.model import Credential, Sharing
 
 PREFIX = "SERVICEX_SERVER_"
 NESTED = "__"
-SECRETS = ("password", "token")
+SECRETS = ("password", "token", "client_secret")
 """Settings that are never shown."""
 
 
@@ -58,6 +66,27 @@ class Settings(BaseSettings):
     sign_in: bool = False
     """Whether users sign in, each with an account of their own (``servicex-server user``), and see
     and touch only their own requests. Without it everybody is one and the same user."""
+
+    issuers: tuple[Issuer, ...] = ()
+    """Who vouches for users by OpenID Connect: a list; each has a ``name``, a ``metadata_url``, a
+    ``client_id``, a ``client_secret`` and more. Without any, users come in with an API token."""
+
+    administrators: tuple[str, ...] = ()
+    """E-mails of those who are administrators as soon as they have signed in."""
+
+    approve_domains: tuple[str, ...] = ()
+    """Domains of e-mails, as ``cern.ch``, whose users need no approval when they sign up."""
+
+    experiments: tuple[str, ...] = (
+        "ATLAS",
+        "CMS",
+        "LHCb",
+        "ALICE",
+        "DUNE",
+        "Belle II",
+        "other",
+    )
+    """What users can say to be of when they sign up."""
 
     allow_anonymous: bool = False
     """Serve other machines although nobody signs in: everybody is then the same user."""
@@ -219,6 +248,14 @@ class Settings(BaseSettings):
             raise ValueError("mail_url needs it: who mails are from, as servicex@example.org")
         return None if value is None else sender(value)
 
+    @field_validator("issuers")
+    @classmethod
+    def _issuers(cls, value: tuple[Issuer, ...]) -> tuple[Issuer, ...]:
+        names = [one.name for one in value]
+        if len(set(names)) != len(names):
+            raise ValueError("two have the same name")
+        return value
+
     @property
     def database(self) -> str:
         """The URL of the database. It may hold a password."""
@@ -300,7 +337,9 @@ def _explained(error: ValidationError, flags: dict[str, Any]) -> str:
         known = did_you_mean(path[-1], Credential.__dataclass_fields__)
         return f"there is no setting {'.'.join(path)} ({known})"
     if first["type"] == "extra_forbidden":
-        model = kinds()[str(first["loc"][1])] if len(path) > 1 else Settings
+        model: type[BaseModel] = Settings
+        if len(path) > 1:
+            model = kinds()[str(first["loc"][1])] if nested else Issuer
         return (
             f"there is no setting {'.'.join(path)} ({did_you_mean(path[-1], model.model_fields)})"
         )
@@ -315,6 +354,7 @@ def _explained(error: ValidationError, flags: dict[str, Any]) -> str:
     secret = (
         path[-1] in SECRETS
         or path[0] == "finders"
+        or path == ["issuers"]
         or (field is not None and SecretStr in get_args(field.annotation))
     )
     shown = isinstance(first["input"], str | int | float | list) and not secret

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import secrets
+import sqlite3
 import subprocess
 import sys
 from base64 import urlsafe_b64encode
@@ -13,10 +15,9 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi.routing import APIRoute
 
-from servicex_server.web.pages import routes as pages
-from tests.support import Server, sample, until
+from servicex_server.accounts.tokens import digest
+from tests.support import Server, routes, sample, until
 
 ZMUMU = str(sample("uproot-Zmumu.root"))
 
@@ -66,6 +67,25 @@ class People:
         """Ask as somebody."""
         headers = {"Authorization": f"Bearer {self.access[who]}"} if who in self.access else {}
         return self.server.client.request(method, path, headers=headers, **given)
+
+    def browse(self, who: str, method: str, path: str, **given: Any) -> httpx.Response:
+        """Ask as the browser of somebody does, which has signed in: with a cookie."""
+        headers = {"Cookie": f"servicex={self.signed_in(who)}"} if who in self.access else {}
+        return self.server.client.request(method, path, headers=headers, **given)
+
+    def signed_in(self, who: str) -> str:
+        """Return the secret of a browser in which somebody has signed in, while they could."""
+        secret = secrets.token_hex()
+        values = (digest(secret), self.number(who), "2026-01-01", "2099-01-01")
+        with sqlite3.connect(self.server.data_dir / "servicex.sqlite") as opened:
+            row = "insert into sessions (hash, user_id, created_at, expires_at) values (?, ?, ?, ?)"
+            opened.execute(row, values)
+        return secret
+
+    def number(self, who: str) -> int:
+        """Return the number of somebody's account."""
+        query = "select id from users where email = ?"
+        return int(self.server.rows(query, self.email(who))[0][0])
 
     def submit(self, who: str = "owner", /, **changes: Any) -> str:
         """Have somebody ask for columns; return the id of the request."""
@@ -117,12 +137,13 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Iterator[People]:
 
 def waits(server: Server, email: str) -> None:
     """Make an account one that nobody has approved yet, as it is after a sign-up."""
-    import sqlite3
-
     with sqlite3.connect(server.data_dir / "servicex.sqlite") as opened:
         changed = opened.execute("update users set state = 'pending' where email = ?", [email])
         assert changed.rowcount == 1
 
+
+IN = ("other", "owner", "operator", "administrator")
+"""Whose accounts may be used."""
 
 OPEN = dict.fromkeys(ROLES, 200)
 """Anybody may, and needs no account."""
@@ -145,6 +166,8 @@ TABLE: Mapping[str, Mapping[str, int]] = {
     "GET /metrics": OPEN,
     "GET /servicex": OPEN,
     "GET /multiple-codegen-list": OPEN,
+    "POST /device/code": OPEN,
+    "POST /device/token": dict.fromkeys(ROLES, 400),  # no program waits
     "POST /token/refresh": dict.fromkeys(ROLES, 401),  # an access token is none to exchange
     "POST /servicex/transformation": KNOWN,
     "GET /servicex/transformation": KNOWN,
@@ -184,29 +207,62 @@ PAGES: Mapping[str, Mapping[str, int]] = {
     "GET /datasets": KNOWN,
     "GET /datasets/{dataset_id}": OWN,
     "GET /sites": ALL,
+    "GET /sites/bad-replicas.csv": ALL,
     "GET /workers": ALL,
+    "GET /sign-in": OPEN,
+    "POST /sign-in": dict.fromkeys(ROLES, 401),  # without a token
+    "GET /sign-in/{name}": dict.fromkeys(ROLES, 404),  # no issuer of this name
+    "GET /sign-in/{name}/callback": dict.fromkeys(ROLES, 404),
+    "GET /sign-up": dict.fromkeys(ROLES, 303),  # nobody has vouched for them
+    "POST /sign-up": dict.fromkeys(ROLES, 401),
+    "GET /profile": KNOWN,
+    "POST /profile": KNOWN | dict.fromkeys(IN, 303),
+    "POST /profile/tokens": KNOWN,
+    "POST /profile/tokens/revoke": KNOWN | dict.fromkeys(IN, 404),  # no token of this name
+    "GET /device": KNOWN,
+    "POST /device": KNOWN | dict.fromkeys(IN, 400),  # nothing waits with this code
+    "GET /users": ALL,
+    "POST /users/{number}/role": ALL | {"operator": 403, "administrator": 303},
+    "POST /users/{number}/{deed}": ALL | {"operator": 403, "administrator": 303},
+    "GET /pending": dict.fromkeys(ROLES, 303),
+    "POST /sign-out": dict.fromkeys(ROLES, 303),
+    "POST /profile/sign-out": KNOWN | dict.fromkeys(IN, 303),
 }
 """The same of the pages; 303 leads to another one. A result of this name there is not."""
+
+
+BROWSERS: Mapping[str, Mapping[str, int]] = {
+    "GET /pending": dict.fromkeys(ROLES, 303) | {"pending": 200, "suspended": 200},
+}
+"""Pages that tell a browser more: to somebody who has signed in, and may not be here."""
+
+FORMS: Mapping[str, dict[str, str]] = {
+    "POST /device/code": {"client_id": "a program"},
+    "POST /profile": {"name": "Jo", "institution": "CERN", "experiment": "CMS"},
+    "POST /profile/tokens": {"name": "{unique}", "days": "30", "as": "text"},
+    "POST /users/{number}/role": {"role": "user"},
+}
+"""What is sent along."""
 
 
 def test_every_route_is_in_the_table(people: People) -> None:
     """One that nobody has thought about is a hole."""
     described = people.server.get("/openapi.json").json()["paths"]
-    routes = {f"{method.upper()} {path}" for path, ways in described.items() for method in ways}
-    assert routes == set(TABLE)
-    shown = {
-        f"{method} {route.path}"
-        for route in pages.router.routes
-        if isinstance(route, APIRoute)
-        for method in route.methods or ()
-    }
-    assert shown == set(PAGES)
+    shown = {f"{method.upper()} {path}" for path, ways in described.items() for method in ways}
+    assert shown == set(TABLE)
+    assert routes() == dict.fromkeys(TABLE, True) | dict.fromkeys(PAGES, False)
 
 
+@pytest.mark.parametrize("way", ["program", "browser"])
 @pytest.mark.parametrize("route", [*TABLE, *PAGES])
-def test_everybody_gets_what_the_table_says(people: People, route: str) -> None:
-    """And what changes something has a request, or a dataset, of its own each time."""
+def test_everybody_gets_what_the_table_says(people: People, route: str, way: str) -> None:
+    """And what changes something has a request, or a dataset, of its own each time.
+
+    The cookie of a browser opens the pages, and nothing else.
+    """
     method, path = route.split()
+    ask = people.ask if way == "program" else people.browse
+    number = people.number("other")
     found: dict[str, int] = {}
     files = 0
     made: dict[str, Any] = {}
@@ -225,12 +281,21 @@ def test_everybody_gets_what_the_table_says(people: People, route: str) -> None:
             body = {"json": _order()}
         elif path.endswith("file-urls"):
             body = {"json": {"request_id": made["request_id"], "file_list": []}}
-        answer = people.ask(who, method, path.format(name="pages.css", **made), **body)
+        elif route in FORMS:
+            form = {k: v.format(unique=f"{who} {way}") for k, v in FORMS[route].items()}
+            body = {"data": form}
+        address = path.format(name="pages.css", number=number, deed="approve", **made)
+        answer = ask(who, method, address, **body)
         found[who] = answer.status_code
         if answer.status_code in (401, 403, 404):
             assert answer.json()["message"]
             assert (answer.status_code == 401) == ("www-authenticate" in answer.headers)
-    assert found == (TABLE.get(route) or PAGES[route])
+    expected = TABLE.get(route) or PAGES[route]
+    if way == "browser" and route in TABLE and expected["nobody"] == 401:
+        expected = dict.fromkeys(ROLES, 401)
+    elif way == "browser":
+        expected = BROWSERS.get(route, expected)
+    assert found == expected
 
 
 def _order() -> dict[str, Any]:

@@ -104,6 +104,7 @@ EXTRA: Mapping[tuple[str, str], str] = {
     ("engines.jobqueue", "engines.batch"): "what differs between batch systems is a chapter",
     ("engines.batch", "engines.clusters"): "how much a job needs beside its worker",
     ("settings", "accounts.mail"): "what the URL of a mail server can say stands beside it",
+    ("settings", "accounts.options"): "what is told of those who vouch stands beside who asks them",
     ("settings", "engines.options"): "what each kind of cluster can be told stands beside it",
     ("languages.func_adl", "languages.qastle"): "how the text of a query is read is a chapter",
     ("languages.func_adl", "languages.func_adl_functions"): "functions are a chapter",

@@ -3,6 +3,7 @@
 import re
 from datetime import timedelta
 
+from servicex_server.accounts.issuers import Identity, Issuers
 from servicex_server.accounts.tokens import (
     Claims,
     access_token,
@@ -10,6 +11,7 @@ from servicex_server.accounts.tokens import (
     new_api_token,
     read_access_token,
 )
+from servicex_server.database import sign_ins
 from servicex_server.database import users as rows
 from servicex_server.database.connection import Database
 from servicex_server.errors import RequestError, SignInError
@@ -43,31 +45,39 @@ def email_of(text: str) -> str:
 
 
 class Access:
-    """Signs programs in.
+    """Signs programs in, and browsers.
 
     Parameters
     ----------
     key
         The service's own key.
+    issuers
+        Those that vouch for users.
     """
 
-    def __init__(self, database: Database, key: bytes) -> None:
+    def __init__(self, database: Database, key: bytes, issuers: Issuers) -> None:
         self._database = database
         self._key = key
+        self._issuers = issuers
 
     async def principal(self, authorization: str | None) -> Principal:
-        """Return whom an access token in a header is of.
+        """Return whom an access token in a header is of: one of ours, or of an issuer.
 
         Raises
         ------
         SignInError
             There is none, it is good no more, or its account may not be used; says what to do.
+        IssuerError
+            The issuer of the token does not answer.
         """
-        claims = read_access_token(self._key, _bearer(authorization))
+        token = _bearer(authorization)
+        if identity := await self._issuers.vouched(token):
+            return allowed(await self._of(identity))
+        claims = read_access_token(self._key, token)
         found = await self._database.read(rows.by_token, number=claims.token)
         if found is None or found[0].email != claims.user:
             raise SignInError(_GONE, hint="make a new API token")
-        return _allowed(*found)
+        return allowed(*found)
 
     async def exchange(self, authorization: str | None) -> str:
         """Return an access token for an API token in a header.
@@ -77,16 +87,39 @@ class Access:
         SignInError
             As for `principal`.
         """
-        token = _bearer(authorization)
+        user, token = await self.by_api_token(_bearer(authorization))
+        await self._database.write(rows.used, token)
+        return access_token(self._key, Claims(user.email, token.id))
+
+    async def by_api_token(self, token: str) -> tuple[User, ApiToken]:
+        """Return the account of an API token, which may be used, and what is known of the token.
+
+        Raises
+        ------
+        SignInError
+            As for `principal`.
+        """
         found = await self._database.read(rows.by_token, digest=digest(token))
         if found is None:
             raise SignInError(
                 "Invalid or outdated refresh token",
                 hint="make a new API token, and put it into servicex.yaml",
             )
-        principal = _allowed(*found)
-        await self._database.write(rows.used, found[1])
-        return access_token(self._key, Claims(principal.user, found[1].id))
+        allowed(*found)
+        return found
+
+    async def _of(self, identity: Identity) -> User:
+        """Return the account of somebody for whom an issuer vouches."""
+        found = await self._database.read(sign_ins.by_identity, identity.issuer, identity.subject)
+        if found is None and identity.email:
+            email = email_of(identity.email)
+            found = await self._database.read(sign_ins.by_email, email)
+        if found is None:
+            raise SignInError(
+                "the token is good, but there is no account of whom it is",
+                hint="sign in once with a browser, by the same issuer",
+            )
+        return found
 
 
 _GONE = "the API token of this access token was revoked, or its account deleted"
@@ -104,7 +137,14 @@ def _bearer(authorization: str | None) -> str:
     return token.strip()
 
 
-def _allowed(user: User, token: ApiToken) -> Principal:
+def allowed(user: User, token: ApiToken | None = None) -> Principal:
+    """Return the principal of an account, which came in with an API token if there is one.
+
+    Raises
+    ------
+    SignInError
+        The account may not be used, or the token not any more.
+    """
     if user.state is UserState.PENDING:
         raise SignInError(
             "Not Authorized: Your account is still pending",
@@ -114,7 +154,7 @@ def _allowed(user: User, token: ApiToken) -> Principal:
         raise SignInError(
             "Not Authorized: Your account is suspended", hint="ask an administrator why"
         )
-    if token.expires_at <= now():
+    if token is not None and token.expires_at <= now():
         raise SignInError(
             f"the API token {token.name!r} expired at {token.expires_at:%Y-%m-%d %H:%M} UTC",
             hint="make a new one",

@@ -64,8 +64,18 @@ def approve(email: str, telling: Telling) -> Deed[User]:
         user = await database.write(rows.change, before.email, {"state": UserState.ACTIVE})
         if before.state is UserState.PENDING:
             await telling.approved(user)
-            await telling.close()
         return user
+
+    return deed
+
+
+def approve_and_wait(email: str, settings: Settings) -> Deed[None]:
+    """Let somebody in from a command, which ends once they are told."""
+    telling = Telling(settings)
+
+    async def deed(database: Database, objects: ObjectStore) -> None:
+        await approve(email, telling)(database, objects)
+        await telling.close()
 
     return deed
 

@@ -21,7 +21,7 @@ from servicex_server.model import now
 SECONDS = 15.0
 """Seconds that the server has for each answer."""
 
-MOST = 1000
+MOST = 2000
 """Characters of what a user has written that are passed on."""
 
 _NO_ADDRESS = (MessageError, ValueError, IndexError)

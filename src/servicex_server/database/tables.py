@@ -206,6 +206,48 @@ api_tokens = Table(
     sqlite_autoincrement=True,  # the number of a revoked one is in access tokens, and is no other's
 )
 
+identities = Table(
+    "identities",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("user_id", ForeignKey(users.c.id, ondelete="CASCADE"), nullable=False),
+    Column("issuer", String(255), nullable=False),
+    Column("subject", String(255), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Index(None, "issuer", "subject", unique=True),
+    Index(None, "user_id"),
+)
+"""Who a user is for those that vouch for them."""
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("hash", String(64), primary_key=True),
+    Column("user_id", ForeignKey(users.c.id, ondelete="CASCADE"), nullable=False),
+    Column("token_id", ForeignKey(api_tokens.c.id, ondelete="CASCADE")),  # by which it was opened
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime, nullable=False),
+    Index(None, "user_id"),
+    Index(None, "token_id"),
+    Index(None, "expires_at"),
+)
+"""Browsers in which somebody has signed in."""
+
+devices = Table(
+    "devices",
+    metadata,
+    Column("hash", String(64), primary_key=True),
+    Column("code", String(16), nullable=False),  # which a person types
+    Column("name", Text, nullable=False),
+    Column("expires_at", UtcTime, nullable=False),
+    Column("user_id", ForeignKey(users.c.id, ondelete="CASCADE")),  # who has let it in
+    Column("refused", Boolean, nullable=False, server_default=false()),
+    Index(None, "code", unique=True),
+    Index(None, "user_id"),
+    Index(None, "expires_at"),
+)
+"""Programs that wait for somebody to sign them in, in a browser."""
+
 snapshots = Table(
     "snapshots",
     metadata,

@@ -42,3 +42,14 @@ def of(connection: Connection, owner: str, *, with_bytes: bool) -> Use:
         recent=tuple(sorted(connection.scalars(recent))),
         bytes=stored,
     )
+
+
+def files_at_work(connection: Connection, owner: str) -> int:
+    """Return how many files of somebody are at work."""
+    running = (
+        select(func.count())
+        .select_from(tasks)
+        .join(requests, tasks.c.request_id == requests.c.id)
+        .where(tasks.c.state == TaskState.RUNNING, requests.c.owner == owner)
+    )
+    return connection.scalar(running) or 0

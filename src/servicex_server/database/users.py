@@ -48,6 +48,20 @@ def get(connection: Connection, email: str) -> User:
     return _user(row)
 
 
+def by_number(connection: Connection, number: int) -> User:
+    """Return an account by its number.
+
+    Raises
+    ------
+    NotFoundError
+        There is none.
+    """
+    row = connection.execute(select(users).where(users.c.id == number)).first()
+    if row is None:
+        raise NotFoundError(f"there is no account {number}")
+    return _user(row)
+
+
 def listed(connection: Connection) -> list[User]:
     """Return all accounts, those that wait for approval first, then by e-mail."""
     waits = not_(users.c.state == UserState.PENDING)
@@ -157,7 +171,7 @@ def revoke(connection: Connection, email: str, name: str) -> None:
     """
     found = {one.name: one.id for one in tokens_of(connection, email)}
     if name not in found:
-        raise NotFoundError(f"{email} has no token {name!r}")
+        raise NotFoundError(f"{email} has no token {name[:100]!r}")
     connection.execute(delete(api_tokens).where(api_tokens.c.id == found[name]))
 
 

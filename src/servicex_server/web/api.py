@@ -18,7 +18,7 @@ from servicex_server.database import open_requests, snapshots
 from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
 from servicex_server.database.leadership import ping
-from servicex_server.errors import InternalError, NotFoundError, RequestError, SignInError
+from servicex_server.errors import InternalError, NotFoundError, RequestError
 from servicex_server.model import LOCAL_USER, Principal, TaskState, now
 from servicex_server.model import Request as TransformRequest
 from servicex_server.objects.bucket import bucket_keys
@@ -58,19 +58,8 @@ async def _principal(
     return await app.principal(authorization)
 
 
-async def _anybody(
-    app: Annotated[App, Depends(_app)], authorization: Authorization = None
-) -> Principal | None:
-    try:
-        return await app.principal(authorization)
-    except SignInError:
-        return None
-
-
 TheApp = Annotated[App, Depends(_app)]
 Asker = Annotated[Principal, Depends(_principal)]
-Anybody = Annotated[Principal | None, Depends(_anybody)]
-"""Who asks, of a route that is there for those too who are nobody."""
 
 
 def _overseer(principal: Asker, request: Request) -> Principal:
@@ -327,10 +316,16 @@ async def bad_replicas(
     form: Annotated[Literal["json", "csv"], Query(alias="format")] = "json",
 ) -> dict[str, Any] | Response:
     """Return the replicas that failed where another one worked, to those who see all."""
+    if form == "csv":
+        return await bad_replicas_table(app)
+    found = await app.database.read(bad_replica_rows.listed)
+    return {"replicas": [wire.bad_replica_json(one) for one in found]}
+
+
+async def bad_replicas_table(app: App) -> Response:
+    """Return the replicas that are bad, as a file."""
     found = await app.database.read(bad_replica_rows.listed)
     listed = [wire.bad_replica_json(one) for one in found]
-    if form == "json":
-        return {"replicas": listed}
     name = 'attachment; filename="bad-replicas.csv"'
     return Response(
         wire.bad_replicas_csv(listed),
@@ -387,10 +382,14 @@ class _NotReadyError(InternalError):
 
 @router.get("/transformation-request/{request_id}", response_class=PlainTextResponse)
 @router.get("/transformation-request/{request_id}/results", response_class=PlainTextResponse)
-async def report(app: TheApp, principal: Asker, request: Request, request_id: str) -> Response:
+async def report(
+    app: TheApp, request: Request, request_id: str, authorization: Authorization = None
+) -> Response:
     """Return the failures of a request as text; a browser is led to its page."""
+    if wants_page(request):  # which sees to who it is by itself
+        address = f"/requests/{quote(request_id, safe='')}"
+        return RedirectResponse(address, 303, headers={"Vary": "Accept"})
+    principal = await app.principal(authorization)
     found = await app.database.read(request_rows.get, principal, request_id)
-    if wants_page(request):
-        return RedirectResponse(f"/requests/{found.id}", 303, headers={"Vary": "Accept"})
     failed = await app.database.read(task_rows.reports, request_id, [TaskState.FAILED])
     return PlainTextResponse(failure_report(found, failed), headers={"Vary": "Accept"})

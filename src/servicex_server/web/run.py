@@ -120,17 +120,24 @@ def _announce(app: App, listener: socket.socket) -> None:
     settings = app.settings
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    url = settings.public_url or f"http://{shown}:{port}"
+    here = f"http://{shown}:{port}"
+    url = (settings.public_url or here).rstrip("/")
     out = Console(highlight=False, soft_wrap=True)
     out.print(f"servicex-server is ready at [bold]{url}[/bold]")
+    if settings.public_url:
+        out.print(f"behind a proxy, it listens at {here}")
     out.print(f"the API is described at {url}/docs")
     work = f"{settings.workers} workers" if app.leader else "no workers here"
     out.print(f"data in {settings.data_dir}, {work}, sign-in {'on' if settings.sign_in else 'off'}")
     if settings.sign_in:
-        out.print("users come in by `servicex-server user add` and `user token`")
+        ways = ", ".join(one.title for one in settings.issuers)
+        out.print(f"users come in by {ways or '`servicex-server user add` and `user token`'}")
     if app.database.shared:
         out.print(str(app.database), markup=False)
     out.print(f"query languages: {', '.join(sorted(available('languages')))}")
+    if settings.sign_in:
+        out.print(f"\nEverybody has a servicex.yaml to download at {url}/profile")
+        return
     out.print("\nPut this into servicex.yaml where you work:\n", style="dim")
     # plain: this is to be copied, with every blank as it is
     sys.stdout.write(f"api_endpoints:\n  - name: local\n    endpoint: {url}\n")

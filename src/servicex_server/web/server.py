@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from sqlalchemy.exc import OperationalError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -19,10 +19,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from servicex_server import __version__
 from servicex_server.app import App
 from servicex_server.errors import ServiceXError, SignInError, TooManyError
+from servicex_server.web import devices
 from servicex_server.web.api import router
 from servicex_server.web.pages import routes as pages
 from servicex_server.web.pages.origin import of_another_site
 from servicex_server.web.pages.rendering import page, wants_page
+from servicex_server.web.pages.visitors import Elsewhere
 from servicex_server.web.s3 import s3_routes
 
 log = logging.getLogger(__name__)
@@ -53,8 +55,10 @@ def web_app(app: App) -> FastAPI:
         openapi_url="/openapi.json",
     )
     web.include_router(router)
+    web.include_router(devices.router)
     web.include_router(pages.router)
     web.add_exception_handler(ServiceXError, _known)
+    web.add_exception_handler(Elsewhere, _elsewhere)
     web.add_exception_handler(RequestValidationError, _invalid)
     web.add_exception_handler(HTTPException, _http)
     web.add_exception_handler(OperationalError, _away)
@@ -74,7 +78,8 @@ def _answer(
     """Return an error: a page for people, one sentence in JSON for programs."""
     if request is not None and wants_page(request):
         values = {"message": message, "error_id": error_id}
-        return page("error", request, None, status=status, headers=headers, **values)
+        who = getattr(request.state, "principal", None)
+        return page("error", request, who, status=status, headers=headers, **values)
     return JSONResponse({"message": message}, status_code=status, headers=headers)
 
 
@@ -88,6 +93,14 @@ async def _known(request: Request, error: Exception) -> Response:
     if isinstance(error, TooManyError) and error.seconds is not None:
         headers["Retry-After"] = str(math.ceil(error.seconds))
     return _answer(request, error.status, str(error), headers)
+
+
+async def _elsewhere(request: Request, error: Exception) -> Response:
+    """Lead a browser to another page."""
+    del request
+    assert isinstance(error, Elsewhere)  # noqa: S101  # registered for that class
+    headers = {"Cache-Control": "no-store", "Vary": "Accept"}
+    return RedirectResponse(error.address, 303, headers=headers)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
@@ -140,7 +153,19 @@ async def _unknown(request: Request, error: Exception) -> Response:
     return _answer(request, 500, message, error_id=error_id)
 
 
-OURS = ("/servicex", "/transformation-request", "/requests", "/datasets", "/sites", "/workers")
+OURS = (
+    "/servicex",
+    "/transformation-request",
+    "/requests",
+    "/datasets",
+    "/sites",
+    "/workers",
+    "/sign-",
+    "/pending",
+    "/profile",
+    "/device",
+    "/users",
+)
 """What the addresses begin with that are no results."""
 
 

@@ -65,10 +65,17 @@ def page(
     headers
         In addition to those that every page has.
     """
-    sees_all = principal is not None and principal.sees_all
     template = _environment().get_template(f"{name}.html")
-    text = template.render(path=request.url.path, sees_all=sees_all, status=status, **values)
+    about = {"path": request.url.path, "principal": principal, "signs_in": _signs_in(request)}
+    text = template.render(status=status, **about, **values)
     return HTMLResponse(text, status, headers=HEADERS | (headers or {}))
+
+
+def _signs_in(request: Request) -> bool:
+    """Whether users sign in on this service."""
+    app = request.scope.get("app")
+    service = getattr(app.state, "servicex", None) if app is not None else None
+    return service is not None and bool(service.settings.sign_in)
 
 
 def wants_page(request: Request) -> bool:

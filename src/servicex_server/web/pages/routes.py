@@ -19,13 +19,16 @@ from servicex_server.objects.bucket import bucket_keys
 from servicex_server.replicas import door_of
 from servicex_server.submission import FILE_LIST_DID, Order
 from servicex_server.web import api, wire
-from servicex_server.web.api import Anybody, Asker, SeesAll, TheApp
-from servicex_server.web.pages import api_description, rendering
+from servicex_server.web.api import TheApp
+from servicex_server.web.pages import api_description, entrance, people, profile, rendering
 from servicex_server.web.pages.selections import readable
 from servicex_server.web.pages.timeline import moments, timeline
+from servicex_server.web.pages.visitors import Anybody, SeesAll, Visitor
 from servicex_server.web.signatures import presigned_query
 
 router = APIRouter(include_in_schema=False)
+for chapter in (entrance, profile, people):
+    router.include_router(chapter.router)
 
 LINK_SECONDS = 3600
 """How long the address works that a result is fetched from."""
@@ -64,7 +67,7 @@ async def static(name: str) -> Response:
 @router.get("/requests")
 async def requests(
     app: TheApp,
-    principal: Asker,
+    principal: Visitor,
     request: Request,
     state: Literal["", "open", "complete", "failed", "canceled"] = "",
     q: str = "",
@@ -113,7 +116,7 @@ def _paging(request: Request, start: int, most: int, total: int) -> dict[str, An
 @router.get("/requests/{request_id}")
 async def one_request(
     app: TheApp,
-    principal: Asker,
+    principal: Visitor,
     request: Request,
     request_id: str,
     state: Literal["", "waiting", "running", "done", "failed", "canceled"] = "",
@@ -154,7 +157,7 @@ async def one_request(
 
 @router.get("/requests/{request_id}/results/{name}")
 async def result(
-    app: TheApp, principal: Asker, request: Request, request_id: str, name: str
+    app: TheApp, principal: Visitor, request: Request, request_id: str, name: str
 ) -> Response:
     """Lead to a result, by an address that works for an hour."""
     await app.database.read(request_rows.get, principal, request_id)
@@ -168,14 +171,14 @@ async def result(
 
 
 @router.post("/requests/{request_id}/cancel")
-async def cancel(app: TheApp, principal: Asker, request_id: str) -> Response:
+async def cancel(app: TheApp, principal: Visitor, request_id: str) -> Response:
     """End a request, and show it."""
     await api.cancel(app, principal, request_id)
     return RedirectResponse(f"/requests/{request_id}", 303)
 
 
 @router.post("/requests/{request_id}/delete")
-async def delete(app: TheApp, principal: Asker, request: Request, request_id: str) -> Response:
+async def delete(app: TheApp, principal: Visitor, request: Request, request_id: str) -> Response:
     """Remove a request with its results, once it is clear that this is meant."""
     form = parse_qs((await request.body()).decode(errors="replace"))
     if form.get("sure") != ["yes"]:
@@ -186,7 +189,7 @@ async def delete(app: TheApp, principal: Asker, request: Request, request_id: st
 
 
 @router.post("/requests/{request_id}/resubmit")
-async def resubmit(app: TheApp, principal: Asker, request_id: str) -> Response:
+async def resubmit(app: TheApp, principal: Visitor, request_id: str) -> Response:
     """Ask for the same again, and show that."""
     new = await app.submission.accept(principal, await _same_again(app, principal, request_id))
     return RedirectResponse(f"/requests/{new}", 303)
@@ -212,7 +215,7 @@ async def _same_again(app: App, principal: Principal, request_id: str) -> Order:
 
 @router.get("/datasets")
 async def datasets(
-    app: TheApp, principal: Asker, request: Request, q: str = "", start: Start = 0
+    app: TheApp, principal: Visitor, request: Request, q: str = "", start: Start = 0
 ) -> Response:
     """Show the datasets that have been looked up."""
     found, total = await app.database.read(
@@ -226,7 +229,7 @@ async def datasets(
 
 @router.get("/datasets/{dataset_id}")
 async def one_dataset(
-    app: TheApp, principal: Asker, request: Request, dataset_id: str, start: Start = 0
+    app: TheApp, principal: Visitor, request: Request, dataset_id: str, start: Start = 0
 ) -> Response:
     """Show a dataset: its files, and at which sites they are."""
     number = api.dataset_number(dataset_id)
@@ -251,7 +254,7 @@ async def one_dataset(
 
 
 @router.get("/sites", dependencies=[SeesAll])
-async def sites(app: TheApp, principal: Asker, request: Request) -> Response:
+async def sites(app: TheApp, principal: Visitor, request: Request) -> Response:
     """Show how the doors of sites do, and the replicas that are bad."""
     seen, age = await api.seen(app, snapshots.SITES)
     bad = await app.database.read(bad_replica_rows.listed)
@@ -261,8 +264,14 @@ async def sites(app: TheApp, principal: Asker, request: Request) -> Response:
     )
 
 
+@router.get("/sites/bad-replicas.csv", dependencies=[SeesAll])
+async def bad_replicas(app: TheApp) -> Response:
+    """Return the replicas that are bad, as a table to send to a site."""
+    return await api.bad_replicas_table(app)
+
+
 @router.get("/workers", dependencies=[SeesAll])
-async def workers(app: TheApp, principal: Asker, request: Request) -> Response:
+async def workers(app: TheApp, principal: Visitor, request: Request) -> Response:
     """Show what the workers are on, and who waits for them."""
     seen, age = await api.seen(app, snapshots.WORKERS)
     queued = await app.database.read(open_requests.queue, principal)

@@ -30,6 +30,7 @@ const refresh = async () => {
   try {
     if (!document.hidden) {
       const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
+      if (answer.redirected) return location.assign(answer.url);
       if (answer.ok) swap(await answer.text());
     }
   } catch {

@@ -1,0 +1,511 @@
+"""How people come in: a real identity provider vouches for them, and they sign up where new."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.test_accounts import bearer, command
+from tests.identity_provider import IdentityProvider
+from tests.support import Server
+
+HTML = {"Accept": "text/html"}
+FORM = {
+    "name": "Zoë Müller-Łukasiewicz 物理",
+    "institution": "Université de Genève",
+    "experiment": "ATLAS",
+    "reason": "Z peak\nand more",
+}
+
+
+def person(email: str, **claims: Any) -> dict[str, Any]:
+    """Return what a provider says of somebody."""
+    return {"email": email, "email_verified": True, "name": email.partition("@")[0], **claims}
+
+
+@dataclass
+class Service:
+    """A server on which users sign in, and the providers that vouch for them."""
+
+    server: Server
+    one: IdentityProvider
+    two: IdentityProvider
+
+    @contextmanager
+    def browser(self) -> Iterator["Browser"]:
+        """Give a browser without cookies."""
+        with httpx.Client(base_url=self.server.url, headers=HTML, timeout=60) as client:
+            yield Browser(client, self)
+
+    def state(self, email: str) -> tuple[str, str]:
+        """Return state and role of an account."""
+        ((state, role),) = self.server.rows("select state, role from users where email = ?", email)
+        return state, role
+
+
+@dataclass
+class Browser:
+    """One browser, which follows no redirect by itself, and keeps its cookies."""
+
+    client: httpx.Client
+    service: Service
+    last: httpx.Response = field(default_factory=lambda: httpx.Response(200))
+
+    def get(self, path: str) -> httpx.Response:
+        """Open a page."""
+        self.last = self.client.get(path)
+        return self.last
+
+    def post(self, path: str, **form: str) -> httpx.Response:
+        """Send a form."""
+        self.last = self.client.post(path, data=form)
+        return self.last
+
+    def vouched(self, login: str, issuer: str = "one", back: str = "/requests") -> httpx.Response:
+        """Sign in at a provider, and come back; return what the service then says."""
+        begun = self.client.get(f"/sign-in/{issuer}", params={"back": back})
+        assert begun.status_code == 303, begun.text
+        provider: IdentityProvider = getattr(self.service, issuer)
+        with httpx.Client() as other:  # its cookies are of its own
+            away = provider.sign_in(other, begun.headers["Location"], login)
+        return self.get(away.headers["Location"])
+
+    @property
+    def led_to(self) -> str:
+        """Where the last answer leads."""
+        assert self.last.status_code == 303, self.last.text
+        return str(self.last.headers["Location"])
+
+    @property
+    def says(self) -> str:
+        """The text of the last page."""
+        return unescape(self.last.text)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Give a server with two providers, of which the second says nothing of e-mails' being true."""
+    one, two = (IdentityProvider(audience="https://servicex.test").start() for _ in range(2))
+    issuers = [
+        {
+            "name": name,
+            "title": f"Lab {name}",
+            "metadata_url": provider.metadata,
+            "client_id": provider.client_id,
+            "client_secret": provider.client_secret,
+            **more,
+        }
+        for name, provider, more in (
+            ("one", one, {"approve": {"groups": ["/atlas"]}, "audience": [one.audience]}),
+            ("two", two, {"trust_email": True}),
+        )
+    ]
+    environment = {
+        "SERVICEX_SERVER_SIGN_IN": "true",
+        "SERVICEX_SERVER_ISSUERS": json.dumps(issuers),
+        "SERVICEX_SERVER_ADMINISTRATORS": json.dumps(["Boss@Lab.org"]),
+        "SERVICEX_SERVER_APPROVE_DOMAINS": json.dumps(["known.org"]),
+    }
+    folder = tmp_path_factory.mktemp("sign-in") / "data"
+    server = Server(folder, ["--workers", "1"], environment).start()
+    try:
+        for name, provider in (("one", one), ("two", two)):
+            provider.redirect_to(f"{server.url}/sign-in/{name}/callback")
+        yield Service(server, one, two)
+    finally:
+        server.stop()
+        one.stop()
+        two.stop()
+
+
+def test_somebody_new_signs_up_waits_and_is_let_in(service: Service) -> None:
+    """The form is asked for once, the account waits, and as soon as it is approved all is open."""
+    service.one.change("zoe", **person("Zoe@Example.org"))
+    with service.browser() as browser:
+        assert browser.get("/requests?state=open").headers["Location"] == (
+            "/sign-in?back=/requests%3Fstate%3Dopen"
+        )
+        assert "Sign in with Lab one" in browser.get("/sign-in").text
+        browser.vouched("zoe", back="/datasets")
+        assert browser.led_to == "/sign-up"
+        assert "Zoe@Example.org" in browser.get("/sign-up").text
+        browser.post("/sign-up", **FORM)
+        assert browser.led_to == "/pending"
+        assert service.state("zoe@example.org") == ("pending", "user")
+        assert FORM["name"] in browser.get("/pending").text
+        for path in ("/requests", "/profile", "/datasets"):
+            assert browser.get(path).headers["Location"] == "/pending"
+        refused = browser.client.get("/requests", headers={"Accept": "*/*"})
+        assert (refused.status_code, "still pending" in refused.text) == (401, True)
+        command(service.server, "approve", "ZOE@example.org")
+        assert browser.get("/pending").headers["Location"] == "/requests"
+        assert "My requests" in browser.get("/requests").text
+        profile = browser.get("/profile")
+        assert FORM["name"] in profile.text
+        browser.vouched("zoe", back="/datasets")
+        assert browser.led_to == "/datasets"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("name", "", "name: this field is needed"),
+        ("name", "x" * 201, "name: 201 characters are too many; 200 fit"),
+        ("name", "a\u202eb", "name: there are characters in it that cannot be shown"),
+        ("institution", "   ", "institution: this field is needed"),
+        ("experiment", "UA1", "experiment: 'UA1' is none of ATLAS, CMS"),
+        ("reason", "", "reason: this field is needed"),
+        ("reason", "x" * 2001, "reason: 2001 characters are too many"),
+    ],
+)
+def test_a_sign_up_that_cannot_be_says_which_field_and_loses_nothing(
+    service: Service, field: str, value: str, words: str
+) -> None:
+    """What was written right is still in the form."""
+    service.one.change("wrong", **person("wrong@example.org"))
+    with service.browser() as browser:
+        browser.vouched("wrong")
+        answer = browser.post("/sign-up", **FORM | {field: value})
+        assert answer.status_code == 400
+        assert words in browser.says
+        for name in {"name", "institution"} - {field}:
+            assert FORM[name] in browser.says
+    assert service.server.rows("select 1 from users where email = 'wrong@example.org'") == []
+
+
+def test_two_sign_ups_at_once_make_one_account(service: Service) -> None:
+    """Both browsers are let on, and e-mails that differ in case are the same."""
+    service.one.change("twin", **person("Twin@example.org"))
+    service.two.change("twin", **person("tWIN@EXAMPLE.org"))
+    with service.browser() as first, service.browser() as second:
+        first.vouched("twin")
+        second.vouched("twin", "two")
+        assert (first.led_to, second.led_to) == ("/sign-up", "/sign-up")
+        with ThreadPoolExecutor(2) as pool:
+            posts = [pool.submit(one.post, "/sign-up", **FORM) for one in (first, second)]
+            found = [post.result().headers.get("Location") for post in posts]
+        assert found == ["/pending", "/pending"]
+    query = "select count(*) from users where email = 'twin@example.org'"
+    assert service.server.rows(query) == [(1,)]
+    query = "select count(*) from identities join users on users.id = user_id where email = ?"
+    assert service.server.rows(query, "twin@example.org") == [(2,)]
+
+
+def test_users_are_joined_by_an_e_mail_that_is_verified(service: Service) -> None:
+    """Whom the administrator has added comes in by either provider, and stays who they are."""
+    command(service.server, "add", "Jane@Example.org", "--role", "operator")
+    service.one.change("jane", **person("JANE@example.ORG"))
+    service.two.change("jane", email="jane@Example.org", name="Jane")
+    with service.browser() as browser:
+        for issuer in ("one", "two"):
+            browser.vouched("jane", issuer, back="/users")
+            assert browser.led_to == "/users"
+            assert "jane@example.org" in browser.get("/users").text
+        # the identity, and not the e-mail, is who it is from now on
+        service.one.change("jane", email="jane.new@example.org", email_verified=False)
+        browser.post("/sign-out")
+        assert browser.get("/users").headers["Location"].startswith("/sign-in")
+        browser.vouched("jane", "one", back="/users")
+        assert browser.led_to == "/users"
+        assert "jane@example.org" in browser.get("/users").text
+
+
+@pytest.mark.parametrize(
+    ("issuer", "claims"),
+    [
+        ("one", {"email": "liar@lab.org"}),
+        ("one", {"email": "liar@lab.org", "email_verified": False}),
+        ("two", {"email": "liar@lab.org", "email_verified": False}),
+        ("two", {"name": "No Mail"}),
+        ("two", {"email": "boss@lab", "email_verified": True}),
+    ],
+)
+def test_an_e_mail_that_nobody_has_verified_is_nobody(
+    service: Service, issuer: str, claims: dict[str, Any]
+) -> None:
+    """Or anybody could become the administrator."""
+    getattr(service, issuer).change("liar", email=None, email_verified=None)
+    getattr(service, issuer).change("liar", **claims)
+    with service.browser() as browser:
+        assert browser.vouched("liar", issuer).status_code == 401
+        assert "does not say that it has verified an e-mail address of yours" in browser.says
+        assert browser.get("/sign-up").headers["Location"] == "/sign-in"
+
+
+@pytest.mark.parametrize(
+    ("login", "claims", "expected"),
+    [
+        ("boss", person("boss@LAB.org"), ("active", "administrator")),
+        ("domain", person("x@known.org"), ("active", "user")),
+        ("subdomain", person("x@un.known.org"), ("pending", "user")),
+        ("lookalike", person("x@unknown.org"), ("pending", "user")),
+        ("group", person("g@example.org", groups=["/cms", "/atlas"]), ("active", "user")),
+        ("other-group", person("o@example.org", groups=["/atlas/x"]), ("pending", "user")),
+    ],
+)
+def test_the_operators_rules_let_some_in_at_once(
+    service: Service, login: str, claims: dict[str, Any], expected: tuple[str, str]
+) -> None:
+    """By e-mail for the first administrator, by domain, by a claim of one issuer."""
+    service.one.change(login, **claims)
+    with service.browser() as browser:
+        browser.vouched(login)
+        browser.post("/sign-up", **FORM)
+        assert browser.led_to == ("/requests" if expected[0] == "active" else "/pending")
+        assert service.state(claims["email"].lower()) == expected
+        if login == "other-group":  # who joins the group later need not wait for anybody
+            service.one.change(login, groups=["/atlas"])
+            browser.vouched(login)
+            assert browser.led_to == "/requests"
+
+
+@pytest.mark.parametrize("back", ["https://evil.example", "//evil.example", "/\\evil", "/\t/evil"])
+def test_one_is_led_back_to_this_service_only(service: Service, back: str) -> None:
+    """Whatever a link says, by both ways in."""
+    command(service.server, "add", f"back-{hash(back)}@example.org")
+    token = command(service.server, "token", f"back-{hash(back)}@example.org")
+    service.one.change("back", **person(f"back-{hash(back)}@example.org"))
+    with service.browser() as browser:
+        browser.vouched("back", back=back)
+        assert browser.led_to == "/requests"
+        browser.post("/sign-in", token=token, back=back)
+        assert browser.led_to == "/requests"
+
+
+def test_what_does_not_come_from_the_issuer_signs_nobody_in(service: Service) -> None:
+    """A code in another browser, one used before, a state made up, an issuer that refuses."""
+    service.one.change("eve", **person("eve@known.org"))
+    with service.browser() as browser, service.browser() as other:
+        begun = browser.get("/sign-in/one")
+        with httpx.Client() as client:
+            away = service.one.sign_in(client, begun.headers["Location"], "eve")
+        back = away.headers["Location"]
+        for place in (back, "/sign-in/one/callback", "/sign-in/one/callback?state=x&code=y"):
+            assert other.get(place).status_code == 401
+            assert "this is no answer to a sign-in that was started in this browser" in other.says
+        assert browser.get(back.replace("/one/", "/two/")).status_code == 401
+        assert browser.get(re.sub("code=[^&]*", "code=made-up", back)).status_code == 401
+        assert "what Lab one answered proves nothing" in browser.says
+        assert browser.get(back).headers["Location"] == "/sign-up"
+        assert browser.get(back).status_code == 401
+        state = re.search("state=([^&]*)", browser.get("/sign-in/one").headers["Location"])
+        assert state
+        query = f"state={state[1]}&error=access_denied&error_description=not+%3Cb%3Eyou"
+        assert browser.get(f"/sign-in/one/callback?{query}").status_code == 401
+        assert "Lab one did not let you in: not <b>you" in browser.says
+        assert "<b>" not in browser.last.text
+
+
+def test_a_session_ends_with_sign_out_with_its_token_and_with_the_account(
+    service: Service,
+) -> None:
+    """At once, wherever it was opened."""
+    email = "sess@known.org"
+    service.one.change("sess", **person(email))
+
+    def is_in(browser: Browser) -> bool:
+        return browser.get("/requests").status_code == 200
+
+    with service.browser() as first, service.browser() as second, service.browser() as third:
+        first.vouched("sess")
+        first.post("/sign-up", **FORM)
+        second.vouched("sess")
+        token = command(service.server, "token", email)
+        assert third.post("/sign-in", token=token).status_code == 303
+        assert is_in(first)
+        assert is_in(second)
+        assert is_in(third)
+        kept = dict(second.client.cookies)
+        second.post("/sign-out")
+        assert not second.client.cookies
+        second.client.cookies.update(kept)
+        assert not is_in(second)
+        second.client.cookies.clear()
+        command(service.server, "token", email, "--revoke")
+        assert not is_in(third)
+        second.vouched("sess")
+        assert is_in(second)
+        first.post("/profile/sign-out")
+        assert not is_in(first)
+        assert not is_in(second)
+        first.vouched("sess")
+        command(service.server, "suspend", email)
+        assert not is_in(first)
+        assert "suspended" in first.says
+        assert "Your account is suspended" in first.get("/pending").text
+        first.vouched("sess")
+        assert first.led_to == "/pending"
+        command(service.server, "delete", email, "--yes")
+        assert first.get("/requests").headers["Location"].startswith("/sign-in")
+
+
+def test_tokens_are_made_shown_once_and_revoked_on_the_profile(service: Service) -> None:
+    """Each by a name, for a time; the file is what the published client reads."""
+    service.one.change("prof", **person("prof@known.org"))
+    with service.browser() as browser:
+        browser.vouched("prof")
+        browser.post("/sign-up", **FORM)
+        assert "You have none yet" in browser.get("/profile").text
+        shown = browser.post("/profile/tokens", name="laptop", days="30", **{"as": "text"})
+        (token,) = re.findall(r'id="token"[^>]*>(sxt_[\w-]+)<', shown.text)
+        given = browser.post("/profile/tokens", name="batch", days="365", **{"as": "file"})
+        assert 'filename="servicex.yaml"' in given.headers["Content-Disposition"]
+        assert f"endpoint: {service.server.url}" in given.text
+        (other,) = re.findall(r"token: (sxt_[\w-]+)", given.text)
+        for one in (token, other):
+            assert service.server.client.post("/token/refresh", headers=bearer(one)).is_success
+            assert one not in browser.get("/profile").text
+        assert browser.last.text.count("never") == 0  # both were used
+        again = browser.post("/profile/tokens", name="laptop", days="30")
+        assert (again.status_code, "has a token 'laptop' already" in browser.says) == (400, True)
+        assert browser.post("/profile/tokens", name="", days="30").status_code == 400
+        assert browser.post("/profile/tokens", name="x", days="9999").status_code == 400
+        browser.post("/profile/tokens/revoke", name="laptop")
+        assert browser.led_to == "/profile"
+        refused = service.server.client.post("/token/refresh", headers=bearer(token))
+        assert refused.status_code == 401
+        changed = FORM | {"name": "Prof. P", "experiment": "DUNE"}
+        assert browser.post("/profile", **changed).status_code == 303
+        assert "Prof. P" in browser.get("/profile").text
+        assert browser.post("/profile", **changed | {"name": ""}).status_code == 400
+
+
+def test_administrators_decide_on_accounts_and_operators_look(service: Service) -> None:
+    """Approve, suspend, promote, delete once it is meant; and nobody changes themselves."""
+    for email, role in (("adm@example.org", "administrator"), ("op@example.org", "operator")):
+        command(service.server, "add", email, "--role", role)
+        service.one.change(email, **person(email))
+    service.one.change("new", **person("new@example.org"))
+    with service.browser() as admin, service.browser() as operator, service.browser() as new:
+        admin.vouched("adm@example.org")
+        operator.vouched("op@example.org")
+        new.vouched("new")
+        new.post("/sign-up", **FORM)
+        for one in (admin, operator):
+            page = one.get("/users").text
+            assert "new@example.org" in page
+            assert FORM["institution"] in page
+        assert "Approve" not in operator.last.text
+
+        def number(email: str) -> int:
+            rows = service.server.rows("select id from users where email = ?", email)
+            return int(rows[0][0])
+
+        target = f"/users/{number('new@example.org')}"
+        assert operator.post(f"{target}/approve").status_code == 403
+        assert new.post(f"{target}/approve").headers["Location"] == "/pending"
+        assert admin.post(f"{target}/approve").status_code == 303
+        assert new.get("/requests").status_code == 200
+        assert new.get("/users").status_code == 404
+        assert admin.post(f"{target}/role", role="operator").status_code == 303
+        assert new.get("/users").status_code == 200
+        assert admin.post(f"{target}/role", role="king").status_code == 400
+        assert admin.post(f"{target}/suspend").status_code == 303
+        assert new.get("/requests").status_code == 401
+        assert admin.post(f"/users/{number('adm@example.org')}/suspend").status_code == 400
+        assert "this is your own account" in admin.says
+        assert admin.post("/users/99999/approve").status_code == 404
+        assert admin.post(f"{target}/crown").status_code == 400
+        assert "gone for good" in admin.post(f"{target}/delete").text
+        assert admin.post(f"{target}/delete", sure="yes").status_code == 303
+        assert "new@example.org" not in admin.get("/users").text
+
+
+def test_an_issuer_that_is_away_is_said_so_and_keeps_nobody_else_out(
+    service: Service, new_server: Callable[..., Server]
+) -> None:
+    """The service starts without it, and the other ways in are open."""
+    gone = {
+        "name": "gone",
+        "metadata_url": "http://127.0.0.1:9/.well-known/openid-configuration",
+        "client_id": "x",
+    }
+    other = {**gone, "name": "other", "metadata_url": service.one.metadata.replace(":", ":", 1)}
+    server = new_server(
+        "--workers",
+        "1",
+        SERVICEX_SERVER_SIGN_IN="true",
+        SERVICEX_SERVER_ISSUERS=json.dumps([gone, other]),
+    )
+    answer = server.get("/sign-in/gone", headers=HTML)
+    assert answer.status_code == 503
+    assert "gone does not answer as it should" in answer.text
+    assert server.get("/sign-in/other", headers=HTML).status_code == 303
+    command(server, "add", "a@example.org")
+    token = command(server, "token", "a@example.org")
+    assert server.client.post("/sign-in", data={"token": token}).status_code == 303
+
+
+def test_cookies_are_for_this_host_and_by_tls_only_where_there_is_tls(
+    new_server: Callable[..., Server],
+) -> None:
+    """No script reads them, and no other site makes a browser send them with a form."""
+    server = new_server(
+        "--workers",
+        "1",
+        SERVICEX_SERVER_SIGN_IN="true",
+        SERVICEX_SERVER_PUBLIC_URL="https://servicex.example.org",
+    )
+    command(server, "add", "tls@example.org")
+    token = command(server, "token", "tls@example.org")
+    answer = httpx.post(f"{server.url}/sign-in", data={"token": token})
+    assert re.fullmatch(
+        r"__Host-servicex=[\w-]{43}; HttpOnly; Max-Age=604800; Path=/; SameSite=lax; Secure",
+        answer.headers["Set-Cookie"],
+    )
+    secret = answer.headers["Set-Cookie"].partition(";")[0]
+    page = httpx.get(f"{server.url}/requests", headers={**HTML, "Cookie": secret})
+    assert page.status_code == 200
+    plain = httpx.get(
+        f"{server.url}/requests", headers={**HTML, "Cookie": secret.removeprefix("__Host-")}
+    )
+    assert plain.status_code == 303
+
+
+def test_tokens_of_an_issuer_are_taken_as_they_are(service: Service) -> None:
+    """Where the operator says for which audience; wrong ones are 401 with what to do."""
+    path = "/servicex/transformation"
+    get = service.server.client.get
+    service.one.change("wlcg", **person("wlcg@known.org"))
+    service.two.change("wlcg", **person("wlcg@known.org"))
+    good = service.one.access_token("wlcg")
+    refused = get(path, headers=bearer(good))
+    assert refused.status_code == 401
+    assert "there is no account of whom it is" in refused.json()["message"]
+    with service.browser() as browser:
+        browser.vouched("wlcg")
+        browser.post("/sign-up", **FORM)
+    assert get(path, headers=bearer(good)).status_code == 200
+    wrong = {
+        service.one.access_token("wlcg", audience="https://other.test"): "for somebody else",
+        service.two.access_token("wlcg"): "not one of this service",  # none is taken of that one
+        good[:-8] + "AAAAAAAA": "the signature of the token is not one of Lab one",
+    }
+    for token, words in wrong.items():
+        answer = get(path, headers=bearer(token))
+        assert (answer.status_code, words in answer.json()["message"]) == (401, True), answer.text
+    command(service.server, "suspend", "wlcg@known.org")
+    assert "suspended" in get(path, headers=bearer(good)).json()["message"]
+
+
+def test_nothing_secret_is_in_the_log(service: Service) -> None:
+    """Neither what the operator has given, nor what goes to and fro."""
+    service.one.change("log", **person("log@known.org"))
+    with service.browser() as browser:
+        browser.vouched("log")
+        browser.post("/sign-up", **FORM)
+        secrets = [service.one.client_secret, *browser.client.cookies.values()]
+    files = b"".join(
+        path.read_bytes() for path in Path(service.server.data_dir).rglob("*") if path.is_file()
+    )
+    for secret in secrets:
+        assert secret not in service.server.output
+        assert secret.encode() not in files
