@@ -1,23 +1,16 @@
 """Who has signed up is told to administrators, and who was approved is told so: by real servers."""
 
-import email
-import email.policy
 import os
 import socket
 import ssl
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
-from email.message import EmailMessage
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-from aiosmtpd.controller import Controller
-from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 from pydantic import SecretStr
 
 from servicex_server.accounts import telling
@@ -27,12 +20,12 @@ from servicex_server.database.connection import Database
 from servicex_server.model import Role, User, UserState, now
 from servicex_server.settings import Settings
 from tests.integration.servers import certificate, free_port, webhook
+from tests.mail_server import PASSWORD, known, post
 from tests.support import refused
 
 pytestmark = pytest.mark.anyio
 
 BOSSES = ("boss@cern.ch", "chief@cern.ch")
-PASSWORD = "p@ss/word"
 
 
 def user(**changes: Any) -> User:
@@ -49,62 +42,6 @@ def user(**changes: Any) -> User:
         "created_at": now(),
     }
     return User(**about | changes)
-
-
-@dataclass
-class Post:
-    """A mail server, and what was handed in."""
-
-    port: int
-    mails: list[EmailMessage] = field(default_factory=list)
-    to: list[list[str]] = field(default_factory=list)
-    secured: list[bool] = field(default_factory=list)
-    signed_in: list[Any] = field(default_factory=list)
-    refuses: str = ""
-
-    async def handle_RCPT(  # noqa: N802  # the library calls it so
-        self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
-    ) -> str:
-        """Take a mail for somebody, or for nobody."""
-        if self.refuses:
-            return self.refuses
-        envelope.rcpt_tos.append(address)
-        return "250 OK"
-
-    async def handle_DATA(  # noqa: N802  # as above
-        self, server: SMTP, session: Session, envelope: Envelope
-    ) -> str:
-        """Keep it."""
-        assert isinstance(envelope.content, bytes)
-        self.mails.append(
-            email.message_from_bytes(envelope.content, EmailMessage, policy=email.policy.default)
-        )
-        self.to.append(envelope.rcpt_tos)
-        self.secured.append(session.ssl is not None)
-        self.signed_in.append(session.auth_data)
-        return "250 OK"
-
-    def said(self) -> str:
-        """Return what the last mail says."""
-        return str(self.mails[-1].get_content()).replace("\r\n", "\n")
-
-
-def known(server: SMTP, session: Session, envelope: Envelope, how: str, who: Any) -> AuthResult:
-    """Sign somebody in."""
-    right = isinstance(who, LoginPassword) and who == LoginPassword(b"sx", PASSWORD.encode())
-    return AuthResult(success=right, handled=False, auth_data="sx")
-
-
-@contextmanager
-def post(port: int = 0, **options: Any) -> Iterator[Post]:
-    """Run a mail server."""
-    made = Post(port or free_port())
-    server = Controller(made, hostname="127.0.0.1", port=made.port, **options)
-    server.start()
-    try:
-        yield made
-    finally:
-        server.stop()
 
 
 @pytest.fixture
