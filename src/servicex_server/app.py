@@ -3,9 +3,7 @@
 import fcntl
 import logging
 import os
-import secrets
-import tempfile
-from contextlib import AsyncExitStack, closing, suppress
+from contextlib import AsyncExitStack, closing
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +23,7 @@ from servicex_server.database.buckets import RequestBuckets
 from servicex_server.database.connection import Database
 from servicex_server.engines.contract import Engine
 from servicex_server.errors import ErrorRecord, StartupError, StateError
+from servicex_server.keys import Keys, keys_of
 from servicex_server.leader import STOPPED, WAKE, Leader
 from servicex_server.lookup import check_finders
 from servicex_server.model import LOCAL_USER, Attempt, CheckSpec, Principal
@@ -74,7 +73,7 @@ class App:
     sessions: Sessions
     devices: Devices
     entrance: Entrance
-    service_key: bytes
+    keys: Keys
 
     def __init__(
         self, settings: Settings, *, duty: Duty = Duty.ALL, engine: Engine | None = None
@@ -127,13 +126,13 @@ class App:
                 hint="give database_url, or `servicex-server serve`, which is everything in one",
             )
         opening.enter_context(lock_folder(folder, shared=database.shared))
-        self.service_key = service_key(folder)
+        self.keys = keys_of(self.settings)
         database.migrate()
         self.database = database
         self.objects = open_store(self.settings.objects)
         self.buckets = RequestBuckets(database)
         self.issuers = Issuers(self.settings.issuers)
-        self.access = Access(database, self.service_key, self.issuers)
+        self.access = Access(database, self.keys, self.issuers)
         self.sessions = Sessions(database)
         self.devices = Devices(database)
         self.entrance = Entrance(database, _rules(self.settings))
@@ -253,21 +252,3 @@ def lock_folder(folder: Path, *, shared: bool) -> IO[str]:
         lock.write(str(os.getpid()))
         lock.flush()
     return lock
-
-
-def service_key(folder: Path) -> bytes:
-    """Return the key that all others are derived from; made at the first start, mode 600.
-
-    Of processes that start at the same time one makes it, and all return the same.
-    """
-    path = folder / "service.key"
-    if not path.exists():
-        descriptor, made = tempfile.mkstemp(prefix=".key-", dir=folder)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(secrets.token_bytes(32))
-            with suppress(FileExistsError):  # another process was first
-                os.link(made, path)  # whole, and only if there is none
-        finally:
-            Path(made).unlink()
-    return path.read_bytes()

@@ -1,7 +1,9 @@
 """Asking a running service how it does, and printing what it says as tables for people."""
 
 import json
-from collections.abc import Iterable, Mapping
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -10,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from servicex_server import client_file
+from servicex_server.accounts.tokens import DEVICE_GRANT
 from servicex_server.errors import StartupError
 from servicex_server.model import User, now
 from servicex_server.settings import Settings
@@ -52,15 +56,29 @@ def ask(
         Nobody answers, or not as this service does.
     """
     what = f"{url.rstrip('/')}{path}"
+    headers = {}
+    if (token := client_file.token_for(url)) is not None:
+        way = {"headers": {"Authorization": f"Bearer {token}"}}
+        access = _answer(url, "POST", f"{url.rstrip('/')}/token/refresh", seconds, **way)
+        headers["Authorization"] = f"Bearer {_said(what, access)['access_token']}"
+    answer = _answer(url, method, what, seconds, headers=headers)
+    hint = f"servicex-server sign-in {url}" if answer.status_code == 401 else ""  # noqa: PLR2004
+    return _said(what, answer, hint)
+
+
+def _answer(url: str, method: str, what: str, seconds: float, **given: Any) -> httpx.Response:
     try:
         direct = httpx.URL(what).host in _HERE
-        answer = httpx.request(method, what, timeout=seconds, trust_env=not direct)
+        return httpx.request(method, what, timeout=seconds, trust_env=not direct, **given)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         why = " ".join(str(error).split()) or type(error).__name__
         raise StartupError(
             f"no service answers at {url}: {why}",
             hint="is it running? another address is given with --url",
         ) from error
+
+
+def _said(what: str, answer: httpx.Response, hint: str = "") -> dict[str, Any]:
     try:
         found = answer.json()
     except ValueError:
@@ -68,7 +86,39 @@ def ask(
     if answer.is_success and isinstance(found, dict):
         return found
     said = found.get("message") if isinstance(found, dict) else None
-    raise StartupError(f"{what} answers {answer.status_code}: {said or 'it is no servicex-server'}")
+    raise StartupError(
+        f"{what} answers {answer.status_code}: {said or 'it is no servicex-server'}", hint=hint
+    )
+
+
+def sign_in(url: str, tell: Callable[[str], None]) -> tuple[str, str]:
+    """Sign this machine in, once its user has said so in a browser; return who it is, and a token.
+
+    Parameters
+    ----------
+    tell
+        Is given what the user has to do.
+
+    Raises
+    ------
+    StartupError
+        It was refused, nobody has answered in time, or the service does not answer.
+    """
+    base = url.rstrip("/")
+    named = {"data": {"client_id": f"command line on {platform.node()}"[:100]}}
+    what = f"{base}/device/code"
+    begun = _said(what, _answer(url, "POST", what, ANSWER_SECONDS, **named))
+    tell(f"Open {begun['verification_uri_complete']} in a browser, here or elsewhere,")
+    tell(f"and say yes there if it shows the code {begun['user_code']}")
+    form = {"data": {"grant_type": DEVICE_GRANT, "device_code": begun["device_code"]}}
+    while True:
+        time.sleep(begun["interval"])
+        answer = _answer(url, "POST", f"{base}/device/token", ANSWER_SECONDS, **form)
+        if answer.status_code != 400:  # noqa: PLR2004
+            found = _said(f"{base}/device/token", answer)
+            return found["user"], found["access_token"]
+        if answer.json()["error"] != "authorization_pending":
+            raise StartupError(answer.json()["message"], hint="start it again")
 
 
 def show(found: dict[str, Any], *, as_json: bool, table: str) -> None:

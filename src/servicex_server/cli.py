@@ -121,6 +121,27 @@ def doctor(
         raise typer.Exit(1)
 
 
+@cli.command("rotate-keys")
+def rotate_keys(
+    *,
+    keep: Annotated[
+        int, typer.Option(min=1, help="How many keys there are to be, with the new one.")
+    ] = 2,
+    data_dir: Annotated[Path | None, typer.Option(help="The data folder of the service.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with its settings.")] = None,
+) -> None:
+    """Have a new key sign from the next start on; what older ones have signed is good meanwhile."""
+    from servicex_server.keys import rotate
+
+    kept, dropped = rotate(_settings(config, data_dir), keep)
+    typer.echo(f"a new key, and {kept - 1} older; now start every process of the service anew")
+    if dropped:
+        typer.echo(
+            f"dropped: {dropped}. From then on what was signed with that is void: access tokens, "
+            "links, and what opens results; API tokens stay good"
+        )
+
+
 _Url = Annotated[
     str | None, typer.Option("--url", help="Where the service is; as its settings say if not.")
 ]
@@ -179,6 +200,30 @@ def probe(
         found = ask(service, "/servicex/sites/probe", method="POST", seconds=PROBE_SECONDS)
     show(found, as_json=as_json, table="probes")
     raise typer.Exit(min(100, sum(one["error"] is not None for one in found["probes"])))
+
+
+@cli.command("sign-in")
+def sign_in(
+    url: Annotated[
+        str | None, typer.Argument(help="Where the service is; as its settings say if not.")
+    ] = None,
+    *,
+    file: Annotated[
+        Path | None,
+        typer.Option(help="Where the token is kept; ~/servicex.yaml if not given."),
+    ] = None,
+    config: _Config = None,
+) -> None:
+    """Sign in at a service with a browser, and keep a token where the servicex client finds it."""
+    from servicex_server import client_file
+    from servicex_server.asking import address
+    from servicex_server.asking import sign_in as ask
+    from servicex_server.settings import load
+
+    service = (url or address(load(config))).rstrip("/")
+    user, token = ask(service, typer.echo)
+    place = client_file.remember(service, token, file or Path.home() / "servicex.yaml")
+    typer.echo(f"signed in as {user}; the token is in {place}")
 
 
 _accounts = typer.Typer(help="Manage accounts, of which users have one where they sign in.")

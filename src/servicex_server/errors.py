@@ -12,12 +12,13 @@
     │   ├── DatasetError          400  the dataset reference is wrong
     │   │   └── UnknownDatasetError    the catalogue does not have it
     │   ├── TooLargeError         413  over a limit that is named
-    │   └── TooManyError          429  a user has as much as they may; says when to try again
+    │   └── TooManyError          429  a user, or an address, has as much as it may; says until when
     ├── CatalogueError                 the catalogue does not answer, or refuses us
     │   └── CatalogueDeniedError       its answer will not change by itself
     ├── NotFoundError             404  no such thing, or not yours
     ├── StateError                400  it is too late for that
     ├── SignInError               401  who are you?
+    │   └── UnknownTokenError     401  a token that is none of this service
     ├── IssuerError               503  who would vouch for you does not answer
     ├── ForbiddenError            403  you may look, and not touch
     ├── ReplicaError                   one copy of one file could not be read
@@ -152,7 +153,7 @@ class TooLargeError(RequestError):
 
 
 class TooManyError(RequestError):
-    """A user has as much as they may; the message names the limit, and what is used of it.
+    """A user, or an address, has as much as it may; the message names the limit, and what is used.
 
     ``seconds`` is after how long it is worth trying again, as far as that is known.
     """
@@ -180,6 +181,10 @@ class SignInError(ServiceXError):
 
     status = 401
     blame: ClassVar[Blame] = "credential"
+
+
+class UnknownTokenError(SignInError):
+    """The caller shows a token that this service has never made, or knows no more."""
 
 
 class IssuerError(ServiceXError):

@@ -99,7 +99,7 @@ class Leader:
             ask_again=partial(places_of, database, settings),
         )
         self.lookups = Lookups(database, self.dispatcher, settings)
-        self._reporter = Reporter(database, self.dispatcher, self._engine)
+        self._reporter = Reporter(database, self.dispatcher, self._engine, objects)
         self._reports = Reports(database, sinks_of(settings))
         self._probe_seconds = settings.probe_seconds
         self._bell = asyncio.Event()
@@ -124,6 +124,7 @@ class Leader:
             raise
         self._keep(self._watch())
         self._keep(self._reporter.run())
+        self._keep(self._reporter.run_history())
         self._keep(self._reports.run())
         self._keep(self._clear_left())
         if self._probe_seconds:

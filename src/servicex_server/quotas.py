@@ -37,7 +37,7 @@ class Quotas:
         """
         if (self.a_minute, self.at_once, self.stored) == (None, None, None):
             return
-        used = use.of(connection, owner, with_bytes=self.stored is not None)
+        used = use.of(connection, owner)
         if self.a_minute is not None and len(used.recent) >= self.a_minute:
             free = used.recent[-self.a_minute] + use.MINUTE - now()
             error = TooManyError(

@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_args
 from pydantic import (
     BaseModel,
     Field,
+    IPvAnyNetwork,
     SecretStr,
     ValidationError,
     ValidationInfo,
@@ -36,6 +37,8 @@ PREFIX = "SERVICEX_SERVER_"
 NESTED = "__"
 SECRETS = ("password", "token", "client_secret")
 """Settings that are never shown."""
+
+_KEY = re.compile(r"(?:[0-9a-fA-F]{2}){32,}")
 
 
 def _default_data_dir() -> Path:
@@ -95,6 +98,10 @@ class Settings(BaseSettings):
     """URL by which clients reach the service, when it is behind a proxy; ``https://host[:port]``.
     Without it each client is answered with the address that it used itself."""
 
+    trusted_proxies: tuple[IPvAnyNetwork, ...] = ()
+    """Addresses or networks of proxies, whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are
+    believed: where a client is, and whether it speaks TLS. From anywhere else they are ignored."""
+
     data_dir: Path = Field(default_factory=_default_data_dir)
     """Folder for the keys, and for the database and the results if they are not elsewhere; made if
     it is not there."""
@@ -102,6 +109,11 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = None
     """URL of a PostgreSQL database, ``postgresql+psycopg://user:password@host/database``. Without
     it the database is a file in ``data_dir``."""
+
+    service_keys: tuple[SecretStr, ...] = ()
+    """The service's own keys, newest first, 64 hexadecimal digits each: the first signs access
+    tokens, links and what opens results, and all are accepted. Without them they are in a file in
+    ``data_dir``."""
 
     objects_url: SecretStr | None = None
     """Where results are kept: ``s3://bucket/prefix?endpoint=https://…&region=…``, or another
@@ -255,6 +267,16 @@ class Settings(BaseSettings):
         if len(set(names)) != len(names):
             raise ValueError("two have the same name")
         return value
+
+    @field_validator("service_keys")
+    @classmethod
+    def _are_keys(cls, given: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for number, key in enumerate(given, 1):
+            if not _KEY.fullmatch(key.get_secret_value()):
+                raise ValueError(
+                    f"key {number} is no 64 hexadecimal digits, as `openssl rand -hex 32` gives"
+                )
+        return given
 
     @property
     def database(self) -> str:

@@ -172,6 +172,15 @@ class TestEveryStore:
         assert run(store.head("folder/b")) is None
         assert run(store.head("folder")) is None
 
+    def test_how_full_it_is(self, store: ObjectStore, run: Run) -> None:
+        """A folder is on a disk, which others fill too; how full a bucket is nobody says."""
+        found = run(store.disk())
+        if store.upload_url("a", seconds=1).startswith("file://"):
+            assert found.used > 0
+            assert found.free > 0
+        else:
+            assert found is None
+
     def test_a_new_content_has_a_new_tag(self, store: ObjectStore, run: Run) -> None:
         """An object that is written again is another one."""
         upload(store, "a", b"content")

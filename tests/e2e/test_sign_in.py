@@ -38,11 +38,15 @@ class Service:
     server: Server
     one: IdentityProvider
     two: IdentityProvider
+    addresses: Iterator[int] = field(default_factory=lambda: iter(range(1, 255)))
 
     @contextmanager
     def browser(self) -> Iterator["Browser"]:
-        """Give a browser without cookies."""
-        with httpx.Client(base_url=self.server.url, headers=HTML, timeout=60) as client:
+        """Give a browser without cookies, at an address of its own, as sign-ins are counted so."""
+        transport = httpx.HTTPTransport(local_address=f"127.1.0.{next(self.addresses)}")
+        with httpx.Client(
+            base_url=self.server.url, headers=HTML, timeout=60, transport=transport
+        ) as client:
             yield Browser(client, self)
 
     def state(self, email: str) -> tuple[str, str]:

@@ -262,7 +262,7 @@ async def test_the_api_says_503_while_the_database_is_away(own_server: Postgres)
             assert answer.json()["message"].startswith("the database of the service does not")
         assert (await web.get("/healthz")).status_code == 200
         bucket = str(uuid.uuid4())
-        signed = presigned_query(f"/{bucket}/x", bucket_keys(app.service_key, bucket), 2**33)
+        signed = presigned_query(f"/{bucket}/x", bucket_keys(app.keys.newest, bucket), 2**33)
         answer = await web.get(f"/{bucket}/x?{signed}")
         assert (answer.status_code, "ServiceUnavailable" in answer.text) == (503, True)
         own_server.start()

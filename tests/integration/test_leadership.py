@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import Connection, text
 
-from servicex_server.app import App, Duty, lock_folder, service_key
+from servicex_server.app import App, Duty, lock_folder
 from servicex_server.database import leadership
 from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
@@ -353,23 +353,3 @@ def test_several_processes_share_a_folder_and_one_alone_does_not(tmp_path: Path)
         for shared in (True, False):
             with pytest.raises(StartupError, match="is used by another server"):
                 lock_folder(tmp_path, shared=shared)
-
-
-def test_all_who_make_the_key_at_once_have_the_same(tmp_path: Path) -> None:
-    """One key is made, whole and private, and nothing is left beside it."""
-    together = threading.Barrier(8)
-    keys: list[bytes] = []
-
-    def make() -> None:
-        together.wait(10)
-        keys.append(service_key(tmp_path))
-
-    threads = [threading.Thread(target=make) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(keys) == 8
-    assert len(set(keys)) == 1
-    (made,) = tmp_path.iterdir()
-    assert (made.name, made.stat().st_mode & 0o777) == ("service.key", 0o600)

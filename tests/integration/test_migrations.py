@@ -19,6 +19,7 @@ from servicex_server.app import App
 from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
 from servicex_server.database import upgrade as migrations
+from servicex_server.database import use
 from servicex_server.database.connection import Database
 from servicex_server.database.tables import metadata
 from servicex_server.engines.memory import MemoryEngine
@@ -134,6 +135,7 @@ async def test_a_database_of_the_first_release_opens_and_goes_on(first_release: 
     async with App(first_release, engine=memory) as app:
         ended = await app.database.read(request_rows.get, LOCAL_USER, "ended")
         assert (ended.state, ended.files, ended.completed) == (RequestState.COMPLETE, 1, 1)
+        assert await app.database.read(use.of, "local") == use.Use(open=1, recent=(), bytes=14)
         while not (
             found := await app.database.read(request_rows.get, LOCAL_USER, "old")
         ).finished_at:

@@ -43,8 +43,9 @@ from servicex.minio_adapter import MinioAdapter
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from servicex_server.keys import Keys
 from servicex_server.objects.bucket import BucketKeys, BucketObject, Buckets, bucket_keys
-from servicex_server.objects.contract import ObjectInfo, ObjectStore
+from servicex_server.objects.contract import Disk, ObjectInfo, ObjectStore
 from servicex_server.objects.store import PIECE, open_store
 from servicex_server.web.s3 import s3_routes
 
@@ -115,6 +116,9 @@ class Watched(ObjectStore):
     async def delete(self, keys: Iterable[str]) -> None:
         await self._inner.delete(keys)
 
+    async def disk(self) -> Disk | None:
+        return await self._inner.disk()
+
     async def list(self, prefix: str) -> list[ObjectInfo]:
         return await self._inner.list(prefix)
 
@@ -153,7 +157,7 @@ class Gate:
             return datetime.now(UTC) + self.ahead
 
         app = FastAPI()
-        routes = s3_routes(self.results, self.store, self.service_key, clock=clock)
+        routes = s3_routes(self.results, self.store, Keys((self.service_key,)), clock=clock)
         app.router.routes.extend([*routes, Mount("/s3", routes=routes)])
         app.add_middleware(Tolerant)
         return app

@@ -357,7 +357,7 @@ async def test_a_service_without_work_writes_nothing(folder: Path) -> None:
     async with service(folder, engine) as running:
         leader, database = running.app.leader, running.app.database
         assert leader is not None
-        reporter = Reporter(database, leader.dispatcher, engine)
+        reporter = Reporter(database, leader.dispatcher, engine, running.app.objects)
         await reporter.write()
         before = await database.read(snapshots.get, snapshots.WORKERS)
         engine.memory += 700_000

@@ -25,7 +25,7 @@ from servicex_server.database import outcomes as outcome_rows
 from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
 from servicex_server.database.connection import Database
-from servicex_server.database.tables import tasks
+from servicex_server.database.tables import requests, tasks
 from servicex_server.errors import CorruptError, UnknownNameError, UnreachableError
 from servicex_server.fairness import Caps, shares
 from servicex_server.model import (
@@ -156,7 +156,13 @@ class Requests(RuleBasedStateMachine):
         if not self.running:
             return
         work = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
-        outcome = Outcome(work.request_id, work.file_id, work.attempt, url=f"/{work.position}")
+        outcome = Outcome(
+            work.request_id,
+            work.file_id,
+            work.attempt,
+            url=f"/{work.position}",
+            bytes_written=work.position + 1,
+        )
         if how != "done":
             outcome = replace(outcome, error=ERRORS[how].record())
         key = work.object_key if how == "done" else ""
@@ -239,8 +245,21 @@ class Requests(RuleBasedStateMachine):
                 for one in request_rows.listed(connection, LOCAL_USER, owner=owner)
             }
             rows = connection.execute(
-                select(tasks.c.request_id, tasks.c.state, tasks.c.object_key, tasks.c.finished_at)
+                select(
+                    tasks.c.request_id,
+                    tasks.c.state,
+                    tasks.c.object_key,
+                    tasks.c.finished_at,
+                    tasks.c.bytes,
+                )
             ).all()
+            counted = {
+                row.id: row.bytes
+                for row in connection.execute(select(requests.c.id, requests.c.bytes))
+            }
+        sizes = Counter[str]()
+        for row in rows:
+            sizes[row.request_id] += row.bytes if row.state == TaskState.DONE else 0
         assert found.keys() == self.models.keys()
         for request_id, model in self.models.items():
             request = found[request_id]
@@ -250,6 +269,7 @@ class Requests(RuleBasedStateMachine):
             assert request.files == len(model.files)
             assert request.completed == states[TaskState.DONE]
             assert request.failed == states[TaskState.FAILED]
+            assert counted[request_id] == sizes[request_id]
         keys = [row.object_key for row in rows if row.object_key]
         assert len(keys) == len(set(keys)) == sum(row.state == TaskState.DONE for row in rows)
 

@@ -18,7 +18,7 @@ SOURCE = Path(__file__).parents[2] / "src" / PACKAGE
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"model", "errors"}),
-    frozenset({"settings", "plugins", "telemetry", "credentials", "blocking", "webhook"}),
+    frozenset({"settings", "keys", "plugins", "telemetry", "credentials", "blocking", "webhook"}),
     frozenset(
         {
             "languages.contract",
@@ -46,7 +46,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"app", "candidate", "leader", "reporter", "reporting"}),
-    frozenset({"web", "cli", "doctor", "processes", "asking", "probes"}),
+    frozenset({"web", "cli", "client_file", "doctor", "processes", "asking", "probes"}),
 )
 """From the bottom up: a room imports from its own layer and from those below it."""
 

@@ -95,7 +95,7 @@ every_way = pytest.mark.parametrize("sign", WAYS)
 def refusal(request: SignedRequest, *, now: datetime | None = None) -> S3Error:
     """Return why a request is refused."""
     with pytest.raises(S3Error) as caught:
-        verify(request, KEYS, now or _now())
+        verify(request, [KEYS], now or _now())
     return caught.value
 
 
@@ -125,6 +125,21 @@ def with_header(request: SignedRequest, name: str, value: str | None) -> SignedR
 
 def header(request: SignedRequest, name: str) -> str:
     return dict(request.headers)[name.encode()].decode()
+
+
+class _Streaming(S3SigV4Auth):
+    """As botocore signs what it sends in chunks, each of which is signed with this."""
+
+    def payload(self, request: AWSRequest) -> str:
+        return "STREAMING-AWS4-HMAC-SHA256-PAYLOAD"
+
+
+def chunked_4(target: str, keys: BucketKeys = KEYS) -> SignedRequest:
+    """Sign what is sent in chunks."""
+    request = _request("PUT", target, {"x-amz-decoded-content-length": "3"})
+    credentials = Credentials(keys.access_key, keys.secret_key)
+    _Streaming(credentials, "s3", "us-east-1").add_auth(request)
+    return _wire("PUT", request.url, dict(request.headers.items()))
 
 
 class TestKnownVectors:
@@ -175,7 +190,7 @@ class TestKnownVectors:
         ]
         if ranged:
             headers.append((b"range", b"bytes=0-9"))
-        verify(SignedRequest("GET", path, query, headers, path), self.keys, self.midnight)
+        verify(SignedRequest("GET", path, query, headers, path), [self.keys], self.midnight)
 
     def test_version_4_in_the_query(self) -> None:
         """The documented example of a presigned URL of version 4 is accepted."""
@@ -187,7 +202,7 @@ class TestKnownVectors:
         )
         headers = [(b"host", b"examplebucket.s3.amazonaws.com")]
         request = SignedRequest("GET", b"/test.txt", query, headers, b"/test.txt")
-        verify(request, self.keys, self.midnight)
+        verify(request, [self.keys], self.midnight)
 
     def test_version_2_in_the_query(self) -> None:
         """The documented example of a presigned URL of version 2 is accepted."""
@@ -197,7 +212,7 @@ class TestKnownVectors:
         )
         resource = b"/johnsmith/photos/puppy.jpg"
         request = SignedRequest("GET", resource, query, [(b"host", b"s3")], resource)
-        verify(request, self.keys, datetime(2007, 3, 28, tzinfo=UTC))
+        verify(request, [self.keys], datetime(2007, 3, 28, tzinfo=UTC))
 
 
 class TestAccepted:
@@ -207,40 +222,52 @@ class TestAccepted:
     @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE"])
     def test_any_method(self, sign: Sign, method: str) -> None:
         """A request is accepted with the method it was signed for."""
-        verify(sign(f"/{BUCKET}/a.root", method=method), KEYS, _now())
+        verify(sign(f"/{BUCKET}/a.root", method=method), [KEYS], _now())
 
     @pytest.mark.parametrize("sign", [header_4, query_4])
     @pytest.mark.parametrize("region", ["us-east-1", "eu-central-1", "aws-global", "CERN", "x"])
     def test_any_region(self, sign: Sign, region: str) -> None:
         """The region is whatever the client's environment says."""
-        verify(sign(f"/{BUCKET}/a.root", region=region), KEYS, _now())
+        verify(sign(f"/{BUCKET}/a.root", region=region), [KEYS], _now())
 
     @pytest.mark.parametrize("sign", [query_4, query_2])
     def test_a_year(self, sign: Sign) -> None:
         """A URL may live for a year, and does until its last day."""
         request = sign(f"/{BUCKET}/a.root", expires=YEAR)
-        verify(request, KEYS, _now() + timedelta(days=364))
+        verify(request, [KEYS], _now() + timedelta(days=364))
         late = _now() + timedelta(days=366)
         assert code(request, now=late) == ("AccessDenied", 403)
         assert refusal(request, now=late).message == "Request has expired"
 
+    @pytest.mark.parametrize("sign", [*WAYS, chunked_4])
+    def test_a_pair_of_an_older_key(self, sign: Sign) -> None:
+        """Each pair of the ring is right with its own secret, and none that is not in it."""
+        older, dropped = (bucket_keys(key, BUCKET) for key in (b"older", b"dropped"))
+        for pair in (KEYS, older):
+            verify(sign(f"/{BUCKET}/a.root", pair), [KEYS, older], _now())
+        with pytest.raises(S3Error, match="does not open this bucket"):
+            verify(sign(f"/{BUCKET}/a.root", dropped), [KEYS, older], _now())
+        mixed = BucketKeys(KEYS.access_key, older.secret_key)
+        with pytest.raises(S3Error, match="Check the secret key"):
+            verify(sign(f"/{BUCKET}/a.root", mixed), [KEYS, older], _now())
+
     @every_way
     def test_behind_a_prefix(self, sign: Sign) -> None:
         """A path in front of the bucket is signed too, but may be left out in version 2."""
-        verify(sign(f"/s3/{BUCKET}/a.root"), KEYS, _now())
+        verify(sign(f"/s3/{BUCKET}/a.root"), [KEYS], _now())
         if sign is query_2:
             request = sign(f"/{BUCKET}/a.root")
-            verify(replace(request, raw_path=b"/s3" + request.raw_path), KEYS, _now())
+            verify(replace(request, raw_path=b"/s3" + request.raw_path), [KEYS], _now())
 
     @every_way
     def test_doubled_slashes(self, sign: Sign) -> None:
         """The path is signed as it came, also with a slash too many."""
-        verify(sign(f"//{BUCKET}/a.root"), KEYS, _now())
+        verify(sign(f"//{BUCKET}/a.root"), [KEYS], _now())
 
     @every_way
     def test_fields_of_the_query(self, sign: Sign) -> None:
         """A listing's own fields are covered by the signature, in any order and encoding."""
-        verify(sign(f"/{BUCKET}?prefix=a%2Fb%20c%2B&list-type=2&encoding-type=url"), KEYS, _now())
+        verify(sign(f"/{BUCKET}?prefix=a%2Fb%20c%2B&list-type=2&encoding-type=url"), [KEYS], _now())
 
     @pytest.mark.parametrize("sign", [header_4, query_4])
     def test_a_field_without_value(self, sign: Sign) -> None:
@@ -248,21 +275,21 @@ class TestAccepted:
         request = sign(f"/{BUCKET}?location=")
         raw = request.raw_query.replace(b"location=", b"location")
         assert raw != request.raw_query
-        verify(replace(request, raw_query=raw), KEYS, _now())
+        verify(replace(request, raw_query=raw), [KEYS], _now())
 
     @every_way
     @settings(deadline=None)
     @given(name=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20))
     def test_any_name(self, sign: Sign, name: str) -> None:
         """Any Unicode is a name."""
-        verify(sign(f"/{BUCKET}/{quote(name, safe='~')}"), KEYS, _now())
+        verify(sign(f"/{BUCKET}/{quote(name, safe='~')}"), [KEYS], _now())
 
     @every_way
     def test_needless_encoding_undone(self, sign: Sign) -> None:
         """A library that undoes needless percent-encoding after signing does no harm."""
         request = sign(f"/{BUCKET}/a%3Ab%2A%28c%29%40.root")
         path = f"/{BUCKET}/a:b*(c)@.root".encode()
-        verify(replace(request, raw_path=path, resource=path), KEYS, _now())
+        verify(replace(request, raw_path=path, resource=path), [KEYS], _now())
 
     @pytest.mark.parametrize("name", ["user-agent", "expect", "accept", "range", "x-amz-meta-é"])
     def test_headers_named_by_the_client(self, name: str) -> None:
@@ -280,27 +307,27 @@ class TestAccepted:
         Everything(Credentials(KEYS.access_key, KEYS.secret_key), "s3", "x").add_auth(request)
         wire = _wire("GET", request.url, dict(request.headers.items()))
         assert name.lower() in header(wire, "authorization")
-        verify(wire, KEYS, _now())
+        verify(wire, [KEYS], _now())
         assert code(with_header(wire, name.lower(), "other")) == ("SignatureDoesNotMatch", 403)
 
     @every_way
     def test_headers_that_are_not_signed(self, sign: Sign) -> None:
         """A proxy may add headers."""
         request = sign(f"/{BUCKET}/a")
-        verify(with_header(request, "x-forwarded-for", "10.0.0.1"), KEYS, _now())
+        verify(with_header(request, "x-forwarded-for", "10.0.0.1"), [KEYS], _now())
 
     def test_a_date_header(self) -> None:
         """The time of version 4 in the header may be that of ``Date``."""
         request = header_4(f"/{BUCKET}/a", headers={"Date": "some day"})
         assert b"x-amz-date" not in dict(request.headers)
-        verify(request, KEYS, _now())
+        verify(request, [KEYS], _now())
         assert code(with_header(request, "date", "some day")) == ("MissingSecurityHeader", 400)
 
     def test_fields_that_version_2_signs(self) -> None:
         """Version 2 signs ``x-amz-`` headers, which a URL carries in its query."""
         request = query_2(f"/{BUCKET}/a", headers={"x-amz-checksum-mode": "ENABLED"})
         assert b"checksum" in request.raw_query
-        verify(request, KEYS, _now())
+        verify(request, [KEYS], _now())
 
     def test_plus_in_a_signature(self) -> None:
         """A plus sign in a signature of version 2 may have been left unencoded."""
@@ -310,7 +337,7 @@ class TestAccepted:
                 break
         raw = request.raw_query.replace(b"%2B", b"+")
         assert raw != request.raw_query
-        verify(replace(request, raw_query=raw), KEYS, _now())
+        verify(replace(request, raw_query=raw), [KEYS], _now())
 
     @pytest.mark.parametrize("name", ["a.root", "a b+é:*.root"])
     def test_our_own_urls(self, name: str) -> None:
@@ -320,7 +347,7 @@ class TestAccepted:
         request = _wire(
             "GET", f"http://{HOST}{quote(path)}?{presigned_query(path, KEYS, expires)}", {}
         )
-        verify(request, KEYS, _now())
+        verify(request, [KEYS], _now())
         assert code(request, now=_now() + timedelta(seconds=62)) == ("AccessDenied", 403)
 
 
@@ -393,7 +420,7 @@ class TestRefused:
     def test_url_from_the_future(self) -> None:
         """A URL that was signed more than 15 minutes ahead is not valid yet."""
         request = query_4(f"/{BUCKET}/a")
-        verify(request, KEYS, _now() - timedelta(minutes=14))
+        verify(request, [KEYS], _now() - timedelta(minutes=14))
         error = refusal(request, now=_now() - timedelta(minutes=16))
         assert (error.code, error.message) == ("AccessDenied", "Request is not yet valid")
 
@@ -401,7 +428,7 @@ class TestRefused:
     def test_skewed_clock(self, minutes: int) -> None:
         """A request signed more than 15 minutes from now is refused."""
         request = header_4(f"/{BUCKET}/a")
-        verify(request, KEYS, _now() + timedelta(minutes=14))
+        verify(request, [KEYS], _now() + timedelta(minutes=14))
         assert code(request, now=_now() + timedelta(minutes=minutes)) == (
             "RequestTimeTooSkewed",
             403,
@@ -583,7 +610,7 @@ class TestMalformed:
             changed = replace(request, headers=[*kept, (name, data.draw(some))])
         if sign is query_2 and part == "header":
             # version 2 does not sign the host, the only header there is
-            verify(changed, KEYS, _now())
+            verify(changed, [KEYS], _now())
         else:
             refusal(changed)
 

@@ -14,7 +14,8 @@ from servicex_server.accounts.tokens import (
 from servicex_server.database import sign_ins
 from servicex_server.database import users as rows
 from servicex_server.database.connection import Database
-from servicex_server.errors import RequestError, SignInError
+from servicex_server.errors import RequestError, SignInError, UnknownTokenError
+from servicex_server.keys import Keys
 from servicex_server.model import ApiToken, Principal, User, UserState, now
 
 TOKEN_DAYS = 365
@@ -49,15 +50,15 @@ class Access:
 
     Parameters
     ----------
-    key
-        The service's own key.
+    keys
+        The service's own keys.
     issuers
         Those that vouch for users.
     """
 
-    def __init__(self, database: Database, key: bytes, issuers: Issuers) -> None:
+    def __init__(self, database: Database, keys: Keys, issuers: Issuers) -> None:
         self._database = database
-        self._key = key
+        self._keys = keys
         self._issuers = issuers
 
     async def principal(self, authorization: str | None) -> Principal:
@@ -73,7 +74,7 @@ class Access:
         token = _bearer(authorization)
         if identity := await self._issuers.vouched(token):
             return allowed(await self._of(identity))
-        claims = read_access_token(self._key, token)
+        claims = read_access_token(self._keys, token)
         found = await self._database.read(rows.by_token, number=claims.token)
         if found is None or found[0].email != claims.user:
             raise SignInError(_GONE, hint="make a new API token")
@@ -89,7 +90,7 @@ class Access:
         """
         user, token = await self.by_api_token(_bearer(authorization))
         await self._database.write(rows.used, token)
-        return access_token(self._key, Claims(user.email, token.id))
+        return access_token(self._keys.newest, Claims(user.email, token.id))
 
     async def by_api_token(self, token: str) -> tuple[User, ApiToken]:
         """Return the account of an API token, which may be used, and what is known of the token.
@@ -101,7 +102,7 @@ class Access:
         """
         found = await self._database.read(rows.by_token, digest=digest(token))
         if found is None:
-            raise SignInError(
+            raise UnknownTokenError(
                 "Invalid or outdated refresh token",
                 hint="make a new API token, and put it into servicex.yaml",
             )

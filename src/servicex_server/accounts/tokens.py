@@ -5,9 +5,10 @@ import hmac
 import secrets
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from servicex_server.errors import SignInError
+from servicex_server.errors import SignInError, UnknownTokenError
+from servicex_server.keys import Keys
 
 if TYPE_CHECKING:
     from joserfc.jwk import OctKey
@@ -20,7 +21,10 @@ PREFIX = "sxt_"
 
 ISSUER = "servicex-server"
 
-_NEW = "make an API token anew, and put it into servicex.yaml"
+DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
+"""By which a program asks for a token that waits for its user (RFC 8628, 3.4)."""
+
+_NEW = "get one at POST /token/refresh, as programs with the servicex client do when they start"
 
 
 def new_api_token() -> tuple[str, str]:
@@ -48,7 +52,7 @@ def access_token(key: bytes, claims: Claims) -> str:
     Parameters
     ----------
     key
-        The service's own key; tokens are signed with one derived for that use.
+        The newest key of the service; tokens are signed with one derived for that use.
     claims
         What it says.
     """
@@ -66,35 +70,40 @@ def access_token(key: bytes, claims: Claims) -> str:
     return jwt.encode({"alg": "HS256"}, said, _signing(key))
 
 
-def read_access_token(key: bytes, token: str) -> Claims:
-    """Return what an access token says.
+def read_access_token(keys: Keys, token: str) -> Claims:
+    """Return what an access token says that was signed with one of the service's keys.
 
     Raises
     ------
     SignInError
         It is none of ours, or has expired; says what to do.
     """
-    from joserfc import jwt
-    from joserfc.errors import JoseError
-
     if token.startswith(PREFIX):
-        raise SignInError(
+        raise UnknownTokenError(
             "this is an API token, and an access token is needed",
             hint="exchange it at POST /token/refresh, as the servicex client does",
         )
-    try:
-        said = jwt.decode(token, _signing(key), algorithms=["HS256"]).claims
-    except (JoseError, ValueError, TypeError):
-        raise SignInError("the access token is not one of this service", hint=_NEW) from None
+    said = next(filter(None, (_read(key, token) for key in keys.ring)), {})
     user, number, end = said.get("sub"), said.get("tid"), said.get("exp")
     known = said.get("iss") == ISSUER and said.get("type") == "access"
     if not (known and isinstance(user, str) and isinstance(number, int) and isinstance(end, int)):
-        raise SignInError("the access token is not one of this service", hint=_NEW)
+        raise UnknownTokenError("the access token is not one of this service", hint=_NEW)
     if end <= time.time():
         raise SignInError(
             "the access token has expired", hint="get a new one at POST /token/refresh"
         )
     return Claims(user, number)
+
+
+def _read(key: bytes, token: str) -> dict[str, Any] | None:
+    """Return what a token says; None if it was not signed with this key."""
+    from joserfc import jwt
+    from joserfc.errors import JoseError
+
+    try:
+        return jwt.decode(token, _signing(key), algorithms=["HS256"]).claims
+    except (JoseError, ValueError, TypeError):
+        return None
 
 
 def _signing(key: bytes) -> "OctKey":

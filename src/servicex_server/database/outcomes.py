@@ -143,14 +143,17 @@ class _Clock:
         rows = stored(connection, request_ids)
         self._latest: dict[str, datetime | None] = {k: row.last_ended for k, row in rows.items()}
         self._counts: dict[str, Counter[TaskState]] = defaultdict(Counter)
+        self._bytes: Counter[str] = Counter()
 
-    def end(self, request_id: str, state: TaskState) -> datetime:
-        """Count a task that ends, and return when it does."""
+    def end(self, request_id: str, state: TaskState, size: int) -> datetime:
+        """Count a task that ends, and the bytes of its result, and return when it does."""
         moment, latest = now(), self._latest.get(request_id)
         if latest is not None and moment <= latest:
             moment = latest + timedelta(microseconds=1)
         self._latest[request_id] = moment
         self._counts[request_id][state] += 1
+        if state is TaskState.DONE:
+            self._bytes[request_id] += size
         return moment
 
     def write(self, connection: Connection) -> None:
@@ -160,6 +163,7 @@ class _Clock:
                 "request": request_id,
                 "done": counts[TaskState.DONE],
                 "lost": counts[TaskState.FAILED],
+                "size": self._bytes[request_id],
                 "moment": self._latest[request_id],
             }
             for request_id, counts in self._counts.items()
@@ -171,6 +175,7 @@ class _Clock:
                 .values(
                     completed=requests.c.completed + bindparam("done"),
                     failed=requests.c.failed + bindparam("lost"),
+                    bytes=requests.c.bytes + bindparam("size"),
                     last_ended=bindparam("moment"),
                 ),
                 changes,
@@ -207,7 +212,9 @@ def _ended(result: Recorded, row: Any, clock: _Clock, most_attempts: int) -> dic
         else:
             values["state"] = TaskState.FAILED
     if values["state"] is not TaskState.WAITING:
-        values["finished_at"] = clock.end(outcome.request_id, values["state"])
+        values["finished_at"] = clock.end(
+            outcome.request_id, values["state"], outcome.bytes_written
+        )
     return {"task": row.id} | {f"new_{name}": value for name, value in values.items()}
 
 
@@ -288,7 +295,7 @@ def reuse(
         {
             "task": work.task_id,
             "known_by": identities[work.task_id],
-            "moment": clock.end(request_id, TaskState.DONE),
+            "moment": clock.end(request_id, TaskState.DONE, found.bytes),
             "url": work.file.path,
             "name": work.object_name,
             "key": found.object_key,

@@ -114,6 +114,7 @@ requests = Table(
     Column("files", Integer, nullable=False, server_default="0"),
     Column("completed", Integer, nullable=False, server_default="0"),
     Column("failed", Integer, nullable=False, server_default="0"),
+    Column("bytes", BigInteger, nullable=False, server_default="0"),  # of its results
     Column("last_ended", UtcTime),  # when the latest of its files ended; it never goes back
     Index(None, "owner", "submitted_at"),
     Index("ix_requests_deleted", "id", **_where("deleted")),
@@ -256,3 +257,16 @@ snapshots = Table(
     Column("value", JSON, nullable=False),
 )
 """What only the process knows that leads, written down for the others to show."""
+
+history = Table(
+    "history",
+    metadata,
+    Column("at", UtcTime, primary_key=True),
+    Column("wanted", Integer, nullable=False),
+    Column("there", Integer, nullable=False),
+    Column("busy", Integer, nullable=False),
+    Column("waiting", Integer, nullable=False),
+    Column("stored", BigInteger, nullable=False),
+    Column("free", BigInteger),  # null: results are in a bucket
+)
+"""How the service was each minute, for a week."""

@@ -1,4 +1,4 @@
-"""What a user has at this moment, of what there are limits for."""
+"""What users have at this moment: of what there are limits for, and who has how much."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -21,26 +21,18 @@ class Use:
     bytes: int
 
 
-def of(connection: Connection, owner: str, *, with_bytes: bool) -> Use:
-    """Return what somebody has; bytes are counted only if somebody asks, for that takes longer."""
+def of(connection: Connection, owner: str) -> Use:
+    """Return what somebody has."""
     own = and_(requests.c.owner == owner, not_(requests.c.deleted))
     unfinished = select(func.count()).where(own, requests.c.state.in_(OPEN))
     # those that are deleted have cost as much
     recent = select(requests.c.submitted_at).where(
         requests.c.owner == owner, requests.c.submitted_at > now() - MINUTE
     )
-    stored = 0
-    if with_bytes:
-        results = (
-            select(func.coalesce(func.sum(tasks.c.bytes), 0))
-            .join_from(tasks, requests, tasks.c.request_id == requests.c.id)
-            .where(own, tasks.c.state == TaskState.DONE)
-        )
-        stored = int(connection.scalar(results) or 0)
     return Use(
         open=connection.scalar(unfinished) or 0,
         recent=tuple(sorted(connection.scalars(recent))),
-        bytes=stored,
+        bytes=int(connection.scalar(select(func.sum(requests.c.bytes)).where(own)) or 0),
     )
 
 
@@ -53,3 +45,23 @@ def files_at_work(connection: Connection, owner: str) -> int:
         .where(tasks.c.state == TaskState.RUNNING, requests.c.owner == owner)
     )
     return connection.scalar(running) or 0
+
+
+def stored(connection: Connection) -> int:
+    """Return the bytes of all results."""
+    total = select(func.sum(requests.c.bytes)).where(not_(requests.c.deleted))
+    return int(connection.scalar(total) or 0)
+
+
+def stored_by_user(connection: Connection, *, most: int) -> list[tuple[str, int]]:
+    """Return those who have the most bytes of results, and how many."""
+    total = func.sum(requests.c.bytes)
+    rows = connection.execute(
+        select(requests.c.owner, total.label("total"))
+        .where(not_(requests.c.deleted))
+        .group_by(requests.c.owner)
+        .having(total > 0)
+        .order_by(total.desc(), requests.c.owner)
+        .limit(most)
+    )
+    return [(row.owner, int(row.total)) for row in rows]

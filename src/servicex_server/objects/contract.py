@@ -13,6 +13,14 @@ UNFINISHED = ".part-"
 
 
 @dataclass(frozen=True, slots=True)
+class Disk:
+    """Bytes of the disk that results are on: what is used, by whatever it is, and what is free."""
+
+    used: int
+    free: int
+
+
+@dataclass(frozen=True, slots=True)
 class ObjectInfo:
     """One object: its key, its size in bytes, when it was written and a tag of its content."""
 
@@ -54,6 +62,10 @@ class ObjectStore(ABC):
     @abstractmethod
     async def delete(self, keys: Iterable[str]) -> None:
         """Remove objects; those that are not there are no error."""
+
+    @abstractmethod
+    async def disk(self) -> Disk | None:
+        """Return how full the disk is; None if the store is not on a disk of this machine."""
 
     @abstractmethod
     async def list(self, prefix: str) -> list[ObjectInfo]:

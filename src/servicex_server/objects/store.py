@@ -4,7 +4,9 @@ One machine uses the folder, a facility the bucket. Both are one class: only the
 and the way to delete, are different.
 """
 
+import asyncio
 import re
+import shutil
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import suppress
 from datetime import timedelta
@@ -18,7 +20,7 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, S3Store
 
 from servicex_server.errors import InternalError, NotFoundError, StartupError
-from servicex_server.objects.contract import ObjectInfo, ObjectStore
+from servicex_server.objects.contract import Disk, ObjectInfo, ObjectStore
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -170,6 +172,13 @@ class ObstoreStore(ObjectStore):
         for key in doomed:
             with suppress(FileNotFoundError):
                 await obstore.delete_async(self._store, key)
+
+    async def disk(self) -> Disk | None:
+        """Return how full the disk of the folder is; None for a bucket."""
+        if self._folder is None:
+            return None
+        found = await asyncio.to_thread(shutil.disk_usage, self._folder)
+        return Disk(used=found.used, free=found.free)
 
     async def list(self, prefix: str) -> list[ObjectInfo]:
         """Return the objects below a folder, by key; ``""`` is the whole store."""

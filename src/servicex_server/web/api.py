@@ -18,13 +18,19 @@ from servicex_server.database import open_requests, snapshots
 from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
 from servicex_server.database.leadership import ping
-from servicex_server.errors import InternalError, NotFoundError, RequestError
+from servicex_server.errors import (
+    InternalError,
+    NotFoundError,
+    RequestError,
+    UnknownTokenError,
+)
 from servicex_server.model import LOCAL_USER, Principal, TaskState, now
 from servicex_server.model import Request as TransformRequest
 from servicex_server.objects.bucket import bucket_keys
 from servicex_server.retention import clear
 from servicex_server.submission import MAX_TITLE
 from servicex_server.web import metrics, wire
+from servicex_server.web.attempts import Attempts
 from servicex_server.web.pages.rendering import wants_page
 from servicex_server.web.report import failure_report
 from servicex_server.web.signatures import presigned_query
@@ -43,6 +49,11 @@ URL_SECONDS = 365 * 24 * 3600
 READY_SECONDS = 5
 """How long the database may take to answer the question whether it does."""
 
+API_TOKENS = "wrong API tokens"
+"""What is counted where one comes in with such a token."""
+
+_ACCESS_TOKENS = "wrong access tokens"
+
 
 def _app(request: Request) -> App:
     app: App = request.app.state.servicex
@@ -52,14 +63,27 @@ def _app(request: Request) -> App:
 Authorization = Annotated[str | None, Header(include_in_schema=False)]
 
 
-async def _principal(
-    app: Annotated[App, Depends(_app)], authorization: Authorization = None
-) -> Principal:
-    return await app.principal(authorization)
+def _attempts(request: Request) -> Attempts:
+    attempts: Attempts = request.app.state.attempts
+    return attempts
 
 
 TheApp = Annotated[App, Depends(_app)]
-Asker = Annotated[Principal, Depends(_principal)]
+TheAttempts = Annotated[Attempts, Depends(_attempts)]
+
+
+async def asker(
+    app: TheApp, request: Request, attempts: TheAttempts, authorization: Authorization = None
+) -> Principal:
+    """Return who asks; tokens that are none of this service are counted by address."""
+    try:
+        return await app.principal(authorization)
+    except UnknownTokenError:
+        await attempts.allow(request, _ACCESS_TOKENS)
+        raise
+
+
+Asker = Annotated[Principal, Depends(asker)]
 
 
 def _overseer(principal: Asker, request: Request) -> Principal:
@@ -96,14 +120,21 @@ async def codegens() -> dict[str, str]:
 
 
 @router.post("/token/refresh", summary="Exchange an API token for an access token")
-async def refresh(app: TheApp, authorization: Authorization = None) -> dict[str, Any]:
+async def refresh(
+    app: TheApp, request: Request, attempts: TheAttempts, authorization: Authorization = None
+) -> dict[str, Any]:
     """Return an access token for the API token in the header; without sign-in to anybody."""
     if app.settings.sign_in:
-        token = await app.access.exchange(authorization)
+        await attempts.check(request, API_TOKENS)
+        try:
+            token = await app.access.exchange(authorization)
+        except UnknownTokenError:
+            await attempts.allow(request, API_TOKENS)
+            raise
         return {"access_token": token, "auth_disabled": False}
     return {
         "message": "Authentication is disabled on this instance",
-        "access_token": access_token(app.service_key, Claims(LOCAL_USER.user)),
+        "access_token": access_token(app.keys.newest, Claims(LOCAL_USER.user)),
         "auth_disabled": True,
     }
 
@@ -134,7 +165,7 @@ async def transformation(
 
 def _full(app: App, request: Request, found: TransformRequest) -> dict[str, Any]:
     base = base_of(app, request)
-    keys = bucket_keys(app.service_key, found.id)
+    keys = bucket_keys(app.keys.newest, found.id)
     parts = urlsplit(base)
     return {
         **wire.request_json(found),
@@ -222,7 +253,7 @@ async def file_urls(
     """Return a link for each of the named results that needs no keys."""
     await app.database.read(request_rows.get, principal, body.request_id)
     base = base_of(app, request)
-    keys = bucket_keys(app.service_key, body.request_id)
+    keys = bucket_keys(app.keys.newest, body.request_id)
     expires = int(time.time()) + URL_SECONDS
     uris = {}
     for name in body.file_list:
@@ -383,13 +414,17 @@ class _NotReadyError(InternalError):
 @router.get("/transformation-request/{request_id}", response_class=PlainTextResponse)
 @router.get("/transformation-request/{request_id}/results", response_class=PlainTextResponse)
 async def report(
-    app: TheApp, request: Request, request_id: str, authorization: Authorization = None
+    app: TheApp,
+    request: Request,
+    attempts: TheAttempts,
+    request_id: str,
+    authorization: Authorization = None,
 ) -> Response:
     """Return the failures of a request as text; a browser is led to its page."""
     if wants_page(request):  # which sees to who it is by itself
         address = f"/requests/{quote(request_id, safe='')}"
         return RedirectResponse(address, 303, headers={"Vary": "Accept"})
-    principal = await app.principal(authorization)
+    principal = await asker(app, request, attempts, authorization)
     found = await app.database.read(request_rows.get, principal, request_id)
     failed = await app.database.read(task_rows.reports, request_id, [TaskState.FAILED])
     return PlainTextResponse(failure_report(found, failed), headers={"Vary": "Accept"})

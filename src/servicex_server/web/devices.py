@@ -7,12 +7,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from servicex_server.accounts.devices import INTERVAL, WAIT
+from servicex_server.accounts.tokens import DEVICE_GRANT
 from servicex_server.errors import NotFoundError
-from servicex_server.web.api import TheApp, base_of
+from servicex_server.web.api import TheApp, TheAttempts, base_of
 
 router = APIRouter()
-
-GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 
 _FORM: dict[str, Any] = {"application/x-www-form-urlencoded": {"schema": {"type": "object"}}}
 
@@ -27,13 +26,14 @@ async def _form(request: Request) -> dict[str, str]:
     summary="Begin to sign a program in",
     openapi_extra={"requestBody": {"content": _FORM}},
 )
-async def code(app: TheApp, request: Request) -> dict[str, Any]:
+async def code(app: TheApp, request: Request, attempts: TheAttempts) -> dict[str, Any]:
     """Return a code that a person types at an address of this service (RFC 8628, 3.2).
 
     The form has ``client_id``, which names the token that the program will get.
     """
     if not app.settings.sign_in:
         raise NotFoundError("on this service nobody signs in")
+    await attempts.allow(request, "programs that sign in")
     form = await _form(request)
     secret, shown = await app.devices.begin(form.get("client_id", "").strip())
     address = f"{base_of(app, request)}/device"
@@ -61,8 +61,8 @@ async def token(app: TheApp, request: Request) -> Response | dict[str, Any]:
     """
     form = await _form(request)
     secret = form.get("device_code", "")
-    if form.get("grant_type") != GRANT:
-        return _not_yet("unsupported_grant_type", f"grant_type: {GRANT} is needed")
+    if form.get("grant_type") != DEVICE_GRANT:
+        return _not_yet("unsupported_grant_type", f"grant_type: {DEVICE_GRANT} is needed")
     found = await app.devices.ask(secret)
     if found is None:
         return _not_yet("expired_token", "the code is too old, or none of this service")

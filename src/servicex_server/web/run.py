@@ -99,8 +99,9 @@ async def _serve(settings: Settings, listener: socket.socket, duty: Duty) -> Non
                 log_config=telemetry.uvicorn_log_config(),
                 access_log=False,
                 timeout_graceful_shutdown=GRACE,
-                # the address a client used decides the links it is given
-                proxy_headers=False,
+                # what a client says of itself decides nothing, unless a proxy is known to say it
+                proxy_headers=bool(settings.trusted_proxies),
+                forwarded_allow_ips=_trusted(settings),
             )
         )
         serving = asyncio.create_task(server.serve([listener]))
@@ -114,6 +115,14 @@ async def _serve(settings: Settings, listener: socket.socket, duty: Duty) -> Non
         server.should_exit = True
         await serving
         stopped.cancel()
+
+
+def _trusted(settings: Settings) -> list[str]:
+    """Return the proxies as uvicorn compares them with where a connection comes from."""
+    proxies = settings.trusted_proxies
+    # a socket that listens for both kinds of addresses has IPv4 written as IPv6
+    mapped = (f"::ffff:{n.network_address}/{96 + n.prefixlen}" for n in proxies if n.version == 4)  # noqa: PLR2004
+    return [*map(str, proxies), *mapped]
 
 
 def _announce(app: App, listener: socket.socket) -> None:
@@ -131,7 +140,8 @@ def _announce(app: App, listener: socket.socket) -> None:
     out.print(f"data in {settings.data_dir}, {work}, sign-in {'on' if settings.sign_in else 'off'}")
     if settings.sign_in:
         ways = ", ".join(one.title for one in settings.issuers)
-        out.print(f"users come in by {ways or '`servicex-server user add` and `user token`'}")
+        way = ways or "`servicex-server user add` and `user token`"
+        out.print(f"users come in by {way}", markup=False)
     if app.database.shared:
         out.print(str(app.database), markup=False)
     out.print(f"query languages: {', '.join(sorted(available('languages')))}")

@@ -25,6 +25,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from servicex_server.keys import Keys
 from servicex_server.objects.bucket import BucketObject, Buckets, bucket_keys
 from servicex_server.objects.contract import ObjectInfo, ObjectStore
 from servicex_server.web.signatures import S3Error, SignedRequest, query_fields, verify
@@ -78,7 +79,7 @@ def _utc_now() -> datetime:
 def s3_routes(
     buckets: Buckets,
     store: ObjectStore,
-    service_key: bytes,
+    keys: Keys,
     *,
     clock: Callable[[], datetime] = _utc_now,
 ) -> list[Route]:
@@ -90,12 +91,12 @@ def s3_routes(
         Finds the results of a request.
     store
         Keeps them.
-    service_key
-        What the keys of a bucket are derived from.
+    keys
+        What the keys of a bucket are derived from: with each of them there is a pair that opens it.
     clock
         Tells the time, with its zone.
     """
-    gate = _Gate(buckets, store, service_key, clock)
+    gate = _Gate(buckets, store, keys, clock)
     return [
         Route("/{bucket:s3bucket}", gate, name="s3-bucket", include_in_schema=False),
         Route(
@@ -111,12 +112,12 @@ class _Gate:
         self,
         buckets: Buckets,
         store: ObjectStore,
-        service_key: bytes,
+        keys: Keys,
         clock: Callable[[], datetime],
     ) -> None:
         self._buckets = buckets
         self._store = store
-        self._service_key = service_key
+        self._keys = keys
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -135,8 +136,8 @@ class _Gate:
     async def _answer(self, request: Request) -> Response:
         bucket: str = request.path_params["bucket"]
         name: str = request.path_params.get("name", "")
-        keys = bucket_keys(self._service_key, bucket)
-        verify(_signed(request.scope, bucket), keys, self._clock())
+        ring = [bucket_keys(key, bucket) for key in self._keys.ring]
+        verify(_signed(request.scope, bucket), ring, self._clock())
         if request.method not in ("GET", "HEAD"):
             raise S3Error("MethodNotAllowed", "Results can only be read", 405, headers=_ALLOW)
         fields = dict(reversed(query_fields(request.scope["query_string"])))

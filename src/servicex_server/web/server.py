@@ -21,6 +21,7 @@ from servicex_server.app import App
 from servicex_server.errors import ServiceXError, SignInError, TooManyError
 from servicex_server.web import devices
 from servicex_server.web.api import router
+from servicex_server.web.attempts import Attempts
 from servicex_server.web.pages import routes as pages
 from servicex_server.web.pages.origin import of_another_site
 from servicex_server.web.pages.rendering import page, wants_page
@@ -41,7 +42,7 @@ def web_app(app: App) -> FastAPI:
     @asynccontextmanager
     async def lifespan(web: FastAPI) -> AsyncIterator[None]:
         web.state.servicex = app
-        web.router.routes.extend(s3_routes(app.buckets, app.objects, app.service_key))
+        web.router.routes.extend(s3_routes(app.buckets, app.objects, app.keys))
         yield
 
     web = FastAPI(
@@ -54,6 +55,7 @@ def web_app(app: App) -> FastAPI:
         redoc_url=None,
         openapi_url="/openapi.json",
     )
+    web.state.attempts = Attempts()
     web.include_router(router)
     web.include_router(devices.router)
     web.include_router(pages.router)

@@ -103,22 +103,22 @@ def query_fields(raw_query: bytes) -> list[tuple[str, str]]:
         raise _bad_uri() from None
 
 
-def verify(request: SignedRequest, keys: BucketKeys, now: datetime) -> None:
-    """Accept a request that was signed with these keys.
+def verify(request: SignedRequest, ring: Sequence[BucketKeys], now: datetime) -> None:
+    """Accept a request that was signed with one of these pairs.
 
     Parameters
     ----------
     request
         What came.
-    keys
-        The only keys that are right.
+    ring
+        The only pairs that are right: one for each key of the service.
     now
         The time at the server.
 
     Raises
     ------
     S3Error
-        It is not signed, or not with these keys, or not now, or not in a form that means anything.
+        It is not signed, or not with one of these, or not now, or in a form that means nothing.
     """
     wire = _Wire(request)
     authorization = wire.headers.get_all("authorization", [])
@@ -131,11 +131,11 @@ def verify(request: SignedRequest, keys: BucketKeys, now: datetime) -> None:
     if ways > 1:
         raise S3Error("InvalidArgument", "Only one auth mechanism allowed", 400)
     if version_2:
-        _verify_query_2(wire, keys, now)
+        _verify_query_2(wire, ring, now)
     elif version_4:
-        _verify_query_4(wire, keys, now)
+        _verify_query_4(wire, ring, now)
     else:
-        _verify_header_4(wire, authorization[0], keys, now)
+        _verify_header_4(wire, authorization[0], ring, now)
 
 
 def presigned_query(path: str, keys: BucketKeys, expires: int) -> str:
@@ -205,7 +205,9 @@ class _Claim:
     signature: str
 
 
-def _verify_header_4(wire: _Wire, authorization: str, keys: BucketKeys, now: datetime) -> None:
+def _verify_header_4(
+    wire: _Wire, authorization: str, ring: Sequence[BucketKeys], now: datetime
+) -> None:
     scheme, _, rest = authorization.strip().partition(" ")
     if scheme != _ALGORITHM:
         raise S3Error(
@@ -227,7 +229,7 @@ def _verify_header_4(wire: _Wire, authorization: str, keys: BucketKeys, now: dat
     claim = _claim(
         parts["Credential"], timestamp, parts["SignedHeaders"], parts["Signature"], malformed
     )
-    _check_access_key(claim.access_key, keys)
+    keys = _named(claim.access_key, ring)
     if abs(now - _parsed(timestamp, malformed)) > MAX_SKEW:
         raise S3Error(
             "RequestTimeTooSkewed",
@@ -252,7 +254,7 @@ def _header_time(wire: _Wire) -> str:
         raise S3Error("MissingSecurityHeader", "The header date is no date", 400) from None
 
 
-def _verify_query_4(wire: _Wire, keys: BucketKeys, now: datetime) -> None:
+def _verify_query_4(wire: _Wire, ring: Sequence[BucketKeys], now: datetime) -> None:
     parts = wire.single(
         _V4_QUERY,
         _bad_query(f"version 4 needs each of {', '.join(_V4_QUERY)} once"),
@@ -268,7 +270,7 @@ def _verify_query_4(wire: _Wire, keys: BucketKeys, now: datetime) -> None:
         parts["X-Amz-Signature"],
         _bad_query("X-Amz-Credential or X-Amz-SignedHeaders is malformed"),
     )
-    _check_access_key(claim.access_key, keys)
+    keys = _named(claim.access_key, ring)
     signed = _parsed(claim.timestamp, _bad_query("X-Amz-Date is no date"))
     if signed - now > MAX_SKEW:
         raise S3Error("AccessDenied", "Request is not yet valid", 403)
@@ -358,7 +360,7 @@ class _Signer2(HmacV1QueryAuth):
         return self._given
 
 
-def _verify_query_2(wire: _Wire, keys: BucketKeys, now: datetime) -> None:
+def _verify_query_2(wire: _Wire, ring: Sequence[BucketKeys], now: datetime) -> None:
     parts = wire.single(
         _V2_QUERY,
         S3Error(
@@ -368,7 +370,7 @@ def _verify_query_2(wire: _Wire, keys: BucketKeys, now: datetime) -> None:
             403,
         ),
     )
-    _check_access_key(parts["AWSAccessKeyId"], keys)
+    keys = _named(parts["AWSAccessKeyId"], ring)
     expires = parts["Expires"]
     if not _SECONDS.fullmatch(expires):
         raise S3Error("AccessDenied", "Invalid date (should be seconds since epoch)", 403)
@@ -401,9 +403,11 @@ def _mapping(argument: object) -> Mapping[str, Any]:
     return cast("Mapping[str, Any]", argument)
 
 
-def _check_access_key(given: str, keys: BucketKeys) -> None:
-    if not hmac.compare_digest(given.encode(), keys.access_key.encode()):
-        raise S3Error("InvalidAccessKeyId", "The access key does not open this bucket", 403)
+def _named(given: str, ring: Sequence[BucketKeys]) -> BucketKeys:
+    for keys in ring:
+        if hmac.compare_digest(given.encode(), keys.access_key.encode()):
+            return keys
+    raise S3Error("InvalidAccessKeyId", "The access key does not open this bucket", 403)
 
 
 def _check_signature(given: str, right: Sequence[str]) -> None:

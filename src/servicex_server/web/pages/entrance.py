@@ -17,7 +17,7 @@ from servicex_server.accounts.sealed import seal, unseal
 from servicex_server.app import App
 from servicex_server.errors import NotFoundError, RequestError, SignInError
 from servicex_server.model import User, UserState
-from servicex_server.web.api import TheApp, base_of
+from servicex_server.web.api import API_TOKENS, TheApp, TheAttempts, base_of
 from servicex_server.web.pages import rendering, visitors
 from servicex_server.web.pages.visitors import SignIn, safe_back
 
@@ -58,13 +58,15 @@ def _ways_in(app: App, request: Request, back: str, **values: Any) -> Response:
 
 
 @router.post("/sign-in")
-async def with_token(app: TheApp, request: Request) -> Response:
+async def with_token(app: TheApp, request: Request, attempts: TheAttempts) -> Response:
     """Let somebody in who has an API token."""
+    await attempts.check(request, API_TOKENS)
     form = await form_of(request)
     back = safe_back(form.get("back", ""))
     try:
         user, token = await app.access.by_api_token(form.get("token", "").strip())
     except SignInError as error:
+        await attempts.allow(request, API_TOKENS)
         if not rendering.wants_page(request):
             raise
         return _ways_in(app, request, back, message=str(error))
@@ -74,13 +76,16 @@ async def with_token(app: TheApp, request: Request) -> Response:
 
 
 @router.get("/sign-in/{name}")
-async def to_issuer(app: TheApp, request: Request, name: str, back: Back = "/requests") -> Response:
+async def to_issuer(
+    app: TheApp, request: Request, attempts: TheAttempts, name: str, back: Back = "/requests"
+) -> Response:
     """Lead to an issuer."""
+    await attempts.allow(request, "sign-ins")
     callback = f"{base_of(app, request)}/sign-in/{name}/callback"
     address, begun = await app.issuers.begin(name, callback)
     response = RedirectResponse(address, 303)
     way = {"name": name, "back": safe_back(back), **begun}
-    sealed = seal(app.service_key, _ON_THE_WAY, way, WAY_SECONDS)
+    sealed = seal(app.keys, _ON_THE_WAY, way, WAY_SECONDS)
     visitors.keep(response, _ON_THE_WAY, sealed, WAY_SECONDS, app=app, request=request)
     return response
 
@@ -105,14 +110,14 @@ async def from_issuer(app: TheApp, request: Request, name: str) -> Response:
     else:
         response = RedirectResponse("/sign-up", 303)
         newcomer = {"identity": asdict(identity), "back": way["back"]}
-        sealed = seal(app.service_key, _NEWCOMER, newcomer, FORM_SECONDS)
+        sealed = seal(app.keys, _NEWCOMER, newcomer, FORM_SECONDS)
         visitors.keep(response, _NEWCOMER, sealed, FORM_SECONDS, app=app, request=request)
     visitors.forget(response, _ON_THE_WAY, app=app, request=request)
     return response
 
 
 def _unsealed(app: App, request: Request, name: str) -> dict[str, Any] | None:
-    return unseal(app.service_key, name, visitors.kept(name, app, request) or "")
+    return unseal(app.keys, name, visitors.kept(name, app, request) or "")
 
 
 async def _let_in(app: App, request: Request, user: User, back: str) -> Response:
@@ -146,8 +151,9 @@ def _sign_up_page(
 
 
 @router.post("/sign-up")
-async def sign_up(app: TheApp, request: Request) -> Response:
+async def sign_up(app: TheApp, request: Request, attempts: TheAttempts) -> Response:
     """Make an account of what somebody says, and let them in or have them wait."""
+    await attempts.allow(request, "sign-ups")
     newcomer = _newcomer(app, request)
     if newcomer is None:
         raise SignInError("this form is too old, or was not asked for", hint="sign in once more")

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+_THOUSANDS = ("", "\u202fk", "\u202fM", "\u202fG", "\u202fT", "\u202fP")
 
 
 def size(number: float) -> str:
@@ -29,6 +30,20 @@ def count(number: float) -> str:
     '1\u202f234\u202f567'
     """
     return f"{number:,.0f}".replace(",", "\u202f")
+
+
+def short(number: float) -> str:
+    r"""Return a number as the scale of a plot has room for.
+
+    Examples
+    --------
+    >>> short(0.5), short(950), short(1500), short(20_000_000)
+    ('0.5', '950', '1.5\u202fk', '20\u202fM')
+    """
+    unit = 0
+    while number >= 1000 and unit < len(_THOUSANDS) - 1:  # noqa: PLR2004
+        number, unit = number / 1000, unit + 1
+    return f"{number:g}{_THOUSANDS[unit]}"
 
 
 def duration(seconds: float) -> str:

@@ -12,7 +12,7 @@ from servicex_server.database import sign_ins, use
 from servicex_server.database import users as rows
 from servicex_server.errors import RequestError
 from servicex_server.model import Principal, now
-from servicex_server.web.api import TheApp, base_of
+from servicex_server.web.api import TheApp, TheAttempts, base_of
 from servicex_server.web.pages import rendering
 from servicex_server.web.pages.entrance import form_of
 from servicex_server.web.pages.visitors import SignIn, Visitor
@@ -43,7 +43,7 @@ async def _profile(
 ) -> Response:
     user = await app.database.read(rows.get, principal.user)
     tokens = await app.database.read(rows.tokens_of, principal.user)
-    used = await app.database.read(use.of, principal.user, with_bytes=True)
+    used = await app.database.read(use.of, principal.user)
     files = await app.database.read(use.files_at_work, principal.user)
     settings = app.settings
     limits = [
@@ -122,14 +122,14 @@ async def everywhere(app: TheApp, principal: Visitor) -> Response:
 
 
 @router.get("/device")
-async def device(app: TheApp, principal: Visitor, request: Request, code: str = "") -> Response:
+async def device(
+    app: TheApp, principal: Visitor, request: Request, attempts: TheAttempts, code: str = ""
+) -> Response:
     """Ask for the code of a program that waits, or whether it is to be let in."""
-    return await _device(app, principal, request, code)
-
-
-async def _device(app: App, principal: Principal, request: Request, code: str) -> Response:
     plain = plain_code(code)
     found = await app.database.read(sign_ins.device_by_code, plain) if code else None
+    if code and found is None:
+        await attempts.allow(request, "codes of which none waits")
     message = f"nothing waits with the code {plain}" if code and found is None else ""
     values: dict[str, Any] = {"found": found, "code": plain if found else code[:20]}
     return rendering.page("device", request, principal, message=message, answer="", **values)

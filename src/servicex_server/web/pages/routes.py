@@ -1,5 +1,6 @@
 """The pages, and the forms on them."""
 
+import asyncio
 from collections import Counter
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs, quote, urlencode
@@ -9,10 +10,9 @@ from fastapi.responses import FileResponse, RedirectResponse, Response
 
 from servicex_server.app import App
 from servicex_server.database import bad_replicas as bad_replica_rows
-from servicex_server.database import browsing, open_requests, snapshots
+from servicex_server.database import browsing, history, open_requests, progress, snapshots, use
 from servicex_server.database import datasets as dataset_rows
 from servicex_server.database import requests as request_rows
-from servicex_server.database import tasks as task_rows
 from servicex_server.errors import NotFoundError
 from servicex_server.model import Principal, RequestState, TaskState, now
 from servicex_server.objects.bucket import bucket_keys
@@ -20,9 +20,16 @@ from servicex_server.replicas import door_of
 from servicex_server.submission import FILE_LIST_DID, Order
 from servicex_server.web import api, wire
 from servicex_server.web.api import TheApp
-from servicex_server.web.pages import api_description, entrance, people, profile, rendering
+from servicex_server.web.pages import (
+    api_description,
+    day,
+    entrance,
+    people,
+    profile,
+    rendering,
+    timeline,
+)
 from servicex_server.web.pages.selections import readable
-from servicex_server.web.pages.timeline import moments, timeline
 from servicex_server.web.pages.visitors import Anybody, SeesAll, Visitor
 from servicex_server.web.signatures import presigned_query
 
@@ -35,6 +42,9 @@ LINK_SECONDS = 3600
 
 PLACES = 2000
 """Files of a dataset of which it is counted where they are."""
+
+OWNERS = 10
+"""Users that are shown of those who have the most bytes of results."""
 
 _SHOWN = {
     "open": request_rows.OPEN,
@@ -125,16 +135,23 @@ async def one_request(
     """Show a request: what was asked, how far it is, what went wrong, and its results."""
     found = await app.database.read(request_rows.get, principal, request_id)
     only = TaskState(state) if state else None
-    files, counts = await app.database.read(
-        browsing.tasks_page, principal, request_id, state=only, start=start
-    )
-    failures = await app.database.read(browsing.failures, principal, request_id)
-    stats = await app.database.read(task_rows.statistics, request_id)
-    queued = await app.database.read(open_requests.queue, principal)
     ended = found.finished_at or now()
-    limits = moments(found.submitted_at, ended)
-    ending = await app.database.read(browsing.ended_between, principal, request_id, limits)
-    seconds = (ended - found.submitted_at).total_seconds()
+    length = timeline.step(found.submitted_at, ended)
+    read = app.database.read
+    # together, for with very many files each takes a moment
+    (files, counts), failures, steps, queued = await asyncio.gather(
+        read(browsing.tasks_page, principal, request_id, state=only, start=start),
+        read(browsing.failures, principal, request_id),
+        read(
+            progress.steps,
+            principal,
+            request_id,
+            began=found.submitted_at,
+            length=length,
+            count=timeline.STEPS,
+        ),
+        read(open_requests.queue, principal),
+    )
     total = counts.get(only, 0) if only else sum(counts.values())
     return rendering.page(
         "request",
@@ -145,10 +162,11 @@ async def one_request(
         files=files,
         counts=counts,
         failures=failures,
-        stats=stats,
+        bytes=sum(one.bytes for one in steps),
+        events=sum(one.events for one in steps),
         queued=next((one for one in queued if one.request_id == request_id), None),
-        plot=timeline(ending, found.files, seconds),
-        seconds=seconds,
+        figure=timeline.timeline(steps, found.files, length),
+        seconds=(ended - found.submitted_at).total_seconds(),
         state=state,
         base=api.base_of(app, request),
         **_paging(request, start, browsing.FILES, total),
@@ -165,7 +183,7 @@ async def result(
         raise NotFoundError(f"There is no result {name!r} in request {request_id}")
     path = f"/{request_id}/{name}"
     expires = int(now().timestamp()) + LINK_SECONDS
-    signed = presigned_query(path, bucket_keys(app.service_key, request_id), expires)
+    signed = presigned_query(path, bucket_keys(app.keys.newest, request_id), expires)
     address = f"{api.base_of(app, request)}{quote(path, safe='/~')}?{signed}"
     return RedirectResponse(address, 303, headers={"Cache-Control": "no-store"})
 
@@ -272,9 +290,11 @@ async def bad_replicas(app: TheApp) -> Response:
 
 @router.get("/workers", dependencies=[SeesAll])
 async def workers(app: TheApp, principal: Visitor, request: Request) -> Response:
-    """Show what the workers are on, and who waits for them."""
+    """Show what the workers are on, who waits for them, and how it was in the last day."""
     seen, age = await api.seen(app, snapshots.WORKERS)
     queued = await app.database.read(open_requests.queue, principal)
+    began = day.beginning(now())
+    rows = await app.database.read(history.since, began)
     waiting, running = Counter[str](), Counter[str]()
     for one in queued:
         waiting[one.owner] += one.waiting
@@ -288,6 +308,10 @@ async def workers(app: TheApp, principal: Visitor, request: Request) -> Response
         value=value,
         states=Counter(one["state"] for one in value["workers"]),
         users=[(user, running[user], waiting[user]) for user in sorted(waiting)],
+        figure=day.day(rows, began),
+        disk=await app.objects.disk(),
+        stored=await app.database.read(use.stored),
+        owners=await app.database.read(use.stored_by_user, most=OWNERS),
         age=age,
     )
 

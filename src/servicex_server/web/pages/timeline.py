@@ -1,58 +1,119 @@
-"""How many files ended when: a plot as data, of which a template makes an SVG."""
+"""How one request went: files, workers, bytes and events over its time."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from itertools import accumulate
 
-from servicex_server.web.pages.numbers import count, duration
+from servicex_server.database.progress import Step
+from servicex_server.web.pages.numbers import count, duration, plural, short, size
+from servicex_server.web.pages.plots import (
+    Cell,
+    Figure,
+    Line,
+    Mark,
+    Plot,
+    level,
+    mark,
+    plot,
+    rising,
+    scale,
+)
 
 STEPS = 60
-"""Classes that the time of a request is divided into."""
+"""Steps that the time of a request is divided into."""
 
-WIDTH, HEIGHT = 600, 120
-"""Of the area that is drawn in, in units of the picture."""
+_ROW = 5
+"""Steps that a row of the table of numbers has."""
 
+_SHORT = 10.0
 
-@dataclass(frozen=True, slots=True)
-class Timeline:
-    """Points of a line and of the area below it, and what its axes say."""
+_MARKS = 4
+"""Spans that the axis of time has at most."""
 
-    line: str
-    area: str
-    seconds: str
-    files: str
-    summary: str
-    width: int = WIDTH
-    height: int = HEIGHT
+_SPANS = (
+    *(number / 1000 for number in (1, 2, 5, 10, 20, 50, 100, 200, 500)),
+    *(1, 2, 5, 10, 15, 30),
+    *(60 * number for number in (1, 2, 5, 10, 15, 30)),
+    *(3600 * number for number in (1, 2, 3, 6, 12)),
+    *(86_400 * number for number in (1, 2, 5, 10, 20, 50, 100)),
+)
+"""Seconds from one mark to the next."""
 
-
-def moments(began: datetime, ended: datetime) -> list[datetime]:
-    """Return the limits of the classes, from the beginning to just after the end."""
-    step = max((ended - began) / STEPS, timedelta(milliseconds=1))
-    last = ended + timedelta(seconds=1)
-    return [*(began + step * number for number in range(STEPS)), last]
+_UNITS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
-def timeline(counts: Sequence[int], files: int, seconds: float) -> Timeline:
-    """Return the plot of files that have ended, of so many, in so many seconds.
+def step(began: datetime, ended: datetime) -> timedelta:
+    """Return the length of a step: databases tell times apart by milliseconds."""
+    return max((ended - began) / STEPS, timedelta(milliseconds=1))
+
+
+def timeline(steps: Sequence[Step], files: int, length: timedelta) -> Figure:
+    """Return the plots of a request of so many files, from steps of a length."""
+    seconds = length.total_seconds()
+    ended = _sums(one.files for one in steps)
+    sizes = _sums(one.bytes for one in steps)
+    events = _sums(one.events for one in steps)
+    of_all = f"{count(ended[-1])} of {plural(files, 'file')}"
+    return Figure(
+        plots=(
+            _sum("Files finished", ended, scale(files), short, of_all),
+            _workers([one.work / seconds for one in steps]),
+            _sum("Bytes delivered", sizes, scale(sizes[-1]), size, size(sizes[-1])),
+            _sum("Events read", events, scale(events[-1]), short, plural(events[-1], "event")),
+        ),
+        marks=_marks(len(steps) * seconds),
+        columns=("Until", "Files", "Workers", "Bytes", "Events"),
+        rows=tuple(
+            (
+                _until(end * seconds, len(steps) * seconds),
+                Cell(ended[end], count(ended[end])),
+                _mean([one.work / seconds for one in steps[end - _ROW : end]]),
+                Cell(sizes[end], size(sizes[end])),
+                Cell(events[end], count(events[end])),
+            )
+            for end in range(_ROW, len(steps) + 1, _ROW)
+        ),
+    )
+
+
+def _sums(values: Iterable[int]) -> list[int]:
+    return [0, *accumulate(values)]
+
+
+def _sum(
+    name: str, sums: Sequence[int], top: float, text: Callable[[float], str], note: str
+) -> Plot:
+    return plot(name, [Line(name, "busy", (rising(sums, top),), filled=True)], top, text, note)
+
+
+def _workers(busy: Sequence[float]) -> Plot:
+    top = scale(max(busy))
+    lines = [Line("busy", "busy", level(busy, top), filled=True)]
+    return plot(
+        "Workers", lines, top, short, f"at most {max(busy):.1f}, {_mean(busy).text} on average"
+    )
+
+
+def _until(at: float, length: float) -> Cell:
+    # what is soon over has rows that differ by less than a tenth of a second
+    return Cell(at, duration(at) if length >= _SHORT else f"{at:.2f} s")
+
+
+def _mean(values: Sequence[float]) -> Cell:
+    mean = sum(values) / len(values)
+    return Cell(mean, f"{mean:.1f}")
+
+
+def _marks(seconds: float) -> tuple[Mark, ...]:
+    """Return round times since the beginning.
 
     Examples
     --------
-    >>> timeline([0, 1, 1], 4, 12.0).line
-    '0,120 200,120 400,90 600,60'
+    >>> [one.label for one in _marks(100)], [one.label for one in _marks(9000)]
+    (['0', '30 s', '60 s', '90 s'], ['0', '1 h', '2 h'])
     """
-    sums = [0, *accumulate(counts)]
-    most = max(files, 1)
-    width = WIDTH / max(len(counts), 1)
-    line = " ".join(
-        f"{number * width:.4g},{HEIGHT - HEIGHT * done / most:.4g}"
-        for number, done in enumerate(sums)
-    )
-    return Timeline(
-        line=line,
-        area=f"0,{HEIGHT} {line} {WIDTH},{HEIGHT}",
-        seconds=duration(seconds),
-        files=count(files),
-        summary=f"{count(sums[-1])} of {count(files)} files ended in {duration(seconds)}",
-    )
+    span = next((one for one in _SPANS if _MARKS * one >= seconds), _SPANS[-1])
+    length, unit = next((one for one in _UNITS if one[0] <= span), _UNITS[-1])
+    labels = [(number * span, f"{number * span / length:g} {unit}") for number in range(_MARKS + 1)]
+    labels[0] = (0, "0")
+    return tuple(mark(at / seconds, label) for at, label in labels if at <= seconds)

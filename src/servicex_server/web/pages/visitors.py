@@ -12,9 +12,9 @@ from fastapi import Depends, Request, Response
 from servicex_server.accounts.access import allowed
 from servicex_server.accounts.sessions import SESSION
 from servicex_server.app import App
-from servicex_server.errors import NotFoundError, SignInError
+from servicex_server.errors import NotFoundError, SignInError, TooManyError
 from servicex_server.model import Principal, User, UserState
-from servicex_server.web.api import Authorization, TheApp, base_of
+from servicex_server.web.api import Authorization, TheApp, TheAttempts, asker, base_of
 from servicex_server.web.pages.rendering import wants_page
 
 MOST_BACK = 2000
@@ -93,11 +93,13 @@ async def user_of(app: App, request: Request) -> User | None:
     return await app.sessions.user(kept(SESSION_COOKIE, app, request))
 
 
-async def _visitor(app: TheApp, request: Request, authorization: Authorization = None) -> Principal:
+async def _visitor(
+    app: TheApp, request: Request, attempts: TheAttempts, authorization: Authorization = None
+) -> Principal:
     if authorization is None and app.settings.sign_in:
         principal = await _by_cookie(app, request)
     else:
-        principal = await app.principal(authorization)
+        principal = await asker(app, request, attempts, authorization)
     request.state.principal = principal
     return principal
 
@@ -115,11 +117,11 @@ async def _by_cookie(app: App, request: Request) -> Principal:
 
 
 async def _anybody(
-    app: TheApp, request: Request, authorization: Authorization = None
+    app: TheApp, request: Request, attempts: TheAttempts, authorization: Authorization = None
 ) -> Principal | None:
     try:
-        return await _visitor(app, request, authorization)
-    except (SignInError, Elsewhere):
+        return await _visitor(app, request, attempts, authorization)
+    except (SignInError, TooManyError, Elsewhere):
         return None
 
 

@@ -6,7 +6,7 @@ from alembic import op
 from servicex_server.database.tables import UtcTime
 
 revision = "0008"
-down_revision = "0006"
+down_revision = "0007"
 
 _Id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 

@@ -1,0 +1,157 @@
+"""What the plots of a real service show: its rows, soon, also of very many files or of none."""
+
+import re
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.support import Server, copies, until
+
+HTML = {"Accept": "text/html"}
+FILES = 100_000
+SECONDS = 7200.0
+
+
+def page(server: Server, path: str) -> str:
+    """Return a page."""
+    answer = server.get(path, headers=HTML)
+    assert answer.status_code == 200, answer.text
+    assert "style=" not in answer.text
+    return answer.text
+
+
+def numbers(text: str) -> list[list[float]]:
+    """Return the table of the numbers of the plots of a page."""
+    (table,) = re.findall(r'aria-label="The numbers of the plots">(.*?)</table>', text, re.DOTALL)
+    rows = [re.findall(r'<data value="([^"]*)"', row) for row in table.split("<tr>")[2:]]
+    return [[float(value) for value in row] for row in rows]
+
+
+def moment(text: str) -> datetime:
+    """Return a time that SQLite keeps."""
+    return datetime.fromisoformat(text)
+
+
+def test_the_plots_of_a_request_are_its_rows(
+    new_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    """Files, bytes and events add up to those of the request; workers are those at each moment."""
+    server = new_server("--workers", "2")
+    files = [*copies(tmp_path / "files", 12), "/no/such/file.root"]
+    request_id = server.run(file_list=files)["request_id"]
+    ((came, ended),) = server.rows("select submitted_at, finished_at from requests")
+    tasks = server.rows("select finished_at, seconds, bytes, events, state from tasks")
+    assert len(tasks) == 13
+    found = numbers(page(server, f"/requests/{request_id}"))
+    length = (moment(ended) - moment(came)).total_seconds()
+    assert [row[0] for row in found] == pytest.approx(
+        [length * n / 12 for n in range(1, 13)], rel=1e-3
+    )
+    done = [one for one in tasks if one[-1] == "done"]
+    results = server.results(request_id)
+    size = sum(one["total-bytes"] for one in results if one["s3-object-name"])
+    assert found[-1][1] == 13
+    assert found[-1][3] == sum(one[2] for one in done) == size > 0
+    assert found[-1][4] == sum(one[3] for one in done) == 12 * 2304
+    spans = [((moment(at) - moment(came)).total_seconds(), took) for at, took, *_ in tasks]
+    span = length / 12
+    for number, row in enumerate(found):
+        began, end = number * span, (number + 1) * span
+        work = sum(max(0.0, min(end, at) - max(began, at - took)) for at, took in spans)
+        # times are told apart by a millisecond, and so is the length of what overlaps
+        assert row[2] == pytest.approx(work / span, abs=13 * 0.002 / span)
+        assert row[1] == pytest.approx(sum(at <= end for at, _ in spans), abs=1)
+    worked = sum(row[2] for row in found) * span
+    assert worked == pytest.approx(sum(took for _, took in spans), abs=0.03)
+
+
+def test_a_request_that_came_just_now_has_empty_plots(
+    new_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    """Nothing has ended, and nothing is divided by nothing."""
+    server = new_server("--workers", "1", SERVICEX_SERVER_LEAST_WORKERS="0")
+    request_id = server.submit(file_list=copies(tmp_path / "files", 1)).json()["request_id"]
+    assert "Files finished" in page(server, f"/requests/{request_id}")
+    server.wait(request_id)
+    assert numbers(page(server, f"/requests/{request_id}"))[-1][1] == 1
+
+
+def fill(connection: sqlite3.Connection, dataset_id: int) -> None:
+    """Make a request of very many files that have ended, from 64 workers, in two hours."""
+    came = datetime.now(UTC).replace(tzinfo=None) - timedelta(hours=3)
+    connection.execute(
+        "insert into requests (id, owner, dataset_id, did, language, selection, format, state, "
+        "submitted_at, finished_at, failure, app_version, files, completed, bytes) values "
+        "('big', 'local', ?, 'd', 'uproot-raw', '[]', 'parquet', 'Complete', ?, ?, '', '0', ?, ?, "
+        "?)",
+        (dataset_id, str(came), str(came + timedelta(seconds=SECONDS)), FILES, FILES, 7 * FILES),
+    )
+    connection.executemany(
+        "insert into files (id, dataset_id, position, replicas, size, events) "
+        "values (?, ?, ?, '[]', 0, 0)",
+        [(1000 + n, dataset_id, 1000 + n) for n in range(FILES)],
+    )
+    step = timedelta(seconds=SECONDS) / FILES
+    connection.executemany(
+        "insert into tasks (request_id, file_id, first_entry, state, attempts, finished_at, path, "
+        "object_name, object_key, bytes, events, seconds, worker, tried, log_tail) values "
+        "('big', ?, 0, 'done', 1, ?, ?, ?, ?, 7, 3, ?, ?, '[]', '')",
+        [
+            (
+                *(1000 + n, str(came + (n + 1) * step), f"root://far//store/{n}.root"),
+                *(f"{n}.parquet", f"big/1/{n}.parquet", 1.0 + n % 9, f"worker-{n % 64}"),
+            )
+            for n in range(FILES)
+        ],
+    )
+
+
+def test_many_files_are_shown_soon(new_server: Callable[..., Server]) -> None:
+    """A hundred thousand files, plotted, take less than a tenth of a second."""
+    server = new_server()
+    server.run()
+    ((dataset_id,),) = server.rows("select id from datasets")
+    path = server.data_dir / "servicex.sqlite"
+    with closing(sqlite3.connect(path, timeout=30)) as connection, connection:
+        fill(connection, dataset_id)
+    took = []
+    for _ in range(10):
+        began = time.perf_counter()
+        text = page(server, "/requests/big")
+        took.append(time.perf_counter() - began)
+    found = numbers(text)
+    assert [row[3:] for row in found[-1:]] == [[7 * FILES, 3 * FILES]]
+    assert [row[1] for row in found] == pytest.approx([FILES * n / 12 for n in range(1, 13)], abs=2)
+    # each worker of 5 seconds on average, and about 14 files in a second
+    assert found[5][2] == pytest.approx(5 * FILES / SECONDS, rel=0.01)
+    assert len(text) < 100_000
+    assert min(took) < 0.1
+
+
+def test_the_history_begins_with_the_lead(new_server: Callable[..., Server]) -> None:
+    """A row is written at once, and the page shows it; without any it says why it is empty."""
+    server = new_server("--workers", "2")
+    until(lambda: bool(server.rows("select * from history")), "a row is written")
+    assert server.run()["status"] == "Complete"
+    ((_, wanted, there, busy, waiting, stored, free),) = server.rows("select * from history")
+    (row,) = numbers(page(server, "/workers"))
+    assert row[1:] == [wanted, there, busy, waiting, stored, free]
+    assert (wanted, waiting, stored) == (2, 0, 0)
+    assert there in (0, 1, 2)
+    text = page(server, "/workers")
+    assert "at most 2 wanted" in text
+    size = sum(path.stat().st_size for path in (server.data_dir / "objects").rglob("*.parquet"))
+    assert server.rows("select bytes from requests") == [(size,)]
+    assert "local</td>" in text
+    assert "Disk free" in text
+    path = server.data_dir / "servicex.sqlite"
+    with closing(sqlite3.connect(path, timeout=30)) as connection, connection:
+        connection.execute("delete from history")
+    text = page(server, "/workers")
+    assert "Nothing is known of the last 24 hours" in text
+    assert "Queue by user" in text

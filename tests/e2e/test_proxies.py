@@ -1,0 +1,135 @@
+"""What a proxy says of a client is believed if the proxy is known, and of nobody else."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from servicex_server.errors import StartupError
+from servicex_server.settings import load
+from tests.support import Server, refused
+
+NewServer = Callable[..., Server]
+
+
+@contextmanager
+def at(address: str, server: Server, **headers: str) -> Iterator[httpx.Client]:
+    """Give a client that connects from an address of this machine."""
+    transport = httpx.HTTPTransport(local_address=address)
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    with httpx.Client(transport=transport, base_url=server.url, headers=named) as made:
+        yield made
+
+
+def described(client: httpx.Client, request_id: str) -> dict[str, Any]:
+    """Return a request as a client is told of it, with the scheme of each address in it."""
+    found = client.get(f"/servicex/transformation/{request_id}").json()
+    name = client.get(f"/servicex/transformation/{request_id}/results").json()["results"][0]
+    body = {"request_id": request_id, "file_list": [name["s3-object-name"]]}
+    links = client.post("/servicex/transformation/file-urls", json=body).json()["uris"]
+    ((link, _, _),) = links.values()
+    page = client.get(f"/requests/{request_id}", headers={"Accept": "text/html"}).text
+    return {
+        "secured": found["minio-secured"],
+        "log": found["log-url"].partition("://")[0],
+        "link": link.partition("://")[0],
+        "page": f"https://{found['minio-endpoint']}" in page,
+        "endpoint": found["minio-endpoint"],
+        "url": link,
+    }
+
+
+@pytest.fixture
+def behind(new_server: NewServer) -> Server:
+    """Give a server that knows a proxy at 127.0.0.1."""
+    return new_server(SERVICEX_SERVER_TRUSTED_PROXIES='["127.0.0.1", "10.1.0.0/16"]')
+
+
+def test_https_links_are_given_through_a_known_proxy(behind: Server) -> None:
+    """And not through another one; the host is the one that the client named."""
+    request_id = behind.run()["request_id"]
+    host = "servicex.example.org"
+    for address, secure in (("127.0.0.1", True), ("127.0.0.2", False)):
+        with at(address, behind, X_Forwarded_Proto="https", Host=host) as client:
+            found = described(client, request_id)
+            scheme = "https" if secure else "http"
+            assert found.pop("url").startswith(f"{scheme}://{host}/{request_id}/")
+            assert found == {
+                "secured": secure,
+                "log": scheme,
+                "link": scheme,
+                "page": secure,
+                "endpoint": host,
+            }
+
+
+def test_signatures_hold_through_a_proxy(behind: Server) -> None:
+    """They are over the host that the client named, whatever else a proxy adds."""
+    import boto3
+    from botocore.config import Config
+
+    request = behind.run()
+    (result,) = behind.results(request["request_id"])
+    added = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "203.0.113.9"}
+    with at("127.0.0.1", behind, **added) as client:
+        found = described(client, request["request_id"])
+        path = found["url"].partition(found["endpoint"])[2]
+        assert client.get(path).status_code == 200
+    s3 = boto3.client(
+        "s3",
+        endpoint_url=behind.url,
+        aws_access_key_id=request["minio-access-key"],
+        aws_secret_access_key=request["minio-secret-key"],
+        region_name="us-east-1",
+        config=Config(s3={"addressing_style": "path"}),
+    )
+
+    def pass_on(request: Any, **_: Any) -> None:
+        for name, value in added.items():
+            request.headers[name] = value
+
+    s3.meta.events.register("before-send.s3", pass_on)
+    got = s3.get_object(Bucket=request["request_id"], Key=result["s3-object-name"])
+    assert got["Body"].read()
+
+
+def test_without_the_setting_nobody_is_believed(server: Server) -> None:
+    """Also not a proxy on the same machine."""
+    request_id = server.run()["request_id"]
+    with at("127.0.0.1", server, X_Forwarded_Proto="https") as client:
+        assert not described(client, request_id)["secured"]
+
+
+def test_a_proxy_is_known_on_a_socket_for_all_addresses(new_server: NewServer) -> None:
+    """There IPv4 addresses come as ``::ffff:127.0.0.1``."""
+    server = new_server(
+        "--host",
+        "::ffff:127.0.0.1",
+        "--allow-anonymous",
+        SERVICEX_SERVER_TRUSTED_PROXIES='["127.0.0.1"]',
+    )
+    server.url = f"http://127.0.0.1:{server.url.rpartition(':')[2]}"
+    server.client = httpx.Client(base_url=server.url, timeout=60)
+    request_id = server.run()["request_id"]
+    for address, secure in (("127.0.0.1", True), ("127.0.0.2", False)):
+        with at(address, server, X_Forwarded_Proto="https") as client:
+            assert described(client, request_id)["secured"] is secure
+
+
+@pytest.mark.parametrize("wrong", ["*", "proxy.example.org", "10.0.0.1/8", "10.0.0.0/33", ""])
+def test_what_is_no_address_is_refused(tmp_path: Path, wrong: str) -> None:
+    """A name would be looked up by nobody, and everybody is no proxy."""
+    config = tmp_path / "settings.yaml"
+    config.write_text(f"trusted_proxies: ['127.0.0.1', '{wrong}']\n")
+    with pytest.raises(StartupError, match=r"setting trusted_proxies.1 .*IPv4 or IPv6 network"):
+        load(config)
+
+
+def test_the_command_says_it_in_one_line(tmp_path: Path) -> None:
+    """As of every setting that is wrong."""
+    options = ("--data-dir", str(tmp_path))
+    line = refused(*options, SERVICEX_SERVER_TRUSTED_PROXIES='["*"]')
+    assert "SERVICEX_SERVER_TRUSTED_PROXIES" in line
