@@ -71,6 +71,20 @@ def test_an_address_that_sends_wrong_tokens_has_to_wait(people: People) -> None:
             assert look(guessing, people.access["owner"], path) == 200
 
 
+def test_the_form_for_a_token_is_no_way_around(people: People) -> None:
+    """What is typed on the page of sign-in is counted with what programs send."""
+    with client(people, "127.0.0.1") as guessing:
+        for number in range(15):
+            assert exchange(guessing, f"sxt_{number}").status_code == 401
+            assert guessing.post("/sign-in", data={"token": "sxt_"}).status_code == 401
+        form = {"token": people.tokens["owner"]}
+        told(guessing.post("/sign-in", data=form), "wrong API tokens", "127.0.0.1")
+        shown = guessing.post("/sign-in", data=form, headers={"Accept": "text/html"})
+        assert (shown.status_code, "try again in" in shown.text) == (429, True)
+    with client(people, "127.0.0.2") as other:
+        assert other.post("/sign-in", data=form).status_code == 303
+
+
 def test_what_is_right_is_never_counted(people: People) -> None:
     """Two hundred jobs of a facility, beside one that is nearly out of attempts."""
     with client(people, "127.0.0.1") as jobs:
@@ -106,6 +120,8 @@ def test_who_may_not_come_in_is_not_guessing(people: People) -> None:
         for _ in range(35):
             assert exchange(jobs, people.tokens["suspended"]).status_code == 401
             assert look(jobs, people.access["suspended"]) == 401
+            form = {"token": people.tokens["suspended"]}
+            assert jobs.post("/sign-in", data=form).status_code == 401
             assert jobs.get(PATH).status_code == 401
             assert jobs.post("/token/refresh").status_code == 401
         assert exchange(jobs, people.tokens["owner"]).status_code == 200

@@ -2,20 +2,18 @@
 
 import base64
 import html
-import os
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser
 
-from tests.support import Server, copies, from_npm, needed, routes, sample
+from tests.browser import look, opened, running
+from tests.support import Server, copies, routes, sample
 
 HTML = {"Accept": "text/html,application/xhtml+xml"}
 
@@ -40,19 +38,6 @@ NO_PAGES = {
 
 WHERE_USERS_SIGN_IN = ("/sign-", "/pending", "/profile", "/device", "/users")
 """Pages that are there only where they do; see test_sign_in_browser.py."""
-
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-SIZES = {"wide": (1280, 900), "phone": (390, 800)}
-SHOTS = os.environ.get("SERVICEX_SERVER_TEST_SCREENSHOTS")
-"""A folder for pictures of every page, if somebody wants to look at them."""
 
 
 @pytest.fixture(scope="module")
@@ -221,26 +206,8 @@ def test_requests_are_resubmitted_found_and_deleted(server: Server, ended: str) 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Give a real browser."""
-    program = needed("chromium", "apt-get install chromium")
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
-        yield running
-        running.close()
-
-
-@contextmanager
-def opened(browser: Browser, server: Server, **options: Any) -> Iterator[Page]:
-    """Open a page; whatever it complains about, like a breach of its policy, fails the test."""
-    context = browser.new_context(base_url=server.url, **options)
-    complaints: list[str] = []
-    page = context.new_page()
-    page.on("console", lambda said: complaints.append(said.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    try:
-        yield page
-        assert complaints == []
-    finally:
-        context.close()
+    with running() as made:
+        yield made
 
 
 HALTS = """
@@ -268,7 +235,7 @@ def test_a_page_goes_on_by_itself_until_the_request_has_ended(
 ) -> None:
     """Without a reload the page of a running request shows its end, and then asks no more."""
     request_id = halting(server, tmp_path / "files", "live")
-    with opened(browser, server) as page:
+    with opened(browser, server.url) as page:
         page.goto(f"/requests/{request_id}")
         page.evaluate("window.sameDocument = true")
         page.get_by_text("2 of 3 files done").wait_for()
@@ -285,7 +252,7 @@ def test_a_request_is_cancelled_and_found_in_the_browser(
 ) -> None:
     """Cancel ends a request; the filter and the search find it."""
     request_id = halting(server, tmp_path / "files", "to be stopped")
-    with opened(browser, server) as page:
+    with opened(browser, server.url) as page:
         page.goto(f"/requests/{request_id}")
         page.get_by_role("button", name="Cancel").click()
         page.locator(".state", has_text="Canceled").first.wait_for()
@@ -297,33 +264,11 @@ def test_a_request_is_cancelled_and_found_in_the_browser(
         assert page.locator("tbody tr").count() == 1
 
 
-@pytest.fixture(scope="module")
-def axe() -> str:
-    """Give the script that looks for faults of accessibility."""
-    script = from_npm("axe-core", 4) / "axe.min.js"
-    return script.read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("path", PAGES)
 def test_every_page_is_accessible_and_fits(
-    server: Server, ended: str, browser: Browser, axe: str, size: str, scheme: Any
+    server: Server, ended: str, browser: Browser, path: str
 ) -> None:
     """No serious fault by axe-core, nothing wider than the screen, light and dark."""
-    width, height = SIZES[size]
-    options = {"viewport": {"width": width, "height": height}, "color_scheme": scheme}
-    with opened(browser, server, **options) as page:
-        for path in PAGES:
-            page.goto(filled(server, path, ended))
-            assert page.evaluate("document.documentElement.scrollWidth") <= width, path
-            page.evaluate(axe)
-            found = page.evaluate("axe.run().then(r => r.violations)")
-            serious = [
-                (one["id"], [node["html"][:200] for node in one["nodes"]][:3])
-                for one in found
-                if one["impact"] in ("serious", "critical")
-            ]
-            assert serious == [], path
-            if SHOTS:
-                name = path.strip("/").replace("/{", "-").replace("}", "") or "home"
-                page.screenshot(path=f"{SHOTS}/{name}-{size}-{scheme}.png")
+    with opened(browser, server.url) as page:
+        page.goto(filled(server, path, ended))
+        look(page, path.strip("/").replace("/{", "-").replace("}", "") or "home")

@@ -2,12 +2,12 @@
 
 import re
 import sqlite3
-import time
 from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support import Server, copies, until
@@ -112,18 +112,22 @@ def fill(connection: sqlite3.Connection, dataset_id: int) -> None:
 
 
 def test_many_files_are_shown_soon(new_server: Callable[..., Server]) -> None:
-    """A hundred thousand files, plotted, take less than a tenth of a second."""
+    """A hundred thousand files, plotted, take less than a tenth of a second of the server."""
     server = new_server()
     server.run()
     ((dataset_id,),) = server.rows("select id from datasets")
     path = server.data_dir / "servicex.sqlite"
     with closing(sqlite3.connect(path, timeout=30)) as connection, connection:
         fill(connection, dataset_id)
+    assert server.process is not None
+    process = psutil.Process(server.process.pid)
     took = []
     for _ in range(10):
-        began = time.perf_counter()
+        before = process.cpu_times()
         text = page(server, "/requests/big")
-        took.append(time.perf_counter() - began)
+        after = process.cpu_times()
+        # not by a clock, which goes on while others have the processors
+        took.append(after.user + after.system - before.user - before.system)
     found = numbers(text)
     assert [row[3:] for row in found[-1:]] == [[7 * FILES, 3 * FILES]]
     assert [row[1] for row in found] == pytest.approx([FILES * n / 12 for n in range(1, 13)], abs=2)

@@ -501,7 +501,7 @@ def test_tokens_of_an_issuer_are_taken_as_they_are(service: Service) -> None:
 
 
 def test_nothing_secret_is_in_the_log(service: Service) -> None:
-    """Neither what the operator has given, nor what goes to and fro."""
+    """Neither what the operator has given, nor what goes from one to the other."""
     service.one.change("log", **person("log@known.org"))
     with service.browser() as browser:
         browser.vouched("log")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from servicex_server.accounts.sealed import seal, unseal
 from servicex_server.accounts.tokens import Claims, access_token, read_access_token
 from servicex_server.errors import SignInError, StartupError
 from servicex_server.keys import Keys, kept_keys, keys_of, rotate
@@ -219,3 +220,11 @@ def test_an_access_token_of_an_older_key_is_read() -> None:
     assert read_access_token(Keys((TWO, ONE)), token) == Claims("jane@example.org", 7)
     with pytest.raises(SignInError, match="get one at POST /token/refresh"):
         read_access_token(Keys((THREE, TWO)), token)
+
+
+def test_what_a_browser_keeps_sealed_is_opened_by_an_older_key() -> None:
+    """Who is on the way in while the service is started anew arrives."""
+    sealed = seal(Keys((ONE,)), "a use", {"back": "/requests"}, 60)
+    assert unseal(Keys((TWO, ONE)), "a use", sealed) == {"back": "/requests"}
+    assert unseal(Keys((TWO, ONE)), "another use", sealed) is None
+    assert unseal(Keys((THREE, TWO)), "a use", sealed) is None

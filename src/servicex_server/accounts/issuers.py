@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from servicex_server.accounts.options import WELL_KNOWN, Issuer
-from servicex_server.errors import IssuerError, NotFoundError, SignInError
+from servicex_server.errors import IssuerError, NotFoundError, SignInError, UnknownTokenError
 
 ANSWER_SECONDS = 10.0
 """How long an issuer may take to answer."""
@@ -156,7 +156,7 @@ class Issuers:
         try:
             claims = jwt.decode(token, await self._keys(option, token), ALGORITHMS).claims
         except (JoseError, ValueError, TypeError):
-            raise SignInError(
+            raise UnknownTokenError(
                 f"the signature of the token is not one of {option.title}", hint=_ANEW
             ) from None
         _check(option, metadata["issuer"], claims)
@@ -261,7 +261,7 @@ def _check(option: Issuer, issuer: str, claims: Mapping[str, Any]) -> None:
     audiences = {named} if isinstance(named, str) else set(named)
     end, start, moment = claims.get("exp"), claims.get("nbf", 0), time.time()
     if claims.get("iss") != issuer or not isinstance(claims.get("sub"), str):
-        raise SignInError(f"the token is not one of {option.title}", hint=_ANEW)
+        raise UnknownTokenError(f"the token is not one of {option.title}", hint=_ANEW)
     if not audiences & set(option.audience):
         shown = ", ".join(option.audience)
         raise SignInError("the token is for somebody else (aud)", hint=f"ask for one for {shown}")

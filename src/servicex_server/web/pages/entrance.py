@@ -15,7 +15,7 @@ from fastapi.responses import RedirectResponse, Response
 from servicex_server.accounts.issuers import Identity
 from servicex_server.accounts.sealed import seal, unseal
 from servicex_server.app import App
-from servicex_server.errors import NotFoundError, RequestError, SignInError
+from servicex_server.errors import NotFoundError, RequestError, SignInError, UnknownTokenError
 from servicex_server.model import User, UserState
 from servicex_server.web.api import API_TOKENS, TheApp, TheAttempts, base_of
 from servicex_server.web.pages import rendering, visitors
@@ -66,7 +66,8 @@ async def with_token(app: TheApp, request: Request, attempts: TheAttempts) -> Re
     try:
         user, token = await app.access.by_api_token(form.get("token", "").strip())
     except SignInError as error:
-        await attempts.allow(request, API_TOKENS)
+        if isinstance(error, UnknownTokenError):
+            await attempts.allow(request, API_TOKENS)
         if not rendering.wants_page(request):
             raise
         return _ways_in(app, request, back, message=str(error))
