@@ -16,6 +16,7 @@ from servicex_server.accounts.devices import Devices
 from servicex_server.accounts.entrance import Entrance, Rules
 from servicex_server.accounts.issuers import Issuers
 from servicex_server.accounts.sessions import Sessions
+from servicex_server.accounts.telling import Telling
 from servicex_server.candidate import Candidate
 from servicex_server.database import leadership
 from servicex_server.database.buckets import RequestBuckets
@@ -67,6 +68,7 @@ class App:
     submission: Submission
     buckets: RequestBuckets
     access: Access
+    telling: Telling
     issuers: Issuers
     sessions: Sessions
     devices: Devices
@@ -135,6 +137,8 @@ class App:
         self.devices = Devices(database)
         self.entrance = Entrance(database, _rules(self.settings))
         self.submission = Submission(database, self, self.settings)
+        self.telling = Telling(self.settings)
+        opening.push_async_callback(self.telling.close)
         if self.duty.stands:
             who_leads = leadership.of(database)
             self._candidate = Candidate(who_leads, lambda: self._leader(who_leads))

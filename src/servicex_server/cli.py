@@ -263,10 +263,11 @@ def list_users(*, data_dir: _DataDir = None, config: _Config = None) -> None:
 
 @_accounts.command("approve")
 def approve_user(email: _Email, *, data_dir: _DataDir = None, config: _Config = None) -> None:
-    """Let somebody in who has signed up, or was suspended."""
+    """Let somebody in who has signed up, and is told so, or who was suspended."""
     from servicex_server.accounts import administration
 
-    administration.run(_settings(config, data_dir), administration.approve(email))
+    settings = _settings(config, data_dir)
+    administration.run(settings, administration.approve_and_wait(email, settings))
     typer.echo(f"{email} may come in")
 
 

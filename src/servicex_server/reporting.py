@@ -24,6 +24,7 @@ from servicex_server.lookup import open_finder
 from servicex_server.model import BadReplica, now
 from servicex_server.replicas import door_of
 from servicex_server.settings import Settings
+from servicex_server.webhook import post
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +39,6 @@ AGAIN = timedelta(days=1)
 
 MOST = 5
 """Bad replicas of a site in that time, above which it is the site, as Rucio has it too."""
-
-_WEBHOOK_SECONDS = 30.0
 
 
 class Sink(ABC):
@@ -87,10 +86,7 @@ class JsonLines(Sink):
 
 
 class Webhook(Sink):
-    """A URL that is sent JSON, the same as the lines of the file.
-
-    The URL may hold a secret, and is in no message.
-    """
+    """A URL that is sent JSON, the same as the lines of the file."""
 
     name = "webhook"
 
@@ -99,22 +95,11 @@ class Webhook(Sink):
 
     async def report(self, bad: BadReplica) -> None:
         """Send it."""
-        await self._send({"replica": as_json(bad)})
+        await post(self._url, {"replica": as_json(bad)})
 
     async def alert(self, site: str, bad: Sequence[BadReplica]) -> None:
         """Send them as one alert."""
-        await self._send(_alert(site, bad))
-
-    async def _send(self, body: dict[str, Any]) -> None:
-        import httpx
-
-        try:
-            async with httpx.AsyncClient(timeout=_WEBHOOK_SECONDS) as client:
-                answer = await client.post(self._url, json=body)
-        except httpx.HTTPError as error:
-            raise UploadError(f"the webhook does not answer: {type(error).__name__}") from error
-        if not answer.is_success:
-            raise UploadError(f"the webhook answers with status {answer.status_code}")
+        await post(self._url, _alert(site, bad))
 
 
 class Catalogue(Sink):

@@ -16,6 +16,7 @@ from pydantic import (
     IPvAnyNetwork,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 from pydantic_settings import (
@@ -26,6 +27,7 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from servicex_server.accounts.mail import mail_server, sender
 from servicex_server.accounts.options import Issuer
 from servicex_server.engines.options import EngineOptions, LocalOptions, kinds
 from servicex_server.errors import StartupError, did_you_mean
@@ -226,12 +228,37 @@ class Settings(BaseSettings):
     report_to_catalogue: bool = False
     """Whether the catalogue that named a replica is told that it is bad: of Rucio, suspicious."""
 
+    account_webhook: SecretStr | None = None
+    """URL that is sent word, as JSON with a ``text`` for Slack or Mattermost, of who has signed up
+    and who was approved."""
+
+    mail_url: SecretStr | None = None
+    """Server that takes mails about accounts, ``smtp://[user:password@]host[:port]``, or ``smtps://``
+    for TLS from the start. STARTTLS is used where it is offered, and needed with a password."""
+
+    mail_from: str | None = Field(default=None, validate_default=True)
+    """Who the mails are from, ``servicex@example.org``; needed with ``mail_url``."""
+
     probe_seconds: float = Field(default=0.0, ge=0)
     """Seconds between two looks at a replica of every door of a site that was read from; 0 for
     none."""
 
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     """How much is logged."""
+
+    @field_validator("mail_url")
+    @classmethod
+    def _mail_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            mail_server(value.get_secret_value())
+        return value
+
+    @field_validator("mail_from")
+    @classmethod
+    def _mail_from(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and info.data.get("mail_url") is not None:
+            raise ValueError("mail_url needs it: who mails are from, as servicex@example.org")
+        return None if value is None else sender(value)
 
     @field_validator("issuers")
     @classmethod

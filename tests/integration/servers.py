@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import os
 import pwd
 import shutil
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
@@ -436,6 +437,33 @@ def stand_in(
     made.url = f"{'https' if context else 'http'}://127.0.0.1:{server.server_port}"
     with _running(server, made.ended):
         yield made
+
+
+@contextlib.contextmanager
+def webhook(*statuses: int) -> Iterator[tuple[str, list[Any]]]:
+    """Run a server that answers with these; give its URL, with a secret, and what it was sent."""
+    sent: list[Any] = []
+    left = list(statuses)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            sent.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(left.pop(0))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *arguments: Any) -> None:
+            """Say nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/secret", sent
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def certificate(

@@ -262,7 +262,7 @@ async def test_blocks_are_still_a_stream(
     assert set(asked[:4]) == {f"{whole}#{n:04d}a-0" for n in range(4)}
     assert len(asked) <= 4 * 4
     assert asyncio.all_tasks() == before
-    until(lambda: "look-up" not in {one.name for one in threading.enumerate()}, "threads end")
+    until(lambda: "blocking" not in {one.name for one in threading.enumerate()}, "threads end")
 
 
 async def test_one_who_gives_up_on_a_rucio_that_is_stuck_waits_for_no_thread(
@@ -280,7 +280,7 @@ async def test_one_who_gives_up_on_a_rucio_that_is_stuck_waits_for_no_thread(
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(rest(files), 1)
         assert time.monotonic() - began < 8
-    until(lambda: "look-up" not in {one.name for one in threading.enumerate()}, "threads end")
+    until(lambda: "blocking" not in {one.name for one in threading.enumerate()}, "threads end")
     assert warnings(caplog) == []
 
 

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from pydantic import ValidationError
 
+from servicex_server import blocking
 from servicex_server.columnar.read import open_root
 from servicex_server.errors import (
     CatalogueDeniedError,
@@ -26,7 +27,7 @@ from servicex_server.errors import (
     StartupError,
     UnknownDatasetError,
 )
-from servicex_server.finders import blocking, rucio_asking, rucio_client
+from servicex_server.finders import rucio_asking, rucio_client
 from servicex_server.finders.rucio import Rucio as Finder
 from servicex_server.finders.rucio import did_of
 from servicex_server.finders.rucio_client import RucioOptions
@@ -95,7 +96,7 @@ async def rses(server: rucio.Rucio, reference: str, **changes: Any) -> list[str]
 
 def threads() -> list[threading.Thread]:
     """Return the threads of look-ups."""
-    return [one for one in threading.enumerate() if one.name == "look-up"]
+    return [one for one in threading.enumerate() if one.name == "blocking"]
 
 
 async def rest(files: AsyncIterator[InputFile]) -> list[InputFile]:

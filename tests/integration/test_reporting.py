@@ -1,12 +1,8 @@
 """Bad replicas are told of, once, to whom the operator named; an ill site is one alert."""
 
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +24,7 @@ from servicex_server.errors import (
 from servicex_server.model import Attempt, BadReplica, InputFile, Outcome, Replica, now
 from servicex_server.reporting import JsonLines, Reports, Sink, Webhook, sinks_of
 from servicex_server.settings import Settings
+from tests.integration.servers import webhook
 
 pytestmark = pytest.mark.anyio
 
@@ -207,39 +204,12 @@ async def test_a_url_may_be_as_long_as_it_likes(database: Database) -> None:
     assert (len(found.url) > 9000, found.times, found.finder) == (True, 2, "cat")
 
 
-@contextmanager
-def hook(*statuses: int) -> Iterator[tuple[str, list[Any]]]:
-    """Run a server that answers with these; give its URL and what it was sent."""
-    sent: list[Any] = []
-    left = list(statuses)
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            sent.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(left.pop(0))
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *arguments: Any) -> None:
-            """Say nothing."""
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/secret", sent
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
 async def test_a_file_and_a_webhook_are_told(
     database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What is told is the same; the webhook's URL, which is a secret, is in no log."""
     path = tmp_path / "bad.jsonl"
-    with hook(500, 204, 200) as (address, sent):
+    with webhook(500, 204, 200) as (address, sent):
         settings = Settings(data_dir=tmp_path, report_file=path, report_webhook=SecretStr(address))
         reports = Reports(database, sinks_of(settings))
         await see(database, 1)

@@ -18,7 +18,7 @@ SOURCE = Path(__file__).parents[2] / "src" / PACKAGE
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"model", "errors"}),
-    frozenset({"settings", "keys", "plugins", "telemetry", "credentials"}),
+    frozenset({"settings", "keys", "plugins", "telemetry", "credentials", "blocking", "webhook"}),
     frozenset(
         {
             "languages.contract",
@@ -67,7 +67,7 @@ ONLY: Mapping[str, frozenset[str]] = {
     "probe": frozenset({"result", "columnar", "model", "errors"}),
     "result": frozenset({"columnar", "credentials", "model", "errors"}),
     "languages": frozenset({"languages.contract", "columnar", "model", "errors"}),
-    "finders": frozenset({"finders.contract", "credentials", "model", "errors"}),
+    "finders": frozenset({"finders.contract", "credentials", "blocking", "model", "errors"}),
     "engines": frozenset({"engines.contract", "model", "errors"}),
     "objects": frozenset({"objects.contract", "model", "errors"}),
 }
@@ -103,6 +103,7 @@ EXTRA: Mapping[tuple[str, str], str] = {
     ("engines", "engines.options"): "what each kind can be told is one chapter",
     ("engines.jobqueue", "engines.batch"): "what differs between batch systems is a chapter",
     ("engines.batch", "engines.clusters"): "how much a job needs beside its worker",
+    ("settings", "accounts.mail"): "what the URL of a mail server can say stands beside it",
     ("settings", "accounts.options"): "what is told of those who vouch stands beside who asks them",
     ("settings", "engines.options"): "what each kind of cluster can be told stands beside it",
     ("languages.func_adl", "languages.qastle"): "how the text of a query is read is a chapter",
@@ -111,14 +112,11 @@ EXTRA: Mapping[tuple[str, str], str] = {
     ("languages.func_adl_operators", "languages.func_adl_functions"): "folds are in the former",
     ("languages.func_adl_operators", "languages.qastle"): "what is read are forms",
     ("languages.run_child", "languages.family"): "watching what a program starts is a chapter",
-    ("finders.rucio", "finders.blocking"): "asking a client that blocks is a chapter",
-    ("finders.xrootd", "finders.blocking"): "asking a client that blocks is a chapter",
     ("finders.rucio", "finders.rucio_client"): "how its client signs in is a chapter",
     ("finders.rucio", "finders.rucio_asking"): "what is asked of its client is a chapter",
     ("finders.rucio_asking", "finders.rucio_client"): "how its client signs in is a chapter",
     ("finders.dbs", "finders.dbs_places"): "where its files are is a chapter",
     ("finders.dbs", "finders.rucio_client"): "the catalogue of places of CMS is a Rucio",
-    ("finders.dbs_places", "finders.blocking"): "asking a client that blocks is a chapter",
     ("finders.dbs_places", "finders.rucio_asking"): "the catalogue of places of CMS is a Rucio",
     ("finders.dbs_places", "finders.rucio_client"): "the catalogue of places of CMS is a Rucio",
     ("submission", "finders.file_list"): "a list comes in the request itself and is checked there",

@@ -6,6 +6,7 @@ from contextlib import closing
 from typing import Any, TypeAlias, TypeVar
 
 from servicex_server.accounts.access import email_of, make_token
+from servicex_server.accounts.telling import Telling
 from servicex_server.database import users as rows
 from servicex_server.database.connection import Database
 from servicex_server.model import Role, User, UserState
@@ -54,11 +55,29 @@ def listed() -> Deed[list[User]]:
     return lambda database, _: database.read(rows.listed)
 
 
-def approve(email: str) -> Deed[User]:
-    """Let somebody in."""
-    return lambda database, _: database.write(
-        rows.change, email_of(email), {"state": UserState.ACTIVE}
-    )
+def approve(email: str, telling: Telling) -> Deed[User]:
+    """Let somebody in, and tell who has waited for it."""
+
+    async def deed(database: Database, objects: ObjectStore) -> User:
+        del objects
+        before = await database.read(rows.get, email_of(email))
+        user = await database.write(rows.change, before.email, {"state": UserState.ACTIVE})
+        if before.state is UserState.PENDING:
+            await telling.approved(user)
+        return user
+
+    return deed
+
+
+def approve_and_wait(email: str, settings: Settings) -> Deed[None]:
+    """Let somebody in from a command, which ends once they are told."""
+    telling = Telling(settings)
+
+    async def deed(database: Database, objects: ObjectStore) -> None:
+        await approve(email, telling)(database, objects)
+        await telling.close()
+
+    return deed
 
 
 def promote(email: str, role: Role) -> Deed[User]:

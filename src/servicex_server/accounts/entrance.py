@@ -118,6 +118,11 @@ class Entrance:
             identity.subject,
         )
 
+    async def administrators(self) -> list[str]:
+        """Return the e-mails of all who can let somebody in, been here or not."""
+        named = {one.strip().lower() for one in self.rules.administrators}
+        return sorted(named.union(await self._database.read(rows.administrators)))
+
 
 def _verified(identity: Identity) -> str:
     try:

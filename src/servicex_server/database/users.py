@@ -68,6 +68,12 @@ def listed(connection: Connection) -> list[User]:
     return [_user(row) for row in connection.execute(select(users).order_by(waits, users.c.email))]
 
 
+def administrators(connection: Connection) -> list[str]:
+    """Return the e-mails of the administrators who may come in."""
+    may = (users.c.role == Role.ADMINISTRATOR) & (users.c.state == UserState.ACTIVE)
+    return list(connection.scalars(select(users.c.email).where(may)))
+
+
 def change(connection: Connection, email: str, values: Mapping[str, Any]) -> User:
     """Change an account, by the names of `User`.
 

@@ -11,8 +11,8 @@ from logging import getLogger
 from threading import Lock
 from typing import ClassVar, Self, TypeAlias
 
+from servicex_server.blocking import apart, streamed
 from servicex_server.errors import ServiceXError
-from servicex_server.finders.blocking import apart, streamed
 from servicex_server.finders.rucio_asking import Asking, Did
 from servicex_server.finders.rucio_client import RucioOptions
 from servicex_server.model import BadReplica, Replica

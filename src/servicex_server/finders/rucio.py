@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import ClassVar
 
+from servicex_server.blocking import apart, streamed
 from servicex_server.errors import DatasetError
-from servicex_server.finders.blocking import apart, streamed
 from servicex_server.finders.contract import Finder, FinderOptions
 from servicex_server.finders.rucio_asking import Asking, Did
 from servicex_server.finders.rucio_client import RucioOptions, check_options

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
+from servicex_server.blocking import apart
 from servicex_server.errors import (
     CatalogueDeniedError,
     CatalogueError,
@@ -21,7 +22,6 @@ from servicex_server.errors import (
     UnknownDatasetError,
     did_you_mean,
 )
-from servicex_server.finders.blocking import apart
 from servicex_server.finders.contract import Finder, FinderOptions
 from servicex_server.model import InputFile, Replica
 

@@ -340,6 +340,7 @@ async def probe_sites(app: TheApp) -> dict[str, Any]:
     "/servicex/replicas/bad",
     summary="Replicas that are bad",
     response_model=None,
+    responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}},
     dependencies=[SeesAll],
 )
 async def bad_replicas(

@@ -11,9 +11,11 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi.routing import APIRoute
 from sqlalchemy.exc import OperationalError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from servicex_server import __version__
@@ -27,6 +29,7 @@ from servicex_server.web.pages.origin import of_another_site
 from servicex_server.web.pages.rendering import page, wants_page
 from servicex_server.web.pages.visitors import Elsewhere
 from servicex_server.web.s3 import s3_routes
+from servicex_server.web.wire import ERRORS
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +59,8 @@ def web_app(app: App) -> FastAPI:
         openapi_url="/openapi.json",
     )
     web.state.attempts = Attempts()
-    web.include_router(router)
-    web.include_router(devices.router)
+    web.include_router(router, responses=ERRORS)
+    web.include_router(devices.router, responses=ERRORS)
     web.include_router(pages.router)
     web.add_exception_handler(ServiceXError, _known)
     web.add_exception_handler(Elsewhere, _elsewhere)
@@ -131,9 +134,20 @@ async def _http(request: Request, error: Exception) -> Response:
         message = f"there is nothing at {request.url.path}"
     if "parsing the body" in message:
         message = "the body is no JSON in UTF-8"
-    headers = dict(error.headers) if error.headers else None
+    headers = dict(error.headers or {})
+    if "Allow" in headers:
+        headers["Allow"] = _methods(request, headers["Allow"])
     status = 400 if error.status_code == 422 else error.status_code  # noqa: PLR2004
     return _answer(request, status, message, headers)
+
+
+def _methods(request: Request, named: str) -> str:
+    """Return all methods of an address; Starlette has named those of the first route only."""
+    found = set(named.split(", "))
+    for route in (*router.routes, *devices.router.routes):
+        if isinstance(route, APIRoute) and route.matches(request.scope)[0] is not Match.NONE:
+            found |= route.methods or set()
+    return ", ".join(sorted(found))
 
 
 async def _away(request: Request, error: Exception) -> Response:

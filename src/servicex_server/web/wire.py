@@ -43,6 +43,20 @@ Text = Annotated[str, AfterValidator(_without_nul)]
 """What can be stored in every database."""
 
 
+_MESSAGE = {"type": "string", "description": "What is wrong and what would be right."}
+_ERROR = {
+    "application/json": {
+        "schema": {"type": "object", "properties": {"message": _MESSAGE}, "required": ["message"]}
+    }
+}
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"content": _ERROR, "description": "What is asked cannot be done so."},
+    "503": {"content": _ERROR, "description": "Not at the moment: try again in a few seconds."},
+}
+"""How every route may answer beside what it is for."""
+
+
 class SubmitBody(BaseModel):
     """Body of ``POST /servicex/transformation``. Keys that are not named here are ignored."""
 

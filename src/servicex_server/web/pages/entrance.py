@@ -161,9 +161,11 @@ async def sign_up(app: TheApp, request: Request, attempts: TheAttempts) -> Respo
     identity, back = newcomer
     form = await form_of(request)
     try:
-        user, _ = await app.entrance.sign_up(identity, form)
+        user, new = await app.entrance.sign_up(identity, form)
     except RequestError as error:
         return _sign_up_page(app, request, identity, form, str(error))
+    if new and user.state is UserState.PENDING:
+        await app.telling.signed_up(user, await app.entrance.administrators())
     response = await _let_in(app, request, user, back)
     visitors.forget(response, _NEWCOMER, app=app, request=request)
     return response

@@ -63,7 +63,7 @@ async def change(
     """Let somebody in, keep them out, or remove them once it is clear that this is meant."""
     user = await _other(app, principal, number)
     if deed == "approve":
-        await administration.approve(user.email)(app.database, app.objects)
+        await administration.approve(user.email, app.telling)(app.database, app.objects)
         return RedirectResponse("/users", 303)
     if deed == "delete" and (await form_of(request)).get("sure") != "yes":
         return rendering.page("delete-user", request, principal, user=user)

@@ -1,4 +1,4 @@
-"""Asking catalogues whose clients block: in threads of which nobody waits for the end."""
+"""Calling what blocks, such as clients of catalogues: in threads nobody waits for the end of."""
 
 import asyncio
 import threading
@@ -41,7 +41,7 @@ async def apart(function: Callable[..., Any], *arguments: Any) -> Any:
         with suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(tell, answer, error)
 
-    threading.Thread(target=run, name="look-up", daemon=True).start()
+    threading.Thread(target=run, name="blocking", daemon=True).start()
     return await answered
 
 
@@ -82,7 +82,7 @@ async def streamed(
         with suppress(RuntimeError):  # a loop that has been closed wants to know nothing
             loop.call_soon_threadsafe(end, failure)
 
-    thread = threading.Thread(target=run, name="look-up", daemon=True)
+    thread = threading.Thread(target=run, name="blocking", daemon=True)
     thread.start()
     try:
         while True:

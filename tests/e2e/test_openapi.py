@@ -1,0 +1,88 @@
+"""The service keeps to its OpenAPI document: held by a program that tries to break it.
+
+``schemathesis`` makes requests of the document, right ones and wrong ones, and holds each answer
+against it. It runs beside the tests: as a plug-in it would look at all of them.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.test_accounts import People
+from tests.support import Server, sample
+
+SEED = 1
+EXAMPLES = 20
+"""Requests that are made up for each route, beside those that try each limit of the document."""
+
+CONFIGURATION = """
+# not all that is wrong with a query, or with a moment, can be said in a schema
+[checks.positive_data_acceptance]
+enabled = false
+
+# this is the name of a request too, and has the methods of one
+[[operations]]
+include-path = "/servicex/transformation/file-urls"
+checks.allow_header_conformance.enabled = false
+"""
+
+THERE = """
+[[operations]]
+include-method = "GET"
+parameters = {{ "path.request_id" = "{request_id}", "path.dataset_id" = "{dataset_id}" }}
+"""
+"""What GET asks for, if there is to be something."""
+
+
+def hold(server: Server, folder: Path, *, configuration: str = "", token: str = "") -> None:
+    """Hold a server against its document: no 5xx, and what is said of answers is so."""
+    (folder / "schemathesis.toml").write_text(CONFIGURATION + configuration)
+    command = [str(Path(sys.executable).with_name("st")), "run", f"{server.url}/openapi.json"]
+    command += ["--seed", str(SEED), "--max-examples", str(EXAMPLES)]
+    command += ["--generation-database", "none", "--no-color", "--warnings", "off"]
+    command += ["--header", f"Authorization: Bearer {token}"] if token else []
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout[-10_000:] + ran.stderr[-2000:]
+    assert "generated, " in ran.stdout
+    assert "Traceback" not in server.output
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Iterator[People]:
+    """Give a server on which users sign in, and one of them."""
+    folder = tmp_path_factory.mktemp("openapi") / "data"
+    environment = {
+        "SERVICEX_SERVER_SIGN_IN": "true",
+        "SERVICEX_SERVER_LOCAL_FOLDERS": json.dumps([str(sample("uproot-Zmumu.root").parent)]),
+    }
+    made = People(Server(folder, ["--workers", "1"], environment).start())
+    try:
+        made.add("owner")
+        yield made
+    finally:
+        made.server.stop()
+
+
+def test_where_everybody_is_an_administrator(
+    new_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    """As on a laptop."""
+    hold(new_server(), tmp_path)
+
+
+def test_who_has_not_signed_in(people: People, tmp_path: Path) -> None:
+    """Is told so, in the way that the document says."""
+    hold(people.server, tmp_path)
+
+
+def test_who_has_signed_in_and_has_a_request(people: People, tmp_path: Path) -> None:
+    """Is shown what there is, in the way that the document says."""
+    request_id = people.ended(people.submit())["request_id"]
+    query = "select dataset_id from requests where id = ?"
+    ((dataset_id,),) = people.server.rows(query, request_id)
+    there = THERE.format(request_id=request_id, dataset_id=dataset_id)
+    hold(people.server, tmp_path, configuration=there, token=people.access["owner"])
