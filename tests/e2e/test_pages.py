@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, Page
 
 from tests.browser import look, opened, running
 from tests.support import Server, copies, routes, sample
@@ -264,6 +264,15 @@ def test_a_request_is_cancelled_and_found_in_the_browser(
         assert page.locator("tbody tr").count() == 1
 
 
+def hidden_at_the_side(page: Page) -> list[str]:
+    """Return the tables of a page of which a phone does not show all columns at once."""
+    page.set_viewport_size({"width": 390, "height": 800})
+    found: list[str] = page.locator(".box:not(.plots)").evaluate_all(
+        "all => all.filter(e => e.scrollWidth > e.clientWidth).map(e => e.ariaLabel)"
+    )
+    return found
+
+
 @pytest.mark.parametrize("path", PAGES)
 def test_every_page_is_accessible_and_fits(
     server: Server, ended: str, browser: Browser, path: str
@@ -272,3 +281,55 @@ def test_every_page_is_accessible_and_fits(
     with opened(browser, server.url) as page:
         page.goto(filled(server, path, ended))
         look(page, path.strip("/").replace("/{", "-").replace("}", "") or "home")
+        assert hidden_at_the_side(page) == []
+
+
+LONG = "x" * 10_240
+RIGHT_TO_LEFT = "كتلة الميونين (Z → µµ) של כל הריצות"
+DATASET = "mc23." + "PhPy8EG_AZNLO_Zmumu_" * 6 + ".deriv"
+
+
+@pytest.fixture(scope="module")
+def strange(server: Server) -> Iterator[dict[str, str]]:
+    """Give requests by what is strange about them."""
+    wanted: dict[str, dict[str, object]] = {
+        "long": {"title": LONG},
+        "right to left": {"title": RIGHT_TO_LEFT},
+        "dataset": {"file_list": None, "did": f"xrootd://root://127.0.0.1:1//{DATASET}/*.root"},
+    }
+    ids = {name: server.submit(**one).json()["request_id"] for name, one in wanted.items()}
+    yield ids
+    for one in ids.values():
+        server.client.delete(f"/servicex/transformation/{one}")
+
+
+@pytest.mark.parametrize("name", ["long", "right to left", "dataset"])
+def test_a_page_holds_whatever_users_write(
+    server: Server, browser: Browser, strange: dict[str, str], name: str
+) -> None:
+    """Long titles are cut, long datasets are broken, and no text turns what is around it."""
+    with opened(browser, server.url) as page:
+        for path in ("/requests", "/requests/{request_id}", "/datasets", "/datasets/{dataset_id}"):
+            page.goto(filled(server, path, strange[name]))
+            look(page, f"{name}-{path.strip('/')[:8]}".replace(" ", "-"))
+            assert hidden_at_the_side(page) == []
+        page.goto(f"/requests/{strange[name]}")
+        title = page.locator("h1 bdi").inner_text()
+        expected = {"long": LONG[:499] + "…", "right to left": RIGHT_TO_LEFT, "dataset": "a test"}
+        assert title == expected[name]
+        page.get_by_role("button", name="Delete").click()
+        look(page, f"{name}-delete".replace(" ", "-"))
+
+
+def test_a_page_is_used_without_a_mouse(server: Server, ended: str, browser: Browser) -> None:
+    """The first key leads over the menu to the content; what has the focus is seen."""
+    with opened(browser, server.url) as page:
+        page.goto(f"/requests/{ended}")
+        page.keyboard.press("Tab")
+        skip = page.get_by_role("link", name="To the content")
+        assert skip.evaluate("e => e === document.activeElement && e.offsetTop >= 0")
+        assert skip.evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.id") == "main"
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.querySelector('main').contains(document.activeElement)")

@@ -157,7 +157,7 @@ def test_a_walk_from_the_first_page_to_the_last(
         ada.goto("/workers")
         look(ada, "walk-workers")
         jo.get_by_role("button", name="Sign out").click()
-        jo.get_by_role("link", name="Sign in").wait_for()
+        jo.get_by_role("link", name="Sign in", exact=True).wait_for()
         jo.goto("/profile")
         jo.get_by_role("heading", name="Sign in").wait_for()
 
@@ -256,6 +256,25 @@ def test_the_other_pages_are_looked_at(service: Server, browser: Browser, path: 
             page.get_by_role("heading").first.wait_for()
             page.wait_for_url(f"**{path}")
         look(page, f"walk{path.replace('/', '-')}-end")
+
+
+def test_long_names_and_addresses_fit_on_a_phone(service: Server, browser: Browser) -> None:
+    """The menu, the profile and the list of users hold what people are called."""
+    email = f"{'maria-jose.nunez-de-la-pena' * 2}@lab.org"
+    name = "María-José Núñez de la Peña y Fernández-Villaverde, مريم, 田中さくら"
+    command(service, "add", email, "--name", name, "--role", "operator")
+    token = command(service, "token", email, "--name", "w" * 100)
+    with opened(browser, service.url, viewport={"width": 390, "height": 800}) as page:
+        page.goto("/sign-in")
+        page.get_by_label("API token").fill(token)
+        page.get_by_role("button", name="Sign in", exact=True).click()
+        page.get_by_role("heading", name="My requests").wait_for()
+        for path, box in (("/profile", "Tokens"), ("/users", "Users"), ("/workers", "Workers")):
+            page.goto(path)
+            look(page, f"walk-long{path.replace('/', '-')}")
+            page.set_viewport_size({"width": 390, "height": 800})
+            table = page.get_by_role("region", name=box, exact=True)
+            assert table.evaluate("e => e.scrollWidth <= e.clientWidth"), path
 
 
 @pytest.mark.parametrize("path", ["/profile", "/users", "/sign-in", "/device", "/requests"])
