@@ -45,7 +45,7 @@ bench: $(ALL)  ## Measure speed and memory; a part with ARGS="engine", see CONTR
 files: $(ALL)  ## Hold every sample file against uproot; writes docs/reference/files.md
 	@$(BIN)/python -W ignore -m tests.every_file
 
-pictures: $(ALL)  ## Take the pictures of the pages; needs chromium, writes docs/images
+pictures: $(ALL)  ## Take the pictures of the pages; needs chromium, node, xrootd
 	@$(BIN)/python -m tools.pictures
 
 docs: $(ALL)  ## Build the documentation into site/
