@@ -233,6 +233,7 @@ PAGES: Mapping[str, Mapping[str, int]] = {
 
 BROWSERS: Mapping[str, Mapping[str, int]] = {
     "GET /pending": dict.fromkeys(ROLES, 303) | {"pending": 200, "suspended": 200},
+    "GET /sign-in": OPEN | dict.fromkeys(IN, 303),
 }
 """Pages that tell a browser more: to somebody who has signed in, and may not be here."""
 

@@ -382,6 +382,24 @@ def test_tokens_are_made_shown_once_and_revoked_on_the_profile(service: Service)
         assert browser.post("/profile", **changed | {"name": ""}).status_code == 400
 
 
+def test_who_has_a_token_of_somebody_gets_no_other_one(service: Service) -> None:
+    """Where an issuer vouches for users: so what was stolen ends when it is revoked."""
+    email = "robbed@known.org"
+    command(service.server, "add", email)
+    token = command(service.server, "token", email)
+    code = service.server.client.post("/device/code", data={"client_id": "x"}).json()["user_code"]
+    service.one.change("robbed", **person(email))
+    with service.browser() as thief, service.browser() as owner:
+        thief.post("/sign-in", token=token)
+        assert thief.get("/profile").status_code == 200
+        assert thief.post("/profile/tokens", name="more", days="30").status_code == 403
+        assert "sign in with Lab one or Lab two" in thief.says
+        assert thief.post("/device", code=code, answer="yes").status_code == 403
+        owner.vouched("robbed")
+        assert owner.post("/device", code=code, answer="yes").status_code == 200
+        assert owner.post("/profile/tokens", name="more", days="30").status_code == 200
+
+
 def test_administrators_decide_on_accounts_and_operators_look(service: Service) -> None:
     """Approve, suspend, promote, delete once it is meant; and nobody changes themselves."""
     for email, role in (("adm@example.org", "administrator"), ("op@example.org", "operator")):

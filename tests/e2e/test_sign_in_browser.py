@@ -229,15 +229,17 @@ def cancelled(page: Page, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["/device", "/no/such/page", "/profile"])
-def test_the_other_pages_are_looked_at(service: Server, browser: Browser, path: str) -> None:
+def test_the_other_pages_are_looked_at(
+    service: Server, provider: IdentityProvider, browser: Browser, path: str
+) -> None:
     """A program that waits, an error, one's own data."""
     email = f"other-{len(path)}@lab.org"
     command(service, "add", email, "--name", "Other", "--role", "operator")
-    token = command(service, "token", email)
+    provider.change(email, email=email, email_verified=True)
     with opened(browser, service.url) as page:
         page.goto("/sign-in")
-        page.get_by_label("API token").fill(token)
-        page.get_by_role("button", name="Sign in", exact=True).click()
+        page.get_by_role("link", name="Sign in with The Lab").click()
+        at_provider(page, email)
         page.get_by_role("heading", name="My requests").wait_for()
         if path == "/device":
             begun: dict[str, Any] = service.client.post(
