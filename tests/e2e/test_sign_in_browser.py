@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -260,16 +259,12 @@ def test_the_other_pages_are_looked_at(
         look(page, f"walk{path.replace('/', '-')}-end")
 
 
-@pytest.mark.parametrize("path", ["/profile", "/users", "/sign-in", "/device", "/requests"])
+@pytest.mark.parametrize("path", ["/profile", "/users", "/device", "/requests"])
 def test_pages_are_fast(service: Server, path: str) -> None:
     """Each takes the server less than a tenth of a second."""
     email = f"fast-{path.strip('/')}@lab.org"
     command(service, "add", email, "--role", "operator")
     with httpx.Client(base_url=service.url, headers={"Accept": "text/html"}) as client_:
         client_.post("/sign-in", data={"token": command(service, "token", email)})
-        took = []
-        for _ in range(5):
-            began = time.perf_counter()
-            assert client_.get(path).status_code == 200
-            took.append(time.perf_counter() - began)
-    assert min(took) < 0.1
+        assert client_.get(path).status_code == 200
+        assert service.cost_of(lambda: client_.get(path)) < 0.1
