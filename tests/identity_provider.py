@@ -47,6 +47,8 @@ class IdentityProvider:
         Seconds for which an access token works.
     audience
         Whom the access tokens are for that the test gets.
+    client_secret
+        What the client knows; with none it is a public client.
     port
         Where it listens. It chooses that when it is first started, and keeps it.
     """
@@ -172,8 +174,9 @@ class IdentityProvider:
         place = urlsplit(redirected.headers["Location"])
         answer = httpx.post(
             self.described()["token_endpoint"],
-            auth=(self.client_id, self.client_secret),
+            auth=(self.client_id, self.client_secret) if self.client_secret else None,
             data={
+                "client_id": self.client_id,
                 "grant_type": "authorization_code",
                 "code": parse_qs(place.query)["code"][0],
                 "redirect_uri": place._replace(query="").geturl(),
