@@ -396,6 +396,14 @@ def test_who_has_a_token_of_somebody_gets_no_other_one(service: Service) -> None
         assert thief.post("/profile/tokens", name="more", days="30").status_code == 403
         assert "sign in with Lab one or Lab two" in thief.says
         assert thief.post("/device", code=code, answer="yes").status_code == 403
+        got = service.server.client.post("/token/refresh", headers=bearer(token)).json()
+        service.one.change("thief", **person("thief@known.org"))
+        thief.vouched("thief")
+        thief.post("/sign-up", **FORM)
+        form = {"name": "theirs", "days": "30"}
+        both = thief.client.post("/profile/tokens", data=form, headers=bearer(got["access_token"]))
+        assert both.status_code == 403
+        assert "robbed" in both.text
         owner.vouched("robbed")
         assert owner.post("/device", code=code, answer="yes").status_code == 200
         assert owner.post("/profile/tokens", name="more", days="30").status_code == 200
