@@ -252,6 +252,10 @@ def test_every_route_is_in_the_table(people: People) -> None:
     described = people.server.get("/openapi.json").json()["paths"]
     shown = {f"{method.upper()} {path}" for path, ways in described.items() for method in ways}
     assert shown == set(TABLE)
+    for route, may in TABLE.items():
+        method, path = route.split()
+        needs_token = "security" in described[path][method.lower()]
+        assert needs_token == (may["nobody"] == 401), route
     assert routes() == dict.fromkeys(TABLE, True) | dict.fromkeys(PAGES, False)
 
 

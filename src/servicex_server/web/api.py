@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlsplit
 
-from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi import APIRouter, Depends, Header, Query, Request, Security
 from fastapi.responses import PlainTextResponse, RedirectResponse, Response
+from fastapi.security import HTTPBearer
 
 from servicex_server import __version__, plugins
 from servicex_server.accounts.tokens import Claims, access_token
@@ -72,6 +73,18 @@ TheApp = Annotated[App, Depends(_app)]
 TheAttempts = Annotated[Attempts, Depends(_attempts)]
 
 
+_ACCESS = HTTPBearer(
+    auto_error=False,
+    scheme_name="access-token",
+    description="From `POST /token/refresh`.",
+)
+_API = HTTPBearer(
+    auto_error=False,
+    scheme_name="api-token",
+    description="From one's profile.",
+)
+
+
 async def asker(
     app: TheApp, request: Request, attempts: TheAttempts, authorization: Authorization = None
 ) -> Principal:
@@ -83,7 +96,15 @@ async def asker(
         raise
 
 
-Asker = Annotated[Principal, Depends(asker)]
+async def _asker(
+    principal: Annotated[Principal, Depends(asker)],
+    described: Annotated[object, Security(_ACCESS)],
+) -> Principal:
+    del described  # only the document is made of it: what is wrong with a header is said by us
+    return principal
+
+
+Asker = Annotated[Principal, Depends(_asker)]
 
 
 def _overseer(principal: Asker, request: Request) -> Principal:
@@ -119,7 +140,11 @@ async def codegens() -> dict[str, str]:
     return dict.fromkeys(sorted(plugins.available("languages")), "servicex-server")
 
 
-@router.post("/token/refresh", summary="Exchange an API token for an access token")
+@router.post(
+    "/token/refresh",
+    summary="Exchange an API token for an access token",
+    dependencies=[Security(_API)],
+)
 async def refresh(
     app: TheApp, request: Request, attempts: TheAttempts, authorization: Authorization = None
 ) -> dict[str, Any]:
@@ -412,8 +437,16 @@ class _NotReadyError(InternalError):
     status = 503
 
 
-@router.get("/transformation-request/{request_id}", response_class=PlainTextResponse)
-@router.get("/transformation-request/{request_id}/results", response_class=PlainTextResponse)
+@router.get(
+    "/transformation-request/{request_id}",
+    response_class=PlainTextResponse,
+    dependencies=[Security(_ACCESS)],
+)
+@router.get(
+    "/transformation-request/{request_id}/results",
+    response_class=PlainTextResponse,
+    dependencies=[Security(_ACCESS)],
+)
 async def report(
     app: TheApp,
     request: Request,
