@@ -10,7 +10,7 @@ from servicex_server.accounts.devices import INTERVAL, WAIT
 from servicex_server.accounts.tokens import DEVICE_GRANT
 from servicex_server.app import App
 from servicex_server.errors import NotFoundError
-from servicex_server.web.api import TheApp, TheAttempts, base_of
+from servicex_server.web.askers import TheApp, TheAttempts, base_of
 
 router = APIRouter()
 

@@ -18,7 +18,7 @@ from servicex_server.accounts.sealed import seal, unseal
 from servicex_server.app import App
 from servicex_server.errors import NotFoundError, RequestError, SignInError, UnknownTokenError
 from servicex_server.model import ApiToken, User, UserState
-from servicex_server.web.api import API_TOKENS, TheApp, TheAttempts, base_of
+from servicex_server.web.askers import API_TOKENS, TheApp, TheAttempts, base_of
 from servicex_server.web.pages import rendering, visitors
 from servicex_server.web.pages.visitors import SignIn, safe_back
 

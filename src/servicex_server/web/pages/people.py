@@ -11,7 +11,7 @@ from servicex_server.app import App
 from servicex_server.database import users as rows
 from servicex_server.errors import ForbiddenError, NotFoundError, RequestError
 from servicex_server.model import Principal, Role, User, UserState
-from servicex_server.web.api import TheApp
+from servicex_server.web.askers import TheApp
 from servicex_server.web.pages import rendering
 from servicex_server.web.pages.entrance import form_of
 from servicex_server.web.pages.visitors import SeesAll, SignIn, Visitor

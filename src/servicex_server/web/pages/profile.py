@@ -12,7 +12,7 @@ from servicex_server.database import sign_ins, use
 from servicex_server.database import users as rows
 from servicex_server.errors import RequestError
 from servicex_server.model import Principal, now
-from servicex_server.web.api import TheApp, TheAttempts, base_of
+from servicex_server.web.askers import TheApp, TheAttempts, base_of
 from servicex_server.web.pages import rendering
 from servicex_server.web.pages.entrance import form_of
 from servicex_server.web.pages.visitors import SignIn, Visitor, Vouched

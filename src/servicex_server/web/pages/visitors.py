@@ -14,7 +14,7 @@ from servicex_server.accounts.sessions import SESSION
 from servicex_server.app import App
 from servicex_server.errors import ForbiddenError, NotFoundError, SignInError, TooManyError
 from servicex_server.model import Principal, User, UserState
-from servicex_server.web.api import Authorization, TheApp, TheAttempts, asker, base_of
+from servicex_server.web.askers import Authorization, TheApp, TheAttempts, asker, base_of
 from servicex_server.web.pages.rendering import wants_page
 
 MOST_BACK = 2000
