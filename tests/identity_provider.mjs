@@ -23,7 +23,9 @@ async function start(config) {
     clients: [
       {
         client_id: config.client_id,
-        client_secret: config.client_secret,
+        ...(config.client_secret
+          ? { client_secret: config.client_secret }
+          : { token_endpoint_auth_method: 'none' }),
         redirect_uris: config.redirect_uris,
         grant_types: ['authorization_code'],
         response_types: ['code'],

@@ -1,5 +1,6 @@
 """Where users sign in: who may do what, by one table; and how accounts and tokens live and die."""
 
+import html
 import json
 import os
 import re
@@ -233,6 +234,7 @@ PAGES: Mapping[str, Mapping[str, int]] = {
 
 BROWSERS: Mapping[str, Mapping[str, int]] = {
     "GET /pending": dict.fromkeys(ROLES, 303) | {"pending": 200, "suspended": 200},
+    "GET /sign-in": OPEN | dict.fromkeys(IN, 303),
 }
 """Pages that tell a browser more: to somebody who has signed in, and may not be here."""
 
@@ -250,6 +252,10 @@ def test_every_route_is_in_the_table(people: People) -> None:
     described = people.server.get("/openapi.json").json()["paths"]
     shown = {f"{method.upper()} {path}" for path, ways in described.items() for method in ways}
     assert shown == set(TABLE)
+    for route, may in TABLE.items():
+        method, path = route.split()
+        needs_token = "security" in described[path][method.lower()]
+        assert needs_token == (may["nobody"] == 401), route
     assert routes() == dict.fromkeys(TABLE, True) | dict.fromkeys(PAGES, False)
 
 
@@ -487,6 +493,26 @@ def test_the_published_client_signs_in(people: People, tmp_path: Path) -> None:
     assert found
     (path,) = json.loads(found[1])["a"]
     assert Path(path).is_file()
+
+
+def test_what_the_page_says_is_to_be_run_signs_in_too(people: People, tmp_path: Path) -> None:
+    """With a token from the environment it fetches the results."""
+    request_id = people.ended(people.submit())["request_id"]
+    text = people.browse("owner", "GET", f"/requests/{request_id}").text
+    (program,) = re.findall(r'<pre[^>]*id="fetch"[^>]*>(.*?)</pre>', text, re.DOTALL)
+    command = [sys.executable, "-c", html.unescape(program)]
+    for token, code in ((people.tokens["owner"], 0), (people.tokens["other"], 1)):
+        ran = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=os.environ | {"SERVICEX_TOKEN": token},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == code, ran.stderr
+    (result,) = tmp_path.iterdir()
+    assert result.read_bytes()[:4] == b"PAR1"
 
 
 def test_nothing_secret_is_in_the_log_or_the_rows(people: People) -> None:

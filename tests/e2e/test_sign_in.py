@@ -97,14 +97,15 @@ class Browser:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """Give a server with two providers, of which the second says nothing of e-mails' being true."""
-    one, two = (IdentityProvider(audience="https://servicex.test").start() for _ in range(2))
+    one = IdentityProvider().start()
+    two = IdentityProvider(algorithm="ES256", claims_in_id_token=True, client_secret="").start()
     issuers = [
         {
             "name": name,
             "title": f"Lab {name}",
             "metadata_url": provider.metadata,
             "client_id": provider.client_id,
-            "client_secret": provider.client_secret,
+            **({"client_secret": provider.client_secret} if provider.client_secret else {}),
             **more,
         }
         for name, provider, more in (
@@ -380,6 +381,32 @@ def test_tokens_are_made_shown_once_and_revoked_on_the_profile(service: Service)
         assert browser.post("/profile", **changed).status_code == 303
         assert "Prof. P" in browser.get("/profile").text
         assert browser.post("/profile", **changed | {"name": ""}).status_code == 400
+
+
+def test_who_has_a_token_of_somebody_gets_no_other_one(service: Service) -> None:
+    """Where an issuer vouches for users: so what was stolen ends when it is revoked."""
+    email = "robbed@known.org"
+    command(service.server, "add", email)
+    token = command(service.server, "token", email)
+    code = service.server.client.post("/device/code", data={"client_id": "x"}).json()["user_code"]
+    service.one.change("robbed", **person(email))
+    with service.browser() as thief, service.browser() as owner:
+        thief.post("/sign-in", token=token)
+        assert thief.get("/profile").status_code == 200
+        assert thief.post("/profile/tokens", name="more", days="30").status_code == 403
+        assert "sign in with Lab one or Lab two" in thief.says
+        assert thief.post("/device", code=code, answer="yes").status_code == 403
+        got = service.server.client.post("/token/refresh", headers=bearer(token)).json()
+        service.one.change("thief", **person("thief@known.org"))
+        thief.vouched("thief")
+        thief.post("/sign-up", **FORM)
+        form = {"name": "theirs", "days": "30"}
+        both = thief.client.post("/profile/tokens", data=form, headers=bearer(got["access_token"]))
+        assert both.status_code == 403
+        assert "robbed" in both.text
+        owner.vouched("robbed")
+        assert owner.post("/device", code=code, answer="yes").status_code == 200
+        assert owner.post("/profile/tokens", name="more", days="30").status_code == 200
 
 
 def test_administrators_decide_on_accounts_and_operators_look(service: Service) -> None:

@@ -37,6 +37,10 @@ class Sessions:
             return None
         return await self._database.read(rows.by_session, digest(secret))
 
+    async def is_vouched(self, secret: str | None) -> bool:
+        """Whether it was by an issuer that somebody has signed in."""
+        return secret is not None and await self._database.read(rows.is_vouched, digest(secret))
+
     async def end(self, secret: str | None) -> None:
         """Sign out."""
         if secret:

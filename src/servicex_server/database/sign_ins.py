@@ -92,6 +92,12 @@ def by_session(connection: Connection, digest: str) -> User | None:
     return rows.get(connection, found) if found is not None else None
 
 
+def is_vouched(connection: Connection, digest: str) -> bool:
+    """Whether somebody has signed in, in a browser, by an issuer, and not with an API token."""
+    which = (sessions.c.hash == digest, sessions.c.token_id.is_(None))
+    return connection.scalar(select(sessions.c.user_id).where(*which)) is not None
+
+
 def end_session(connection: Connection, digest: str) -> None:
     """Sign out in one browser."""
     connection.execute(delete(sessions).where(sessions.c.hash == digest))

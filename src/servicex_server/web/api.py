@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlsplit
 
-from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi import APIRouter, Query, Request, Security
 from fastapi.responses import PlainTextResponse, RedirectResponse, Response
 
 from servicex_server import __version__, plugins
@@ -24,13 +24,24 @@ from servicex_server.errors import (
     RequestError,
     UnknownTokenError,
 )
-from servicex_server.model import LOCAL_USER, Principal, TaskState, now
+from servicex_server.model import LOCAL_USER, TaskState, now
 from servicex_server.model import Request as TransformRequest
 from servicex_server.objects.bucket import bucket_keys
 from servicex_server.retention import clear
 from servicex_server.submission import MAX_TITLE
 from servicex_server.web import metrics, wire
-from servicex_server.web.attempts import Attempts
+from servicex_server.web.askers import (
+    ACCESS,
+    API,
+    API_TOKENS,
+    Asker,
+    Authorization,
+    SeesAll,
+    TheApp,
+    TheAttempts,
+    asker,
+    base_of,
+)
 from servicex_server.web.pages.rendering import wants_page
 from servicex_server.web.report import failure_report
 from servicex_server.web.signatures import presigned_query
@@ -48,58 +59,6 @@ URL_SECONDS = 365 * 24 * 3600
 
 READY_SECONDS = 5
 """How long the database may take to answer the question whether it does."""
-
-API_TOKENS = "wrong API tokens"
-"""What is counted where one comes in with such a token."""
-
-_ACCESS_TOKENS = "wrong access tokens"
-
-
-def _app(request: Request) -> App:
-    app: App = request.app.state.servicex
-    return app
-
-
-Authorization = Annotated[str | None, Header(include_in_schema=False)]
-
-
-def _attempts(request: Request) -> Attempts:
-    attempts: Attempts = request.app.state.attempts
-    return attempts
-
-
-TheApp = Annotated[App, Depends(_app)]
-TheAttempts = Annotated[Attempts, Depends(_attempts)]
-
-
-async def asker(
-    app: TheApp, request: Request, attempts: TheAttempts, authorization: Authorization = None
-) -> Principal:
-    """Return who asks; tokens that are none of this service are counted by address."""
-    try:
-        return await app.principal(authorization)
-    except UnknownTokenError:
-        await attempts.allow(request, _ACCESS_TOKENS)
-        raise
-
-
-Asker = Annotated[Principal, Depends(asker)]
-
-
-def _overseer(principal: Asker, request: Request) -> Principal:
-    if not principal.sees_all:
-        raise NotFoundError(f"there is nothing at {request.url.path}")
-    return principal
-
-
-SeesAll = Depends(_overseer)
-"""Of a route that is there only for those who see all."""
-
-
-def base_of(app: App, request: Request) -> str:
-    """Return the URL by which this client reaches the service."""
-    public = app.settings.public_url
-    return public.rstrip("/") if public else str(request.base_url).rstrip("/")
 
 
 @router.get("/servicex", summary="Version, query languages and capabilities")
@@ -119,7 +78,11 @@ async def codegens() -> dict[str, str]:
     return dict.fromkeys(sorted(plugins.available("languages")), "servicex-server")
 
 
-@router.post("/token/refresh", summary="Exchange an API token for an access token")
+@router.post(
+    "/token/refresh",
+    summary="Exchange an API token for an access token",
+    dependencies=[Security(API)],
+)
 async def refresh(
     app: TheApp, request: Request, attempts: TheAttempts, authorization: Authorization = None
 ) -> dict[str, Any]:
@@ -412,8 +375,16 @@ class _NotReadyError(InternalError):
     status = 503
 
 
-@router.get("/transformation-request/{request_id}", response_class=PlainTextResponse)
-@router.get("/transformation-request/{request_id}/results", response_class=PlainTextResponse)
+@router.get(
+    "/transformation-request/{request_id}",
+    response_class=PlainTextResponse,
+    dependencies=[Security(ACCESS)],
+)
+@router.get(
+    "/transformation-request/{request_id}/results",
+    response_class=PlainTextResponse,
+    dependencies=[Security(ACCESS)],
+)
 async def report(
     app: TheApp,
     request: Request,

@@ -8,8 +8,9 @@ from fastapi.responses import JSONResponse, Response
 
 from servicex_server.accounts.devices import INTERVAL, WAIT
 from servicex_server.accounts.tokens import DEVICE_GRANT
+from servicex_server.app import App
 from servicex_server.errors import NotFoundError
-from servicex_server.web.api import TheApp, TheAttempts, base_of
+from servicex_server.web.askers import TheApp, TheAttempts, base_of
 
 router = APIRouter()
 
@@ -31,8 +32,7 @@ async def code(app: TheApp, request: Request, attempts: TheAttempts) -> dict[str
 
     The form has ``client_id``, which names the token that the program will get.
     """
-    if not app.settings.sign_in:
-        raise NotFoundError("on this service nobody signs in")
+    _check(app)
     await attempts.allow(request, "programs that sign in")
     form = await _form(request)
     secret, shown = await app.devices.begin(form.get("client_id", "").strip())
@@ -59,6 +59,7 @@ async def token(app: TheApp, request: Request) -> Response | dict[str, Any]:
     The form has ``grant_type`` and ``device_code``. Until then, and if it was refused or is too
     late, the answer is 400 with an ``error`` of that standard.
     """
+    _check(app)
     form = await _form(request)
     secret = form.get("device_code", "")
     if form.get("grant_type") != DEVICE_GRANT:
@@ -74,6 +75,11 @@ async def token(app: TheApp, request: Request) -> Response | dict[str, Any]:
     if made is None:
         return _not_yet("expired_token", "the token was fetched already")
     return {"access_token": made, "token_type": "Bearer", "user": found.user}
+
+
+def _check(app: App) -> None:
+    if not app.settings.sign_in:
+        raise NotFoundError("on this service nobody signs in")
 
 
 def _not_yet(error: str, message: str) -> Response:

@@ -58,6 +58,8 @@ def web_app(app: App) -> FastAPI:
         redoc_url=None,
         openapi_url="/openapi.json",
     )
+    if not app.settings.sign_in:
+        web.openapi = lambda: _without_tokens(FastAPI.openapi(web))  # type: ignore[method-assign]
     web.state.attempts = Attempts()
     web.include_router(router, responses=ERRORS)
     web.include_router(devices.router, responses=ERRORS)
@@ -70,6 +72,15 @@ def web_app(app: App) -> FastAPI:
     web.add_exception_handler(Exception, _unknown)
     web.add_middleware(_Tolerant, public_url=app.settings.public_url)
     return web
+
+
+def _without_tokens(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a document of the API that says nothing of tokens: nobody has to have one."""
+    document.get("components", {}).pop("securitySchemes", None)
+    for ways in document["paths"].values():
+        for operation in ways.values():
+            operation.pop("security", None)
+    return document
 
 
 def _answer(

@@ -5,6 +5,7 @@ asked who they are, and waits for an administrator unless the operator's rules l
 What has to be known on the way is sealed in cookies of the browser that is on it.
 """
 
+import logging
 from dataclasses import asdict
 from typing import Annotated, Any
 from urllib.parse import parse_qs, urlencode
@@ -16,10 +17,12 @@ from servicex_server.accounts.issuers import Identity
 from servicex_server.accounts.sealed import seal, unseal
 from servicex_server.app import App
 from servicex_server.errors import NotFoundError, RequestError, SignInError, UnknownTokenError
-from servicex_server.model import User, UserState
-from servicex_server.web.api import API_TOKENS, TheApp, TheAttempts, base_of
+from servicex_server.model import ApiToken, User, UserState
+from servicex_server.web.askers import API_TOKENS, TheApp, TheAttempts, base_of
 from servicex_server.web.pages import rendering, visitors
 from servicex_server.web.pages.visitors import SignIn, safe_back
+
+log = logging.getLogger(__name__)
 
 router = APIRouter(include_in_schema=False, dependencies=[SignIn])
 
@@ -43,7 +46,10 @@ async def form_of(request: Request) -> dict[str, str]:
 
 @router.get("/sign-in")
 async def sign_in(app: TheApp, request: Request, back: Back = "/requests") -> Response:
-    """Show the ways in."""
+    """Show the ways in, to who is not in already."""
+    user = await visitors.user_of(app, request)
+    if user is not None and user.state is UserState.ACTIVE:
+        return RedirectResponse(safe_back(back), 303)
     return _ways_in(app, request, safe_back(back))
 
 
@@ -71,9 +77,7 @@ async def with_token(app: TheApp, request: Request, attempts: TheAttempts) -> Re
         if not rendering.wants_page(request):
             raise
         return _ways_in(app, request, back, message=str(error))
-    response = RedirectResponse(back, 303)
-    visitors.sign_in(response, await app.sessions.open(user, token), app=app, request=request)
-    return response
+    return await _let_in(app, request, user, back, token)
 
 
 @router.get("/sign-in/{name}")
@@ -121,10 +125,14 @@ def _unsealed(app: App, request: Request, name: str) -> dict[str, Any] | None:
     return unseal(app.keys, name, visitors.kept(name, app, request) or "")
 
 
-async def _let_in(app: App, request: Request, user: User, back: str) -> Response:
-    """Open a session; it shows who waits, or is kept out, that they do."""
+async def _let_in(
+    app: App, request: Request, user: User, back: str, token: ApiToken | None = None
+) -> Response:
+    """Open a session in place of an earlier one; who waits, or is kept out, is shown that."""
+    await app.sessions.end(visitors.kept(visitors.SESSION_COOKIE, app, request))
     response = RedirectResponse(back if user.state is UserState.ACTIVE else "/pending", 303)
-    visitors.sign_in(response, await app.sessions.open(user), app=app, request=request)
+    visitors.sign_in(response, await app.sessions.open(user, token), app=app, request=request)
+    log.info("%s has signed in", user.email)
     return response
 
 

@@ -1,5 +1,6 @@
 """The accounts, for those who see all; and what administrators do to them."""
 
+import logging
 from typing import Literal
 
 from fastapi import APIRouter, Request
@@ -10,10 +11,12 @@ from servicex_server.app import App
 from servicex_server.database import users as rows
 from servicex_server.errors import ForbiddenError, NotFoundError, RequestError
 from servicex_server.model import Principal, Role, User, UserState
-from servicex_server.web.api import TheApp
+from servicex_server.web.askers import TheApp
 from servicex_server.web.pages import rendering
 from servicex_server.web.pages.entrance import form_of
 from servicex_server.web.pages.visitors import SeesAll, SignIn, Visitor
+
+log = logging.getLogger(__name__)
 
 router = APIRouter(include_in_schema=False, dependencies=[SignIn, SeesAll])
 
@@ -49,6 +52,7 @@ async def role(app: TheApp, principal: Visitor, request: Request, number: str) -
     if given not in list(Role):
         raise RequestError(f"role: {given[:100]!r} is none of {', '.join(Role)}")
     await administration.promote(user.email, Role(given))(app.database, app.objects)
+    log.info("%s makes %s %s", principal.user, user.email, given)
     return RedirectResponse("/users", 303)
 
 
@@ -64,9 +68,11 @@ async def change(
     user = await _other(app, principal, number)
     if deed == "approve":
         await administration.approve(user.email, app.telling)(app.database, app.objects)
+        log.info("%s approves %s", principal.user, user.email)
         return RedirectResponse("/users", 303)
     if deed == "delete" and (await form_of(request)).get("sure") != "yes":
         return rendering.page("delete-user", request, principal, user=user)
+    log.info("%s %ss %s", principal.user, deed, user.email)
     for request_id in await administration.suspend(user.email)(app.database, app.objects):
         await app.stopped(request_id)
     if deed == "delete":

@@ -12,10 +12,10 @@ from servicex_server.database import sign_ins, use
 from servicex_server.database import users as rows
 from servicex_server.errors import RequestError
 from servicex_server.model import Principal, now
-from servicex_server.web.api import TheApp, TheAttempts, base_of
+from servicex_server.web.askers import TheApp, TheAttempts, base_of
 from servicex_server.web.pages import rendering
 from servicex_server.web.pages.entrance import form_of
-from servicex_server.web.pages.visitors import SignIn, Visitor
+from servicex_server.web.pages.visitors import SignIn, Visitor, Vouched
 
 router = APIRouter(include_in_schema=False, dependencies=[SignIn])
 
@@ -79,7 +79,7 @@ async def change(app: TheApp, principal: Visitor, request: Request) -> Response:
     return RedirectResponse("/profile", 303)
 
 
-@router.post("/profile/tokens")
+@router.post("/profile/tokens", dependencies=[Vouched])
 async def new_token(app: TheApp, principal: Visitor, request: Request) -> Response:
     """Make an API token: show it this once, or hand it out as a file for the client."""
     form = await form_of(request)
@@ -135,7 +135,7 @@ async def device(
     return rendering.page("device", request, principal, message=message, answer="", **values)
 
 
-@router.post("/device")
+@router.post("/device", dependencies=[Vouched])
 async def answer(app: TheApp, principal: Visitor, request: Request) -> Response:
     """Let a program in as oneself, or refuse it."""
     form = await form_of(request)

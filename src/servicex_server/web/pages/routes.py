@@ -19,7 +19,7 @@ from servicex_server.objects.bucket import bucket_keys
 from servicex_server.replicas import door_of
 from servicex_server.submission import FILE_LIST_DID, Order
 from servicex_server.web import api, wire
-from servicex_server.web.api import TheApp
+from servicex_server.web.askers import TheApp, base_of
 from servicex_server.web.pages import (
     api_description,
     day,
@@ -61,7 +61,7 @@ Start = Annotated[int, Query(ge=0, le=1 << 40)]
 @router.get("/")
 async def home(app: TheApp, principal: Anybody, request: Request) -> Response:
     """Show what this is, and how to start."""
-    return rendering.page("home", request, principal, base=api.base_of(app, request))
+    return rendering.page("home", request, principal, base=base_of(app, request))
 
 
 @router.get("/static/{name}")
@@ -104,7 +104,7 @@ async def requests(
         state=state,
         wanted=q,
         of=of,
-        base=api.base_of(app, request),
+        base=base_of(app, request),
         **_paging(request, start, browsing.PAGE, total),
     )
 
@@ -168,7 +168,7 @@ async def one_request(
         figure=timeline.timeline(steps, found.files, length),
         seconds=(ended - found.submitted_at).total_seconds(),
         state=state,
-        base=api.base_of(app, request),
+        base=base_of(app, request),
         **_paging(request, start, browsing.FILES, total),
     )
 
@@ -184,7 +184,7 @@ async def result(
     path = f"/{request_id}/{name}"
     expires = int(now().timestamp()) + LINK_SECONDS
     signed = presigned_query(path, bucket_keys(app.keys.newest, request_id), expires)
-    address = f"{api.base_of(app, request)}{quote(path, safe='/~')}?{signed}"
+    address = f"{base_of(app, request)}{quote(path, safe='/~')}?{signed}"
     return RedirectResponse(address, 303, headers={"Cache-Control": "no-store"})
 
 

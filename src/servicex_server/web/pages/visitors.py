@@ -12,9 +12,9 @@ from fastapi import Depends, Request, Response
 from servicex_server.accounts.access import allowed
 from servicex_server.accounts.sessions import SESSION
 from servicex_server.app import App
-from servicex_server.errors import NotFoundError, SignInError, TooManyError
+from servicex_server.errors import ForbiddenError, NotFoundError, SignInError, TooManyError
 from servicex_server.model import Principal, User, UserState
-from servicex_server.web.api import Authorization, TheApp, TheAttempts, asker, base_of
+from servicex_server.web.askers import Authorization, TheApp, TheAttempts, asker, base_of
 from servicex_server.web.pages.rendering import wants_page
 
 MOST_BACK = 2000
@@ -138,6 +138,24 @@ def _overseer(principal: Visitor, request: Request) -> Principal:
 
 SeesAll = Depends(_overseer)
 """Of a page that is there only for those who see all."""
+
+
+async def _vouched(app: TheApp, principal: Visitor, request: Request) -> None:
+    ways = [one.title for one in app.issuers.options.values()]
+    secret = kept(SESSION_COOKIE, app, request)
+    user = await app.sessions.user(secret)
+    # somebody who names another one in a header has not signed in as them
+    own = user is not None and user.email == principal.user
+    if ways and not (own and await app.sessions.is_vouched(secret)):
+        raise ForbiddenError(
+            f"a token is no way for {principal.user} to get another one",
+            hint=f"sign in with {' or '.join(ways)}",
+        )
+
+
+Vouched = Depends(_vouched)
+"""Of what gives somebody a token: it wants an issuer, where there is one to vouch for them. So
+whoever has got hold of a token has it until it is revoked, and no longer."""
 
 
 def _with_sign_in(app: TheApp, request: Request) -> None:

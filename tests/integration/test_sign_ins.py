@@ -1,0 +1,113 @@
+"""Rows of how users come in, on SQLite and on PostgreSQL: who is who, and what ends with what."""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, func, select
+
+from servicex_server.database import sign_ins
+from servicex_server.database import users as rows
+from servicex_server.database.connection import Database
+from servicex_server.database.tables import devices, identities, sessions
+from servicex_server.errors import RequestError
+from servicex_server.model import Role, User, UserState, now
+
+pytestmark = pytest.mark.anyio
+
+ABOUT: dict[str, Any] = {
+    "name": "Zoë",
+    "institution": "CERN",
+    "experiment": "ATLAS",
+    "reason": "",
+    "role": Role.USER,
+    "state": UserState.PENDING,
+}
+SOON = timedelta(minutes=5)
+
+
+def counts(connection: Connection) -> tuple[int, ...]:
+    """Return how many rows there are of identities, sessions and devices."""
+    tables = (identities, sessions, devices)
+    return tuple(connection.scalar(select(func.count()).select_from(one)) or 0 for one in tables)
+
+
+async def signed_up(database: Database, issuer: str = "https://one", subject: str = "1") -> User:
+    """Return the account of somebody who has signed up."""
+    user, _ = await database.write(sign_ins.sign_up, "zoe@x.org", ABOUT, issuer, subject)
+    return user
+
+
+async def test_of_two_sign_ups_one_makes_the_account(database: Database) -> None:
+    """Both have it, each by the issuer that vouched for them."""
+    found = await asyncio.gather(
+        *(
+            database.write(sign_ins.sign_up, "zoe@x.org", ABOUT, issuer, "1")
+            for issuer in ("https://one", "https://two", "https://one")
+        )
+    )
+    assert len({user.id for user, _ in found}) == 1
+    assert sorted(made for _, made in found) == [False, False, True]
+    assert await database.read(counts) == (2, 0, 0)
+    for issuer in ("https://one", "https://two"):
+        assert await database.read(sign_ins.by_identity, issuer, "1") == found[0][0]
+    assert await database.read(sign_ins.by_identity, "https://one", "2") is None
+
+
+async def test_a_session_ends_with_its_time_its_token_and_its_user(database: Database) -> None:
+    """And those that have ended are cleared away when another begins."""
+    user = await signed_up(database)
+    token = await database.write(rows.add_token, user.email, "t", "hash", now() + SOON)
+    await database.write(sign_ins.open_session, user.id, "late", now() - SOON)
+    await database.write(sign_ins.open_session, user.id, "plain", now() + SOON)
+    await database.write(
+        sign_ins.open_session, user.id, "by token", now() + SOON, token_id=token.id
+    )
+    assert await database.read(counts) == (1, 2, 0)
+
+    async def known() -> list[str]:
+        every = ("late", "plain", "by token")
+        return [one for one in every if await database.read(sign_ins.by_session, one)]
+
+    assert await known() == ["plain", "by token"]
+    assert await database.read(sign_ins.is_vouched, "plain")
+    assert not await database.read(sign_ins.is_vouched, "by token")
+    await database.write(rows.revoke, user.email, "t")
+    assert await known() == ["plain"]
+    await database.write(rows.remove, user.email)
+    assert await known() == []
+    assert await database.read(counts) == (0, 0, 0)
+
+
+async def test_all_browsers_of_one_user_are_signed_out(database: Database) -> None:
+    """And nobody else's."""
+    user = await signed_up(database)
+    other, _ = await database.write(sign_ins.sign_up, "jo@x.org", ABOUT, "https://one", "2")
+    for digest, who in (("a", user), ("b", user), ("c", other)):
+        await database.write(sign_ins.open_session, who.id, digest, now() + SOON)
+    assert await database.write(sign_ins.end_sessions, user.email) == 2
+    assert await database.read(sign_ins.by_session, "c") == await database.read(
+        rows.get, "jo@x.org"
+    )
+
+
+async def test_a_program_is_answered_once(database: Database) -> None:
+    """By its code as long as it waits, and it is gone once it has its answer."""
+    user = await signed_up(database)
+    add, ends = sign_ins.add_device, now() + SOON
+    assert await database.write(add, "late", "AAAA-AAAA", "old", now() - SOON)
+    assert await database.write(add, "one", "BBBB-BBBB", "laptop", ends)
+    assert not await database.write(add, "two", "BBBB-BBBB", "other", ends)
+    assert await database.read(counts) == (1, 0, 1)
+    waiting = await database.read(sign_ins.device_by_code, "BBBB-BBBB")
+    assert waiting is not None
+    assert (waiting.name, waiting.user, waiting.refused) == ("laptop", None, False)
+    await database.write(sign_ins.answer_device, "BBBB-BBBB", user.email, let_in=True)
+    with pytest.raises(RequestError, match="any more"):
+        await database.write(sign_ins.answer_device, "BBBB-BBBB", user.email, let_in=False)
+    answered = await database.read(sign_ins.device, "one")
+    assert answered is not None
+    assert answered.user == user.email
+    assert await database.write(sign_ins.end_device, "one")
+    assert not await database.write(sign_ins.end_device, "one")
