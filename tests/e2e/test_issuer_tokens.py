@@ -43,6 +43,7 @@ class KeyHolder:
     server: ThreadingHTTPServer
     key: RSAKey = field(default_factory=new_key)
     asked: int = 0
+    more: dict[str, Any] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -67,7 +68,7 @@ class KeyHolder:
             "jwks_uri": f"{self.url}/keys",
             "authorization_endpoint": f"{self.url}/authorize",
             "token_endpoint": f"{self.url}/token",
-        }
+        } | self.more
 
 
 @contextmanager

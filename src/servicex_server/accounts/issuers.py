@@ -72,6 +72,26 @@ class Issuers:
                 self._clients[one.name] = client
                 self._keys[one.name] = IssuerKeys(partial(client.fetch_jwk_set, force=True))
 
+    async def examine(self, name: str) -> str:
+        """Look whether an issuer can be used; return what it leaves open, to go on with.
+
+        Raises
+        ------
+        IssuerError
+            It does not answer, or cannot do what is needed; says what.
+        """
+        option = self._option(name)
+        metadata = await self._metadata(option)
+        for needed in ("authorization_endpoint", "token_endpoint", "jwks_uri"):
+            if not metadata.get(needed):
+                raise IssuerError(f"{option.title} cannot be used", hint=f"it names no {needed}")
+        methods = metadata.get("code_challenge_methods_supported")
+        if methods is None:
+            return ", and does not say whether it supports PKCE"
+        if "S256" not in methods:
+            raise IssuerError(f"{option.title} cannot be used", hint="it supports no PKCE by S256")
+        return ", with PKCE"
+
     async def begin(self, name: str, callback: str) -> tuple[str, dict[str, Any]]:
         """Return the URL at an issuer where somebody signs in, and what has to be kept until then.
 
