@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from servicex_server.objects.bucket import bucket_keys
 from tests.leaks import Secrets, listening
 from tests.support import Server
 
@@ -87,6 +88,7 @@ def test_what_an_operator_gives_is_known(tmp_path: Path) -> None:
     config = tmp_path / "settings.yaml"
     config.write_text("mail_url: smtp://me:in-a-file@host\nissuers: [{client_secret: in-a-list}]\n")
     (tmp_path / "service.key").write_bytes(bytes(range(64)))
+    (tmp_path / "objects" / "a-request").mkdir(parents=True)
     secrets = Secrets()
     environment = {
         "SERVICEX_SERVER_ISSUERS": json.dumps([{"name": "lab-one", "client_secret": "in-json"}]),
@@ -102,6 +104,7 @@ def test_what_an_operator_gives_is_known(tmp_path: Path) -> None:
     assert seen(secrets, "in-json", "p%40ssword", "p@ssword", "of-a-finder", "ab" * 32)
     assert seen(secrets, "of-the-store-of-the-results", "in-a-file", "in-a-list")
     assert seen(secrets, "of-the-service-at-a-site")
+    assert seen(secrets, bucket_keys(bytes(range(32)), "a-request").secret_key)
     assert seen(secrets, bytes(range(32)).hex(), bytes(range(32, 64)).hex())
     assert secrets.leaks(f"lab-one, not-ours, us-east-1, host, data, {token}") == []
 
