@@ -178,7 +178,7 @@ class Issuers:
             raise UnknownTokenError(
                 f"the signature of the token is not one of {option.title}", hint=_ANEW
             ) from None
-        check(option, metadata["issuer"], claims)
+        _check(option, metadata["issuer"], claims)
         return _identity(option, metadata["issuer"], claims)
 
     def _issuer_of(self, token: str) -> Issuer | None:
@@ -263,7 +263,7 @@ def _part(token: str, which: int) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def check(option: Issuer, issuer: str, claims: Mapping[str, Any]) -> None:
+def _check(option: Issuer, issuer: str, claims: Mapping[str, Any]) -> None:
     """Refuse a token that its issuer did sign, if it is not for here and now.
 
     Raises

@@ -22,7 +22,9 @@ from servicex_server.settings import Settings
 def own_names(settings: Settings) -> frozenset[str]:
     """Return the names of this machine, and those that the operator has given."""
     public = urlsplit(settings.public_url or "").hostname or ""
-    names = (settings.host, public, socket.gethostname(), socket.getfqdn())
+    names = [settings.host, public, socket.gethostname()]
+    if settings.allow_anonymous:  # others reach it; and only then may asking DNS take its time
+        names.append(socket.getfqdn())
     return frozenset(name.lower().rstrip(".") for name in names) - {""}
 
 
