@@ -7,6 +7,7 @@ from typing import Any
 
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
+from tests.leaks import SECRETS
 from tests.support import from_npm, needed
 
 ARGUMENTS = [
@@ -51,6 +52,7 @@ def opened(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
         yield page
         assert complaints == [], complaints
     finally:
+        SECRETS.walk([{"token": one.get("value")} for one in context.cookies()])
         context.close()
 
 

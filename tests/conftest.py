@@ -1,12 +1,13 @@
 """Fixtures that several rungs of the tests share."""
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
 from servicex_server.database.connection import Database
+from tests.leaks import listening
 from tests.postgres import Postgres, postgres
 from tests.support import Server
 
@@ -15,6 +16,21 @@ from tests.support import Server
 def anyio_backend() -> str:
     """Run asynchronous tests on asyncio."""
     return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def secrets_are_heard() -> Iterator[None]:
+    """Collect what is secret from before the first server to after the last one."""
+    with listening():
+        yield
+        Server.hold_logs(ended=False)
+
+
+@pytest.fixture(autouse=True)
+def no_secret_is_in_a_log() -> Iterator[None]:
+    """Fail the test in which a server has ended, also a killed one, that has logged a secret."""
+    yield
+    Server.hold_logs(ended=True)
 
 
 @pytest.fixture(scope="session")
@@ -97,14 +113,17 @@ def database(database_url: str) -> Iterator[Database]:
 @pytest.fixture
 def new_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Give a function that starts servers of this test's own."""
-    started: list[Server] = []
+    with ExitStack() as stopping:
 
-    def start(*options: str, name: str = "data", **environment: str) -> Server:
-        made = Server(tmp_path / name, list(options) or ["--workers", "1"], environment)
-        started.append(made)
-        return made.start()
+        def start(*options: str, name: str = "data", **environment: str) -> Server:
+            made = Server(tmp_path / name, list(options) or ["--workers", "1"], environment)
+            stopping.callback(_stop, made)
+            return made.start()
 
-    yield start
-    for running in started:
-        if running.process is not None and running.process.poll() is None:
-            running.stop()
+        yield start
+
+
+def _stop(server: Server) -> None:
+    """Stop a server that runs."""
+    if server.process is not None and server.process.poll() is None:
+        server.stop()

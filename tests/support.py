@@ -17,11 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import httpx
 import psutil
 import pytest
+
+from tests.leaks import SECRETS
 
 READY_SECONDS = 30
 TERMINAL = ("Complete", "Fatal", "Canceled", "Bad Dataset")
@@ -124,12 +126,16 @@ async def workers_of(client: Any, count: int) -> list[dict[str, Any]]:
     return list(found["workers"].values())
 
 
-@dataclass
+@dataclass(eq=False)
 class Server:
     """A ``servicex-server serve`` process, and what a user and its database say about it.
 
-    With ``name`` it has a log of its own beside others on the same data folder.
+    With ``name`` it has a log of its own beside others on the same data folder. A secret in a log
+    fails the test, without its doing.
     """
+
+    watched: ClassVar[list["Server"]] = []
+    """Those whose log has not been held against all secrets."""
 
     data_dir: Path
     options: list[str] = field(default_factory=list)
@@ -160,6 +166,8 @@ class Server:
 
     def launch(self, *command: str) -> None:
         """Start the process."""
+        self.hold_log()  # which is written anew
+        Server.watched.append(self)
         program = str(Path(sys.executable).with_name("servicex-server"))
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -180,13 +188,32 @@ class Server:
         pytest.fail(f"the server does not say {pattern}:\n{self.output}")
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> float:
-        """End the process; return how many seconds that took."""
+        """End the process, and hold its log; return how many seconds the former took."""
         assert self.process is not None
         self.client.close()
         began = time.monotonic()
         self.process.send_signal(how)
         self.process.wait(15)
-        return time.monotonic() - began
+        seconds = time.monotonic() - began
+        self.hold_log()
+        return seconds
+
+    def hold_log(self) -> None:
+        """Fail if something in the log is secret."""
+        if self not in Server.watched:
+            return
+        Server.watched.remove(self)
+        SECRETS.settings(os.environ | self.environment, self.options)
+        SECRETS.folder(self.data_dir)
+        if lines := SECRETS.leaks(self.output):
+            pytest.fail("\n".join(["there are secrets in the log of a server:", *lines[:20]]))
+
+    @staticmethod
+    def hold_logs(*, ended: bool) -> None:
+        """Hold the logs of all servers that have ended, however they did; or of all."""
+        for one in list(Server.watched):
+            if not ended or one.process is None or one.process.poll() is not None:
+                one.hold_log()
 
     def cost_of(self, ask: Callable[[], object], *, tries: int = 5) -> float:
         """Return the seconds of a processor that the server needs to answer, at the least.

@@ -137,6 +137,66 @@ def _database(settings: Settings) -> Iterator[Finding]:
         yield "wrong", error.message, error.hint
 
 
+def _sign_in(settings: Settings) -> Iterator[Finding]:
+    if not settings.sign_in:
+        yield "ok", "nobody signs in: whoever reaches the service is its administrator", ""
+        if settings.issuers:
+            yield "missing", "the issuers are for nobody", "set sign_in"
+        return
+    # who is named comes in by an issuer, or not at all
+    named = {one.strip().lower() for one in settings.administrators if settings.issuers}
+    if found := sorted(named.union(_administrators(settings))):
+        yield "ok", f"administrators: {', '.join(found)}", ""
+    else:
+        yield (
+            "missing",
+            "nobody is an administrator: nobody can approve who signs up",
+            "servicex-server user add you@example.org --role administrator"
+            + ("; or name yourself in administrators" if settings.issuers else ""),
+        )
+    if settings.issuers and settings.approve_domains:
+        yield "ok", f"no approval is needed by e-mails of {', '.join(settings.approve_domains)}", ""
+    if not settings.issuers:
+        yield "ok", "users come in by `servicex-server user add` and `user token`", ""
+    yield from _issuers(settings)
+
+
+def _administrators(settings: Settings) -> list[str]:
+    """Return who is an administrator by an account; nobody before there are any tables."""
+    import asyncio
+
+    from sqlalchemy.exc import DBAPIError
+
+    from servicex_server.database import users
+    from servicex_server.database.connection import Database
+
+    try:
+        with closing(Database(settings.database)) as database:
+            return asyncio.run(database.read(users.administrators))
+    except (DBAPIError, ServiceXError):
+        return []
+
+
+def _issuers(settings: Settings) -> Iterator[Finding]:
+    import asyncio
+
+    from servicex_server.accounts.issuers import Issuers
+
+    base = (settings.public_url or "").rstrip("/")
+    if settings.issuers and not base:
+        what = "public_url: users are led back to whatever address they came by"
+        yield "missing", what, "set it, and register the addresses below at the issuers"
+    for option in settings.issuers:
+        try:
+            warning = asyncio.run(Issuers([option]).examine(option.name))
+        except ServiceXError as error:
+            yield "wrong", f"{error.message}: {error.__cause__ or error.hint}", option.metadata_url
+        else:
+            yield "ok", f"{option.title} answers at {option.metadata_url}{warning}", ""
+        callback = f"{base or 'https://<this service>'}/sign-in/{option.name}/callback"
+        yield "ok", f"to be registered there as redirect URI: {callback}", ""
+
+
 def _engine(settings: Settings) -> Iterator[Finding]:
     """Start one worker and let it extract a column of a file made here; or look for others'."""
     import asyncio
@@ -225,5 +285,6 @@ _CHECKS: dict[str, Callable[[Settings], Iterator[Finding]]] = {
     "Credentials": _credentials,
     "Data folder": _folder,
     "Database": _database,
+    "Sign-in": _sign_in,
     "Workers": _engine,
 }

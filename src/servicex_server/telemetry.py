@@ -29,6 +29,8 @@ def configure(level: str) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("servicex_server").setLevel(level)
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    # at DEBUG it tells the code_verifier of each sign-in, by which a code is worth a token
+    logging.getLogger("authlib").setLevel(logging.WARNING)
     # distributed sets its own levels when it is imported, here and in the workers
     os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "info" if level == "DEBUG" else "error")
 

@@ -472,6 +472,60 @@ def test_who_is_suspended_or_deleted_leaves_no_work(people: People) -> None:
         until(lambda at=request_id: not people.server.stored(at), "no result is left")  # type: ignore[misc]
 
 
+def test_results_of_who_is_suspended_are_shut(people: People) -> None:
+    """Their links and the keys of their bucket open nothing, until they are let in again."""
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import ClientError
+
+    people.add("shut")
+    email = people.email("shut")
+    request = people.ended(people.submit("shut"), "shut")
+    path = f"/servicex/transformation/{request['request_id']}/results"
+    (result,) = people.ask("shut", "GET", path).json()["results"]
+    name = result["s3-object-name"]
+    body = {"request_id": request["request_id"], "file_list": [name]}
+    found = people.ask("shut", "POST", "/servicex/transformation/file-urls", json=body).json()
+    ((link, _, _),) = found["uris"].values()
+    s3 = boto3.client(
+        "s3",
+        endpoint_url=people.server.url,
+        aws_access_key_id=request["minio-access-key"],
+        aws_secret_access_key=request["minio-secret-key"],
+        region_name="us-east-1",
+        config=Config(s3={"addressing_style": "path"}),
+    )
+    bucket = request["request_id"]
+    ways: list[Callable[[], Any]] = [
+        lambda: s3.get_object(Bucket=bucket, Key=name),
+        lambda: s3.head_object(Bucket=bucket, Key=name),
+        lambda: s3.list_objects_v2(Bucket=bucket),
+        lambda: s3.list_objects(Bucket=bucket),
+        lambda: s3.head_bucket(Bucket=bucket),
+        lambda: s3.get_bucket_location(Bucket=bucket),
+    ]
+
+    def is_open(*, expected: bool) -> None:
+        assert httpx.get(link).status_code == (200 if expected else 404)
+        for way in ways:
+            if expected:
+                assert way()["ResponseMetadata"]["HTTPStatusCode"] == 200
+                continue
+            with pytest.raises(ClientError) as refused:
+                way()
+            assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == 404
+
+    is_open(expected=True)
+    command(people.server, "suspend", email)
+    is_open(expected=False)
+    command(people.server, "approve", email)
+    is_open(expected=True)
+    command(people.server, "delete", email, "--yes")
+    is_open(expected=False)
+    people.add("shut")  # an account of the same e-mail later has nothing of it
+    is_open(expected=False)
+
+
 def test_the_published_client_signs_in(people: People, tmp_path: Path) -> None:
     """With the token in its configuration, and is told when that is wrong."""
     program = Path(__file__).with_name("client_program.py")

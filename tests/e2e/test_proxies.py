@@ -51,7 +51,7 @@ def behind(new_server: NewServer) -> Server:
 def test_https_links_are_given_through_a_known_proxy(behind: Server) -> None:
     """And not through another one; the host is the one that the client named."""
     request_id = behind.run()["request_id"]
-    host = "servicex.example.org"
+    host = "servicex.localhost"
     for address, secure in (("127.0.0.1", True), ("127.0.0.2", False)):
         with at(address, behind, X_Forwarded_Proto="https", Host=host) as client:
             found = described(client, request_id)

@@ -118,6 +118,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         "SERVICEX_SERVER_ISSUERS": json.dumps(issuers),
         "SERVICEX_SERVER_ADMINISTRATORS": json.dumps(["Boss@Lab.org"]),
         "SERVICEX_SERVER_APPROVE_DOMAINS": json.dumps(["known.org"]),
+        "SERVICEX_SERVER_LOG_LEVEL": "DEBUG",  # whose log holds no secret either
     }
     folder = tmp_path_factory.mktemp("sign-in") / "data"
     server = Server(folder, ["--workers", "1"], environment).start()

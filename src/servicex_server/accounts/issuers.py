@@ -5,13 +5,15 @@ verified, by which the same person is known from one issuer to another.
 """
 
 import base64
-import binascii
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from servicex_server.accounts.issuer_keys import IssuerKeys
 from servicex_server.accounts.options import WELL_KNOWN, Issuer
 from servicex_server.errors import IssuerError, NotFoundError, SignInError, UnknownTokenError
 
@@ -20,12 +22,6 @@ ANSWER_SECONDS = 10.0
 
 LEEWAY = 60
 """Seconds that the clocks of an issuer and of the service may be apart."""
-
-KEYS_SECONDS = 3600.0
-"""For how long the keys of an issuer are used as they are, and one is good that it withdraws."""
-
-ANEW_SECONDS = 10.0
-"""How often they are fetched anew for a token that names an unknown key."""
 
 ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512"]
 """By which a token may be signed that programs bring: with a key that only its issuer has."""
@@ -66,12 +62,35 @@ class Issuers:
     def __init__(self, options: Sequence[Issuer]) -> None:
         self.options = {one.name: one for one in options}
         self._clients: dict[str, Any] = {}
-        self._fetched: dict[str, float] = {}
+        self._keys: dict[str, IssuerKeys] = {}
         if options:
             from authlib.integrations.starlette_client import OAuth
 
             registry = OAuth()
-            self._clients = {one.name: registry.register(**_known_as(one)) for one in options}
+            for one in options:
+                client = registry.register(**_known_as(one))
+                self._clients[one.name] = client
+                self._keys[one.name] = IssuerKeys(partial(client.fetch_jwk_set, force=True))
+
+    async def examine(self, name: str) -> str:
+        """Look whether an issuer can be used; return what it leaves open, to go on with.
+
+        Raises
+        ------
+        IssuerError
+            It does not answer, or cannot do what is needed; says what.
+        """
+        option = self._option(name)
+        metadata = await self._metadata(option)
+        for needed in ("authorization_endpoint", "token_endpoint", "jwks_uri"):
+            if not metadata.get(needed):
+                raise IssuerError(f"{option.title} cannot be used", hint=f"it names no {needed}")
+        methods = metadata.get("code_challenge_methods_supported")
+        if methods is None:
+            return ", and does not say whether it supports PKCE"
+        if "S256" not in methods:
+            raise IssuerError(f"{option.title} cannot be used", hint="it supports no PKCE by S256")
+        return ", with PKCE"
 
     async def begin(self, name: str, callback: str) -> tuple[str, dict[str, Any]]:
         """Return the URL at an issuer where somebody signs in, and what has to be kept until then.
@@ -152,10 +171,10 @@ class Issuers:
         option = self._issuer_of(token)
         if option is None:
             return None
-        metadata = await self._metadata(option)
+        metadata, keys = await self._metadata(option), await self._key_set(option, token)
         try:
-            claims = jwt.decode(token, await self._keys(option, token), ALGORITHMS).claims
-        except (JoseError, ValueError, TypeError):
+            claims = jwt.decode(token, keys, ALGORITHMS).claims
+        except (JoseError, ValueError, TypeError, RecursionError):
             raise UnknownTokenError(
                 f"the signature of the token is not one of {option.title}", hint=_ANEW
             ) from None
@@ -164,34 +183,22 @@ class Issuers:
 
     def _issuer_of(self, token: str) -> Issuer | None:
         """Return the issuer that a token says it is of, which proves nothing yet."""
-        try:
-            part = token.split(".")[1]
-            said = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
-        except (IndexError, ValueError, binascii.Error):
-            return None
-        named = str(said.get("iss", "")).rstrip("/") if isinstance(said, dict) else ""
+        named = str(_part(token, 1).get("iss", "")).rstrip("/")
         for option in self.options.values():
             if option.audience and named == _url(option):
                 return option
         return None
 
-    async def _keys(self, option: Issuer, token: str) -> Any:
-        """Return the keys of an issuer, fetched anew if they do not have the one of a token."""
+    async def _key_set(self, option: Issuer, token: str) -> Any:
+        """Return the keys of an issuer, with the one of a token if there is such a one."""
         import httpx
         from joserfc.jwk import KeySet
 
-        client = self._client(option.name)
-        age = time.monotonic() - self._fetched.get(option.name, -KEYS_SECONDS)
-        kid = _header(token).get("kid")
+        kid = _part(token, 0).get("kid")
         try:
-            found = await client.fetch_jwk_set()
-            known = {one.get("kid") for one in found["keys"]}
-            if age >= KEYS_SECONDS or (kid not in known and age >= ANEW_SECONDS):
-                found = await client.fetch_jwk_set(force=True)
-                self._fetched[option.name] = time.monotonic()
-        except (httpx.HTTPError, ValueError, KeyError) as error:
+            return KeySet.import_key_set(await self._keys[option.name].having(kid))  # type: ignore[arg-type]
+        except (httpx.HTTPError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise _away(option) from error
-        return KeySet.import_key_set(found)
 
     async def _metadata(self, option: Issuer) -> Mapping[str, Any]:
         import httpx
@@ -246,29 +253,44 @@ def _away(option: Issuer) -> IssuerError:
     )
 
 
-def _header(token: str) -> dict[str, Any]:
-    part = token.split(".", maxsplit=1)[0]
+def _part(token: str, which: int) -> dict[str, Any]:
+    """Return what the header (0) or the payload (1) of a token says, which proves nothing."""
     try:
+        part = token.split(".")[which]
         found = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
-    except (ValueError, binascii.Error):
+    except (IndexError, ValueError, RecursionError):  # anybody may write anything
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def _check(option: Issuer, issuer: str, claims: Mapping[str, Any]) -> None:
-    """Refuse a token that its issuer did sign, if it is not for here and now."""
-    named = claims.get("aud", [])
-    audiences = {named} if isinstance(named, str) else set(named)
-    end, start, moment = claims.get("exp"), claims.get("nbf", 0), time.time()
+    """Refuse a token that its issuer did sign, if it is not for here and now.
+
+    Raises
+    ------
+    SignInError
+        It is not; says why.
+    """
+    named = claims.get("aud")
+    audiences = [named] if isinstance(named, str) else named if isinstance(named, list) else []
     if claims.get("iss") != issuer or not isinstance(claims.get("sub"), str):
         raise UnknownTokenError(f"the token is not one of {option.title}", hint=_ANEW)
-    if not audiences & set(option.audience):
+    if not any(audience in audiences for audience in option.audience):
         shown = ", ".join(option.audience)
         raise SignInError("the token is for somebody else (aud)", hint=f"ask for one for {shown}")
-    if not isinstance(end, int | float) or end + LEEWAY <= moment:
+    end, start, moment = _moment(claims.get("exp")), _moment(claims.get("nbf", 0)), time.time()
+    if end is None:
+        raise SignInError(f"the token of {option.title} says no end (exp)", hint=_ANEW)
+    if end + LEEWAY <= moment:
         raise SignInError(f"the token of {option.title} has expired", hint=_ANEW)
-    if not isinstance(start, int | float) or start - LEEWAY > moment:
+    if start is None or start - LEEWAY > moment:
         raise SignInError(f"the token of {option.title} is not good yet (nbf)", hint=_ANEW)
+
+
+def _moment(claim: Any) -> float | None:
+    """Return a moment as JWT has them; None if it is none, as an end that is never is."""
+    number = isinstance(claim, int | float) and not isinstance(claim, bool)
+    return claim if number and math.isfinite(claim) else None
 
 
 def _identity(option: Issuer, issuer: str, claims: Mapping[str, Any]) -> Identity:

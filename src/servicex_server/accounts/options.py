@@ -2,7 +2,7 @@
 
 import re
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
 WELL_KNOWN = "/.well-known/openid-configuration"
 """What an issuer has its metadata at, below its own URL (OpenID Connect Discovery 1.0, 4)."""
@@ -42,7 +42,8 @@ class Issuer(BaseModel):
 
     audience: tuple[str, ...] = ()
     """Audiences of tokens of this issuer (JWT) that are taken as they are from programs, one of
-    which a token has to name. The default is that none is taken."""
+    which a token has to name, and none of which is ``client_id``: that is the one of ID tokens. The
+    default is that none is taken."""
 
     @field_validator("metadata_url")
     @classmethod
@@ -51,4 +52,12 @@ class Issuer(BaseModel):
             raise ValueError("https:// is needed, or http:// to this machine")
         if not value.endswith(WELL_KNOWN):
             raise ValueError(f"the URL of the issuer and {WELL_KNOWN} is needed")
+        return value
+
+    @field_validator("audience")
+    @classmethod
+    def _no_id_tokens(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        # nothing else tells an ID token from an access token, for all issuers (OIDC Core 1.0, 2)
+        if info.data.get("client_id") in value:
+            raise ValueError("tokens for client_id are ID tokens; another audience is needed")
         return value

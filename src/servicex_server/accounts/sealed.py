@@ -40,7 +40,7 @@ def unseal(keys: Keys, use: str, text: str) -> dict[str, Any] | None:
     from joserfc.errors import JoseError
 
     for key in keys.ring:
-        with suppress(JoseError, ValueError):
+        with suppress(JoseError, ValueError, RecursionError):
             found = jwe.decrypt_compact(text, _key(key, use), algorithms=["dir", "A256GCM"])
             said = json.loads(found.plaintext or b"{}")
             values: dict[str, Any] = said["values"]

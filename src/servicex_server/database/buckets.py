@@ -1,11 +1,14 @@
-"""The bucket of a request, read from the rows of its finished tasks."""
+"""The bucket of a request, read from the rows of its finished tasks.
 
-from sqlalchemy import Connection, select
+Its keys and links are good for as long as there is a bucket: there is none of a request that was
+deleted, and none while the account of its owner is suspended.
+"""
 
-from servicex_server.database import requests as request_rows
+from sqlalchemy import ColumnElement, Connection, and_, exists, not_, select
+
 from servicex_server.database.connection import Database
-from servicex_server.database.tables import tasks
-from servicex_server.model import TaskState
+from servicex_server.database.tables import requests, tasks, users
+from servicex_server.model import TaskState, UserState
 from servicex_server.objects.bucket import BucketObject, Buckets
 
 
@@ -32,10 +35,18 @@ class RequestBuckets(Buckets):
 _COLUMNS = (tasks.c.object_name, tasks.c.object_key, tasks.c.bytes, tasks.c.finished_at)
 
 
+def _there(bucket: str) -> ColumnElement[bool]:
+    """Whether there is such a bucket, whoever asks: it has keys of its own."""
+    suspended = exists().where(
+        users.c.email == requests.c.owner, users.c.state == UserState.SUSPENDED
+    )
+    return and_(requests.c.id == bucket, not_(requests.c.deleted), not_(suspended))
+
+
 def _objects(
     connection: Connection, bucket: str, prefix: str, after: str, limit: int
 ) -> list[BucketObject] | None:
-    if not request_rows.exists(connection, bucket):
+    if connection.scalar(select(requests.c.id).where(_there(bucket))) is None:
         return None
     if "\0" in prefix:
         return []
@@ -55,8 +66,10 @@ def _objects(
 
 def _object(connection: Connection, bucket: str, name: str) -> BucketObject | None:
     row = connection.execute(
-        select(*_COLUMNS).where(
-            tasks.c.request_id == bucket,
+        select(*_COLUMNS)
+        .join(requests, requests.c.id == tasks.c.request_id)
+        .where(
+            _there(bucket),
             tasks.c.state == TaskState.DONE,
             tasks.c.object_name == name,
         )

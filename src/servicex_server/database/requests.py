@@ -217,9 +217,3 @@ def of_dataset(
             )
         )
     )
-
-
-def exists(connection: Connection, request_id: str) -> bool:
-    """Whether there is such a request, whoever asks: for its bucket, which has keys of its own."""
-    there = select(requests.c.id).where(requests.c.id == request_id, not_(requests.c.deleted))
-    return connection.scalar(there) is not None

@@ -1,7 +1,7 @@
 """Signing in from a command line: the program asks, a person answers in a browser (RFC 8628)."""
 
 from typing import Any
-from urllib.parse import parse_qs, quote
+from urllib.parse import quote
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -11,15 +11,11 @@ from servicex_server.accounts.tokens import DEVICE_GRANT
 from servicex_server.app import App
 from servicex_server.errors import NotFoundError
 from servicex_server.web.askers import TheApp, TheAttempts, base_of
+from servicex_server.web.bodies import form_of
 
 router = APIRouter()
 
 _FORM: dict[str, Any] = {"application/x-www-form-urlencoded": {"schema": {"type": "object"}}}
-
-
-async def _form(request: Request) -> dict[str, str]:
-    text = (await request.body()).decode(errors="replace")
-    return {name: values[-1] for name, values in parse_qs(text).items()}
 
 
 @router.post(
@@ -34,7 +30,7 @@ async def code(app: TheApp, request: Request, attempts: TheAttempts) -> dict[str
     """
     _check(app)
     await attempts.allow(request, "programs that sign in")
-    form = await _form(request)
+    form = await form_of(request)
     secret, shown = await app.devices.begin(form.get("client_id", "").strip())
     address = f"{base_of(app, request)}/device"
     return {
@@ -60,7 +56,7 @@ async def token(app: TheApp, request: Request) -> Response | dict[str, Any]:
     late, the answer is 400 with an ``error`` of that standard.
     """
     _check(app)
-    form = await _form(request)
+    form = await form_of(request)
     secret = form.get("device_code", "")
     if form.get("grant_type") != DEVICE_GRANT:
         return _not_yet("unsupported_grant_type", f"grant_type: {DEVICE_GRANT} is needed")

@@ -20,10 +20,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from servicex_server import __version__
 from servicex_server.app import App
-from servicex_server.errors import ServiceXError, SignInError, TooManyError
+from servicex_server.errors import IssuerError, ServiceXError, SignInError, TooManyError
+from servicex_server.settings import Settings
 from servicex_server.web import devices
 from servicex_server.web.api import router
 from servicex_server.web.attempts import Attempts
+from servicex_server.web.bodies import MAX_BODY, bounded, too_large
+from servicex_server.web.hosts import judge
 from servicex_server.web.pages import routes as pages
 from servicex_server.web.pages.origin import of_another_site
 from servicex_server.web.pages.rendering import page, wants_page
@@ -32,9 +35,6 @@ from servicex_server.web.s3 import s3_routes
 from servicex_server.web.wire import ERRORS
 
 log = logging.getLogger(__name__)
-
-MAX_BODY = 64 << 20
-"""Bytes a request body may have: 100,000 long URLs fit."""
 
 AWAY = "the database of the service does not answer at the moment; try again in a few seconds"
 
@@ -70,7 +70,7 @@ def web_app(app: App) -> FastAPI:
     web.add_exception_handler(HTTPException, _http)
     web.add_exception_handler(OperationalError, _away)
     web.add_exception_handler(Exception, _unknown)
-    web.add_middleware(_Tolerant, public_url=app.settings.public_url)
+    web.add_middleware(_Tolerant, settings=app.settings)
     return web
 
 
@@ -108,6 +108,8 @@ async def _known(request: Request, error: Exception) -> Response:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, TooManyError) and error.seconds is not None:
         headers["Retry-After"] = str(math.ceil(error.seconds))
+    if isinstance(error, IssuerError):
+        headers["Retry-After"] = "60"
     return _answer(request, error.status, str(error), headers)
 
 
@@ -211,31 +213,38 @@ def _meaningless(scope: Scope) -> Response | None:
 
 
 class _Tolerant:
-    """Collapses doubled slashes, which configured addresses often cause, and bounds bodies.
+    """Collapses doubled slashes, which configured addresses often cause, and keeps others out.
 
     Only the path that is routed changes; S3 signatures are made over the path as it came.
     """
 
-    def __init__(self, app: ASGIApp, public_url: str | None) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
-        self._public_url = public_url
+        self._public_url = settings.public_url
+        self._misdirected = judge(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             scope = {**scope, "path": re.sub("//+", "/", scope["path"])}
             if len(scope["path"]) > 1 and scope["path"].startswith(OURS):
                 scope["path"] = scope["path"].rstrip("/")
-            if refusal := _meaningless(scope):
+            if refusal := self._refusal(scope):
                 await refusal(scope, receive, send)
                 return
-            headers = Headers(scope=scope)
-            if of_another_site(scope["method"], headers, self._public_url):
-                why = "a page of another site asked for this, which only pages of this service may"
-                await _answer(Request(scope), 403, why)(scope, receive, send)
-                return
-            length = dict(scope["headers"]).get(b"content-length", b"0")
-            if not length.isdigit() or int(length) > MAX_BODY:
-                answer = _answer(None, 413, f"the body is too large; at most {MAX_BODY} bytes")
-                await answer(scope, receive, send)
-                return
+            receive = bounded(receive, MAX_BODY)
         await self._app(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        headers = Headers(scope=scope)
+        if why := self._misdirected(headers.get("host", "")):
+            return _answer(Request(scope), 421, why)
+        if meaningless := _meaningless(scope):
+            return meaningless
+        if of_another_site(scope["method"], headers, self._public_url):
+            why = "a page of another site asked for this, which only pages of this service may"
+            return _answer(Request(scope), 403, why)
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > MAX_BODY:
+            error = too_large(MAX_BODY)
+            return _answer(None, error.status_code, error.detail, dict(error.headers or {}))
+        return None

@@ -8,7 +8,7 @@ What has to be known on the way is sealed in cookies of the browser that is on i
 import logging
 from dataclasses import asdict
 from typing import Annotated, Any
-from urllib.parse import parse_qs, urlencode
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import RedirectResponse, Response
@@ -19,6 +19,7 @@ from servicex_server.app import App
 from servicex_server.errors import NotFoundError, RequestError, SignInError, UnknownTokenError
 from servicex_server.model import ApiToken, User, UserState
 from servicex_server.web.askers import API_TOKENS, TheApp, TheAttempts, base_of
+from servicex_server.web.bodies import form_of
 from servicex_server.web.pages import rendering, visitors
 from servicex_server.web.pages.visitors import SignIn, safe_back
 
@@ -36,12 +37,6 @@ _ON_THE_WAY = "servicex-on-the-way"
 _NEWCOMER = "servicex-newcomer"
 
 Back = Annotated[str, Query(max_length=visitors.MOST_BACK)]
-
-
-async def form_of(request: Request) -> dict[str, str]:
-    """Return the fields of a form."""
-    text = (await request.body()).decode(errors="replace")
-    return {name: values[-1] for name, values in parse_qs(text, keep_blank_values=True).items()}
 
 
 @router.get("/sign-in")

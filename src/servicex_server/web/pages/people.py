@@ -12,8 +12,8 @@ from servicex_server.database import users as rows
 from servicex_server.errors import ForbiddenError, NotFoundError, RequestError
 from servicex_server.model import Principal, Role, User, UserState
 from servicex_server.web.askers import TheApp
+from servicex_server.web.bodies import form_of
 from servicex_server.web.pages import rendering
-from servicex_server.web.pages.entrance import form_of
 from servicex_server.web.pages.visitors import SeesAll, SignIn, Visitor
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from servicex_server.database import users as rows
 from servicex_server.errors import RequestError
 from servicex_server.model import Principal, now
 from servicex_server.web.askers import TheApp, TheAttempts, base_of
+from servicex_server.web.bodies import form_of
 from servicex_server.web.pages import rendering
-from servicex_server.web.pages.entrance import form_of
 from servicex_server.web.pages.visitors import SignIn, Visitor, Vouched
 
 router = APIRouter(include_in_schema=False, dependencies=[SignIn])

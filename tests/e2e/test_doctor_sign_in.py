@@ -1,0 +1,107 @@
+"""What ``doctor`` finds about sign-in: issuers that can be used, and who decides on accounts."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.test_issuer_tokens import key_holder
+from tests.identity_provider import IdentityProvider
+from tests.support import doctor
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[IdentityProvider]:
+    """Give a real provider."""
+    made = IdentityProvider().start()
+    yield made
+    made.stop()
+
+
+def issuer(name: str, url: str, **more: Any) -> dict[str, Any]:
+    """Return what an operator says of an issuer."""
+    metadata = f"{url}/.well-known/openid-configuration"
+    return {
+        "name": name,
+        "metadata_url": metadata,
+        "client_id": "x",
+        "client_secret": "hush",
+        **more,
+    }
+
+
+def found(tmp_path: Path, code: int, *issuers: dict[str, Any], **environment: str) -> str:
+    """Return what is said of sign-in."""
+    options = {
+        "SERVICEX_SERVER_SIGN_IN": "true",
+        "SERVICEX_SERVER_ISSUERS": json.dumps(issuers),
+        **environment,
+    }
+    ran = doctor("--data-dir", str(tmp_path / "data"), **options)
+    assert ran.returncode == code, ran.stdout + ran.stderr
+    assert "hush" not in ran.stdout + ran.stderr
+    return ran.stdout.partition("\nSign-in\n")[2].partition("\n\n")[0]
+
+
+def test_an_issuer_that_can_be_used_is_well(provider: IdentityProvider, tmp_path: Path) -> None:
+    """With the address that is to be registered there."""
+    said = found(
+        tmp_path,
+        0,
+        issuer("lab", provider.issuer, title="The Lab"),
+        SERVICEX_SERVER_PUBLIC_URL="https://servicex.example.org/",
+        SERVICEX_SERVER_ADMINISTRATORS='["Jane@Example.org"]',
+        SERVICEX_SERVER_APPROVE_DOMAINS='["cern.ch"]',
+    )
+    assert f"ok      The Lab answers at {provider.metadata}, with PKCE" in said
+    assert "redirect URI: https://servicex.example.org/sign-in/lab/callback" in said
+    assert "administrators: jane@example.org" in said
+    assert "no approval is needed by e-mails of cern.ch" in said
+    assert "missing" not in said
+
+
+def test_what_cannot_be_used_is_said_of_each_issuer(tmp_path: Path) -> None:
+    """One that is away, of another name, without PKCE or keys; and one that leaves it open."""
+    with key_holder() as open_, key_holder() as other, key_holder() as plain, key_holder() as bare:
+        other.more = {"issuer": "https://elsewhere.example.org"}
+        plain.more = {"code_challenge_methods_supported": ["plain"]}
+        bare.more = {"jwks_uri": None}
+        issuers = [
+            issuer("away", "http://127.0.0.1:9"),
+            issuer("open", open_.url),
+            issuer("other", other.url),
+            issuer("plain", plain.url),
+            issuer("bare", bare.url),
+        ]
+        said = found(tmp_path, 1, *issuers)
+    assert "wrong   away does not answer as it should; try again in a minute: " in said
+    assert "ok      open answers" in said
+    assert "does not say whether it supports PKCE" in said
+    assert "wrong   the metadata of other are those of another issuer" in said
+    assert "wrong   plain cannot be used: it supports no PKCE by S256" in said
+    assert "wrong   bare cannot be used: it names no jwks_uri" in said
+    assert "missing public_url" in said
+    assert "https://<this service>/sign-in/open/callback" in said
+
+
+def test_somebody_has_to_decide_on_accounts(tmp_path: Path) -> None:
+    """Who is named without an issuer is nobody; an account of an administrator is somebody."""
+    said = found(tmp_path, 0, SERVICEX_SERVER_ADMINISTRATORS='["jane@example.org"]')
+    assert "missing nobody is an administrator" in said
+    assert "servicex-server user add you@example.org --role administrator" in said
+    program = str(Path(sys.executable).with_name("servicex-server"))
+    add = [program, "user", "add", "jo@example.org", "--role", "administrator"]
+    subprocess.run([*add, "--data-dir", str(tmp_path / "data")], check=True, env=dict(os.environ))
+    assert "administrators: jo@example.org" in found(tmp_path, 0)
+
+
+def test_without_sign_in_there_is_nobody_to_ask(tmp_path: Path) -> None:
+    """Issuers are then for nobody, which is hardly meant."""
+    said = found(tmp_path, 0, issuer("x", "http://127.0.0.1:9"), SERVICEX_SERVER_SIGN_IN="false")
+    assert "nobody signs in" in said
+    assert "the issuers are for nobody" in said

@@ -1,0 +1,146 @@
+"""That a secret in a log is found: each kind of one, by itself, and the test fails that made it."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import httpx
+import pytest
+
+from servicex_server.objects.bucket import bucket_keys
+from tests.leaks import Secrets, listening
+from tests.support import Server
+
+SIGNED = "X-Amz-Signature=" + "0123456789abcdef" * 4
+
+
+class Answers(BaseHTTPRequestHandler):
+    """A service that gives secrets away, to whom it should."""
+
+    def do_GET(self) -> None:
+        """Answer with a secret in each place."""
+        body = {
+            "access_token": "an-access-token-of-this-test",
+            "deep": [
+                {"minio-secret-key": "a-key-of-a-bucket-of-this-test"},
+                {"device_code": "a-device-code-of-this-test"},
+            ],
+            "uris": {"x": [f"http://h/x?{SIGNED}"]},
+            "title": "nothing secret",
+        }
+        content = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Set-Cookie", "servicex=the-cookie-of-a-browser; Path=/")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    """Give the address of the service."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def seen(secrets: Secrets, *texts: str) -> bool:
+    """Whether each text is a leak, and is not shown whole."""
+    found = [secrets.leaks(f"fine\nit is {text} there\nfine too") for text in texts]
+    hidden = all(
+        text not in line for text, lines in zip(texts, found, strict=True) for line in lines
+    )
+    return hidden and all(len(lines) == 1 for lines in found)
+
+
+def test_what_goes_to_and_fro_is_known(url: str) -> None:
+    """Of any client, in the answer, the cookie, the header and the query."""
+    secrets = Secrets()
+    with listening(secrets):
+        header = {"Authorization": "Bearer what-a-program-has-sent"}
+        httpx.get(f"{url}/?code=what-an-issuer-has-sent&page=one-of-the-pages", headers=header)
+    assert seen(
+        secrets,
+        "an-access-token-of-this-test",
+        "a-key-of-a-bucket-of-this-test",
+        "a-device-code-of-this-test",
+    )
+    assert seen(secrets, "the-cookie-of-a-browser", "what-a-program-has-sent")
+    assert seen(secrets, "what-an-issuer-has-sent", SIGNED.partition("=")[2])
+    assert secrets.leaks("nothing secret, one-of-the-pages, servicex, Bearer") == []
+
+
+def test_what_an_operator_gives_is_known(tmp_path: Path) -> None:
+    """By a variable, in JSON or in a URL, by a file, and what the service has made."""
+    token = tmp_path / "token"
+    token.write_text("of-the-service-at-a-site\n")
+    config = tmp_path / "settings.yaml"
+    config.write_text("mail_url: smtp://me:in-a-file@host\nissuers: [{client_secret: in-a-list}]\n")
+    (tmp_path / "service.key").write_bytes(bytes(range(64)))
+    (tmp_path / "objects" / "a-request").mkdir(parents=True)
+    secrets = Secrets()
+    environment = {
+        "SERVICEX_SERVER_ISSUERS": json.dumps([{"name": "lab-one", "client_secret": "in-json"}]),
+        "SERVICEX_SERVER_DATABASE_URL": "postgresql://me:p%40ssword@host/data",
+        "SERVICEX_SERVER_FINDERS__RUCIO__PASSWORD": "of-a-finder",
+        "SERVICEX_SERVER_CREDENTIALS": json.dumps([{"token": str(token)}]),
+        "SERVICEX_SERVER_SERVICE_KEYS": json.dumps(["ab" * 32]),
+        "SERVICEX_SERVER_OBJECTS_URL": "s3://b?secret_access_key=of-the-store-of-the-results&region=us-east-1",
+        "PASSWORD_OF_ANOTHER": "not-ours",
+    }
+    secrets.settings(environment, ["--workers", "1", "--config", str(config)])
+    secrets.folder(tmp_path)
+    assert seen(secrets, "in-json", "p%40ssword", "p@ssword", "of-a-finder", "ab" * 32)
+    assert seen(secrets, "of-the-store-of-the-results", "in-a-file", "in-a-list")
+    assert seen(secrets, "of-the-service-at-a-site")
+    assert seen(secrets, bucket_keys(bytes(range(32)), "a-request").secret_key)
+    assert seen(secrets, bytes(range(32)).hex(), bytes(range(32, 64)).hex())
+    assert secrets.leaks(f"lab-one, not-ours, us-east-1, host, data, {token}") == []
+
+
+@pytest.mark.parametrize(
+    ("before", "secret"),
+    [
+        ("made ", "sxt_" + "x" * 43),
+        ("Bearer ", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJqbyJ9.c2lnbmF0dXJl"),
+        ("GET /a?X-Amz-Expires=5&X-Amz-Signature=", "0123456789abcdef" * 4),
+        ("DEBUG authlib: Using code_verifier: '", "v" * 48),
+        ("{'code_verifier': '", "v" * 48),
+        ("Cookie: servicex=", "c" * 43),
+    ],
+)
+def test_what_nobody_has_heard_is_known_by_its_shape(before: str, secret: str) -> None:
+    """As what a browser or another program has got."""
+    (found,) = Secrets().leaks(f"fine\n{before}{secret}'")
+    assert found.startswith(before[:10])
+    assert secret[:20] not in found
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_server_that_has_logged_a_secret_fails_its_test(tmp_path: Path, *, killed: bool) -> None:
+    """When it is stopped, and if somebody else has ended it, at the end of the test."""
+    server = Server(tmp_path / "data", environment={"SERVICEX_SERVER_X__TOKEN": "told-to-all"})
+    code = "import time; print('it is told-to-all', flush=True); time.sleep(60)"
+    with server.log.open("wb") as log:
+        server.process = subprocess.Popen([sys.executable, "-c", code], stdout=log)
+    Server.watched.append(server)
+    assert server.says("(it is)") == "it is"
+    if killed:
+        server.process.kill()
+        server.process.wait()
+    end: Callable[[], Any] = partial(Server.hold_logs, ended=True) if killed else server.stop
+    with pytest.raises(pytest.fail.Exception, match="secrets in the log of a server:\nit is told…"):
+        end()
+    assert server.process.poll() is not None
+    Server.hold_logs(ended=True)  # it is said once
