@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from servicex_server import __version__
 from servicex_server.model import Principal
+from servicex_server.submission import FILE_LIST_DID
 from servicex_server.web.pages import numbers
 
 FOLDER = Path(__file__).parent
@@ -43,7 +44,7 @@ def _environment() -> Environment:
         "moment": numbers.moment,
         "plural": numbers.plural,
     }
-    made.globals["version"] = __version__
+    made.globals |= {"version": __version__, "file_list": FILE_LIST_DID}
     return made
 
 
