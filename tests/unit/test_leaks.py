@@ -94,6 +94,8 @@ def test_what_an_operator_gives_is_known(tmp_path: Path) -> None:
         "SERVICEX_SERVER_ISSUERS": json.dumps([{"name": "lab-one", "client_secret": "in-json"}]),
         "SERVICEX_SERVER_DATABASE_URL": "postgresql://me:p%40ssword@host/data",
         "SERVICEX_SERVER_FINDERS__RUCIO__PASSWORD": "of-a-finder",
+        "SERVICEX_SERVER_ACCOUNT_WEBHOOK": "https://chat.example.org/hooks/abc",
+        "AWS_SECRET_ACCESS_KEY": "of-the-environment",
         "SERVICEX_SERVER_CREDENTIALS": json.dumps([{"token": str(token)}]),
         "SERVICEX_SERVER_SERVICE_KEYS": json.dumps(["ab" * 32]),
         "SERVICEX_SERVER_OBJECTS_URL": "s3://b?secret_access_key=of-the-store-of-the-results&region=us-east-1",
@@ -103,7 +105,8 @@ def test_what_an_operator_gives_is_known(tmp_path: Path) -> None:
     secrets.folder(tmp_path)
     assert seen(secrets, "in-json", "p%40ssword", "p@ssword", "of-a-finder", "ab" * 32)
     assert seen(secrets, "of-the-store-of-the-results", "in-a-file", "in-a-list")
-    assert seen(secrets, "of-the-service-at-a-site")
+    assert seen(secrets, "of-the-service-at-a-site", "of-the-environment")
+    assert seen(secrets, "https://chat.example.org/hooks/abc")
     assert seen(secrets, bucket_keys(bytes(range(32)), "a-request").secret_key)
     assert seen(secrets, bytes(range(32)).hex(), bytes(range(32, 64)).hex())
     assert secrets.leaks(f"lab-one, not-ours, us-east-1, host, data, {token}") == []
