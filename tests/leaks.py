@@ -28,7 +28,8 @@ LONG = 20
 """Characters of what was made by a program: fields of the same name may hold other words."""
 
 _NAMES = re.compile(
-    r"(^|_)(token|secret|password|keys?|device_code|code_verifier|code|signature)$", re.IGNORECASE
+    r"(^|_)(token|secret|password|keys?|device_code|code_verifier|code|signature|webhook)$",
+    re.IGNORECASE,
 )
 """Fields whose values are secret, with _ for -: of JSON, of forms, of queries, and settings."""
 
@@ -112,7 +113,7 @@ class Secrets:
     def settings(self, environment: Mapping[str, str], options: list[str]) -> None:
         """Keep what an operator has given: by variables, and by a file."""
         for name, text in environment.items():
-            if name.startswith("SERVICEX_SERVER_"):
+            if name.startswith(("SERVICEX_SERVER_", "AWS_")):
                 self._setting(name, text)
         for option, path in pairwise(options):
             if option == "--config":

@@ -1,13 +1,12 @@
 """That a secret in a log is found: each kind of one, by itself, and the test fails that made it."""
 
+import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import httpx
@@ -20,39 +19,18 @@ from tests.support import Server
 SIGNED = "X-Amz-Signature=" + "0123456789abcdef" * 4
 
 
-class Answers(BaseHTTPRequestHandler):
-    """A service that gives secrets away, to whom it should."""
-
-    def do_GET(self) -> None:
-        """Answer with a secret in each place."""
-        body = {
-            "access_token": "an-access-token-of-this-test",
-            "deep": [
-                {"minio-secret-key": "a-key-of-a-bucket-of-this-test"},
-                {"device_code": "a-device-code-of-this-test"},
-            ],
-            "uris": {"x": [f"http://h/x?{SIGNED}"]},
-            "title": "nothing secret",
-        }
-        content = json.dumps(body).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Set-Cookie", "servicex=the-cookie-of-a-browser; Path=/")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
-
-
-@pytest.fixture
-def url() -> Iterator[str]:
-    """Give the address of the service."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+def answered(request: httpx.Request) -> httpx.Response:
+    """Answer with a secret in each place, as a service does to whom it should."""
+    del request
+    body = {
+        "access_token": "an-access-token-of-this-test",
+        "deep": [{"minio-secret-key": "the-key-of-some-bucket"}],
+        "device_code": "the-code-of-some-device",
+        "uris": {"x": [f"http://h/x?{SIGNED}"]},
+        "title": "nothing secret",
+    }
+    cookie = {"Set-Cookie": "servicex=the-cookie-of-a-browser; Path=/"}
+    return httpx.Response(200, json=body, headers=cookie)
 
 
 def seen(secrets: Secrets, *texts: str) -> bool:
@@ -64,18 +42,30 @@ def seen(secrets: Secrets, *texts: str) -> bool:
     return hidden and all(len(lines) == 1 for lines in found)
 
 
-def test_what_goes_to_and_fro_is_known(url: str) -> None:
+ASKED = "http://h/?code=what-an-issuer-has-sent&page=one-of-the-pages"
+SENT = {"Authorization": "Bearer what-a-program-has-sent"}
+
+
+def ask() -> None:
+    """Ask and wait."""
+    with httpx.Client(transport=httpx.MockTransport(answered)) as client:
+        client.get(ASKED, headers=SENT)
+
+
+async def ask_asynchronously() -> None:
+    """Ask as the published client does."""
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answered)) as client:
+        await client.get(ASKED, headers=SENT)
+
+
+@pytest.mark.parametrize("way", [ask, lambda: asyncio.run(ask_asynchronously())])
+def test_what_goes_to_and_fro_is_known(way: Callable[[], None]) -> None:
     """Of any client, in the answer, the cookie, the header and the query."""
     secrets = Secrets()
     with listening(secrets):
-        header = {"Authorization": "Bearer what-a-program-has-sent"}
-        httpx.get(f"{url}/?code=what-an-issuer-has-sent&page=one-of-the-pages", headers=header)
-    assert seen(
-        secrets,
-        "an-access-token-of-this-test",
-        "a-key-of-a-bucket-of-this-test",
-        "a-device-code-of-this-test",
-    )
+        way()
+    assert seen(secrets, "an-access-token-of-this-test", "the-key-of-some-bucket")
+    assert seen(secrets, "the-code-of-some-device")
     assert seen(secrets, "the-cookie-of-a-browser", "what-a-program-has-sent")
     assert seen(secrets, "what-an-issuer-has-sent", SIGNED.partition("=")[2])
     assert secrets.leaks("nothing secret, one-of-the-pages, servicex, Bearer") == []
@@ -94,16 +84,19 @@ def test_what_an_operator_gives_is_known(tmp_path: Path) -> None:
         "SERVICEX_SERVER_ISSUERS": json.dumps([{"name": "lab-one", "client_secret": "in-json"}]),
         "SERVICEX_SERVER_DATABASE_URL": "postgresql://me:p%40ssword@host/data",
         "SERVICEX_SERVER_FINDERS__RUCIO__PASSWORD": "of-a-finder",
+        "SERVICEX_SERVER_ACCOUNT_WEBHOOK": "https://chat.example.org/hooks/abc",
+        "AWS_SECRET_ACCESS_KEY": "of-the-environment",
         "SERVICEX_SERVER_CREDENTIALS": json.dumps([{"token": str(token)}]),
         "SERVICEX_SERVER_SERVICE_KEYS": json.dumps(["ab" * 32]),
-        "SERVICEX_SERVER_OBJECTS_URL": "s3://b?secret_access_key=of-the-store-of-the-results&region=us-east-1",
+        "SERVICEX_SERVER_OBJECTS_URL": "s3://b?region=us-east-1&secret_access_key=of-the-store-of-results",
         "PASSWORD_OF_ANOTHER": "not-ours",
     }
     secrets.settings(environment, ["--workers", "1", "--config", str(config)])
     secrets.folder(tmp_path)
     assert seen(secrets, "in-json", "p%40ssword", "p@ssword", "of-a-finder", "ab" * 32)
-    assert seen(secrets, "of-the-store-of-the-results", "in-a-file", "in-a-list")
-    assert seen(secrets, "of-the-service-at-a-site")
+    assert seen(secrets, "of-the-store-of-results", "in-a-file", "in-a-list")
+    assert seen(secrets, "of-the-service-at-a-site", "of-the-environment")
+    assert seen(secrets, "https://chat.example.org/hooks/abc")
     assert seen(secrets, bucket_keys(bytes(range(32)), "a-request").secret_key)
     assert seen(secrets, bytes(range(32)).hex(), bytes(range(32, 64)).hex())
     assert secrets.leaks(f"lab-one, not-ours, us-east-1, host, data, {token}") == []
