@@ -219,7 +219,8 @@ async def client(app: App) -> AsyncIterator[httpx.AsyncClient]:
     async with (
         web.router.lifespan_context(web),
         httpx.AsyncClient(
-            transport=httpx.ASGITransport(web, raise_app_exceptions=False), base_url="http://x"
+            transport=httpx.ASGITransport(web, raise_app_exceptions=False),
+            base_url="http://localhost",
         ) as speaking,
     ):
         yield speaking

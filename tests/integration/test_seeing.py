@@ -169,7 +169,7 @@ async def service(
         transport = httpx.ASGITransport(app=web)
         async with (
             web.router.lifespan_context(web),
-            httpx.AsyncClient(transport=transport, base_url="http://service") as client,
+            httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
         ):
             yield Service(app, client)
 
