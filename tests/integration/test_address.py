@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from distributed.comm.core import CommClosedError
 
 from servicex_server.engines import address
 from servicex_server.engines.address import ExistingScheduler
 from servicex_server.engines.clusters import CONFIG, variables
 from servicex_server.engines.dask import DaskEngine
 from servicex_server.engines.options import AddressOptions
+from servicex_server.engines.roster import Job, Worker
 from servicex_server.errors import StartupError
 from servicex_server.model import Limits, Outcome, Replica, ResultFormat, TaskSpec
 from tests.integration.servers import certificate, free_port, http
@@ -72,6 +74,27 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Foreign]:
         commands = (scheduler, [*worker, *options], [*worker, *options])
         running = [started.enter_context(process(*command)) for command in commands]
         yield Foreign(where, found, running)
+
+
+@pytest.mark.anyio
+async def test_a_result_that_a_lost_scheduler_does_not_hand_out_costs_no_attempt(
+    tmp_path: Path,
+) -> None:
+    """The task is queued again, once, whether the loss was seen before or is seen now."""
+    options = AddressOptions(kind="address", scheduler="tcp://127.0.0.1:9")
+    engine = DaskEngine(ExistingScheduler(options), workers=0)
+    for seen in (False, True):
+        job, worker = Job(task(tmp_path, f"seen {seen}", "/x")), Worker("tcp://127.0.0.1:8", "w")
+        worker.take(job)
+        broken = asyncio.get_running_loop().create_future()
+        broken.set_exception(CommClosedError("in <ConnectionPool.gather>: Stream is closed"))
+        job.future = broken
+        if seen:
+            engine._again(worker, job)
+        await engine._wait(worker, job, broken)
+        assert list(engine._ready) == [job]
+        assert (job.over, job.future, worker.job) == (False, None, None)
+        engine._ready.clear()
 
 
 @pytest.mark.anyio

@@ -18,6 +18,7 @@ from typing import Any
 from uuid import uuid4
 
 from distributed.client import FutureCancelledError
+from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from servicex_server import __version__
@@ -200,8 +201,9 @@ class DaskEngine(Engine):
         except KilledWorker:
             await self._lost(worker)
             return
-        except FutureCancelledError:
-            if job.future is future:  # it was not the worker: nobody knows of the task any more
+        except (FutureCancelledError, CommClosedError):
+            # the worker has not failed it: its scheduler does not know of it, or does not answer
+            if job.future is future:
                 self._again(worker, job)
             return
         except Exception as error:
