@@ -312,6 +312,7 @@ def test_a_page_holds_whatever_users_write(
         expected = {"long": LONG[:499] + "…", "right to left": RIGHT_TO_LEFT, "dataset": "a test"}
         assert title == expected[name]
         page.get_by_role("button", name="Delete").click()
+        page.wait_for_url("**/delete")
         look(page, f"{name}-delete".replace(" ", "-"))
 
 

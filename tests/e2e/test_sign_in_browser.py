@@ -138,6 +138,7 @@ def test_a_walk_from_the_first_page_to_the_last(
         fills(ada)
         ada.get_by_role("heading", name="My requests").wait_for()
         ada.get_by_role("link", name="Users").click()
+        ada.wait_for_url("**/users")
         look(ada, "walk-users")
         ada.get_by_role("button", name="Approve jo@lab.org").click()
         ada.get_by_text("Nobody waits").wait_for()
@@ -164,6 +165,7 @@ def test_a_walk_from_the_first_page_to_the_last(
 def configured(page: Page, folder: Path) -> None:
     """Make tokens on the profile: one shown, one in a file for the client."""
     page.get_by_role("link", name="jo@lab.org").click()
+    page.wait_for_url("**/profile")
     look(page, "walk-profile")
     page.get_by_label("New token").fill("shown")
     page.get_by_role("button", name="Show the token").click()

@@ -140,7 +140,7 @@ class Watch(NannyPlugin):
             about = {
                 "worker": self._address,
                 "how": _how(exitcode),
-                "peak": self._peak,
+                "peak": max(self._peak, self._exceeded(nanny)),
                 "limit": nanny.memory_manager.memory_limit or 0,
             }
             self._peak = 0
@@ -151,6 +151,13 @@ class Watch(NannyPlugin):
             await told(exitcode)
 
         nanny._on_worker_exit = on_exit  # noqa: SLF001  # there is no other way
+
+    def _exceeded(self, nanny: Any) -> int:
+        """Return the bytes that a worker had at least, if its nanny has ended it for them."""
+        manager = nanny.memory_manager
+        if self._pid != manager._last_terminated_pid:  # noqa: SLF001  # it tells nobody else
+            return 0
+        return int(manager.memory_terminate_fraction * manager.memory_limit)
 
     def teardown(self, nanny: Any) -> None:
         """Stop looking."""
