@@ -91,6 +91,18 @@ def routes() -> dict[str, bool]:
     return found
 
 
+HALTS = """
+def run_query(path):
+    import pathlib, time
+
+    flag = pathlib.Path(path).with_name("go")
+    while path.endswith("/2.root") and not flag.exists():
+        time.sleep(0.05)
+    return {"n": [1]}
+"""
+"""A user's function whose last of three files ends when a file is there."""
+
+
 def copies(folder: Path, count: int, name: str = "uproot-Zmumu.root") -> list[str]:
     """Return so many copies of a sample in a new folder: files of the same content."""
     folder.mkdir()

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from tests.browser import look, opened, running
-from tests.support import Server, copies, routes, sample
+from tests.support import HALTS, Server, copies, routes, sample
 
 HTML = {"Accept": "text/html,application/xhtml+xml"}
 
@@ -202,18 +202,6 @@ def browser() -> Iterator[Browser]:
     """Give a real browser."""
     with running() as made:
         yield made
-
-
-HALTS = """
-import pathlib, time
-
-def run_query(path):
-    flag = pathlib.Path(path).with_name("go")
-    while path.endswith("/2.root") and not flag.exists():
-        time.sleep(0.05)
-    return {"n": [1]}
-"""
-"""A query whose last of three files ends when a file is there."""
 
 
 def halting(server: Server, folder: Path, title: str) -> str:

@@ -13,18 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration.servers import free_port
-from tests.support import Server, copies, refused, until
-
-HALTS = """
-import pathlib, time
-
-def run_query(path):
-    flag = pathlib.Path(path).with_name("go")
-    while path.endswith("/2.root") and not flag.exists():
-        time.sleep(0.05)
-    return {"n": [1]}
-"""
-"""A query whose last of three files ends when a file is there."""
+from tests.support import HALTS, Server, copies, refused, until
 
 
 def command(*words: str) -> str:

@@ -18,18 +18,7 @@ from playwright.sync_api import Browser, Page
 from tests.browser import at_provider, look, opened, running
 from tests.e2e.test_accounts import command
 from tests.identity_provider import IdentityProvider
-from tests.support import Server, copies, sample
-
-HALTS = """
-def run_query(path):
-    import pathlib, time
-
-    flag = pathlib.Path(path).with_name("go")
-    while path.endswith("/2.root") and not flag.exists():
-        time.sleep(0.05)
-    return {"n": [1]}
-"""
-"""A user's function whose last of three files ends when a file is there."""
+from tests.support import HALTS, Server, copies, sample
 
 HALTING = "query.PythonFunction().with_uproot_function(__import__('halting').run_query)"
 

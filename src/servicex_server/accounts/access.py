@@ -163,6 +163,20 @@ def allowed(user: User, token: ApiToken | None = None) -> Principal:
     return Principal(user.email, user.role)
 
 
+def token_name(text: str) -> str:
+    """Return what a token is to be called.
+
+    Raises
+    ------
+    RequestError
+        It is no name.
+    """
+    name = text.strip()
+    if not name or len(name) > 100 or not name.isprintable():  # noqa: PLR2004  # for people to read
+        raise RequestError("name: a token needs one, of at most 100 characters")
+    return name
+
+
 async def make_token(
     database: Database, email: str, name: str, *, days: float = TOKEN_DAYS
 ) -> tuple[str, ApiToken]:
@@ -173,9 +187,7 @@ async def make_token(
     NotFoundError, RequestError
         There is no such account; or a name, or a number of days, that cannot be.
     """
-    name = name.strip()
-    if not name or len(name) > 100 or not name.isprintable():  # noqa: PLR2004  # for people to read
-        raise RequestError("name: a token needs one, of at most 100 characters")
+    name = token_name(name)
     if not 0 < days <= MOST_DAYS:
         raise RequestError(f"days: {days:g} is not between 0 and {MOST_DAYS}")
     token, known_by = new_api_token()

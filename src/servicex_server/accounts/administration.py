@@ -1,4 +1,4 @@
-"""What an administrator does to accounts, from a command line beside the service."""
+"""What an administrator does to accounts: on the pages, or from a command line beside them."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

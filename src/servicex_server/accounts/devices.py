@@ -4,12 +4,12 @@ import secrets
 from contextlib import suppress
 from datetime import timedelta
 
-from servicex_server.accounts.access import make_token
+from servicex_server.accounts.access import make_token, token_name
 from servicex_server.accounts.tokens import digest
 from servicex_server.database import sign_ins as rows
 from servicex_server.database import users as user_rows
 from servicex_server.database.connection import Database
-from servicex_server.errors import NotFoundError, RequestError
+from servicex_server.errors import NotFoundError
 from servicex_server.model import now
 
 WAIT = timedelta(minutes=10)
@@ -53,8 +53,7 @@ class Devices:
         RequestError
             The name cannot be one.
         """
-        if not name or len(name) > 100 or not name.isprintable():  # noqa: PLR2004  # as of tokens
-            raise RequestError("name: the program needs one, of at most 100 characters")
+        name = token_name(name)
         while True:
             secret = secrets.token_urlsafe(32)
             code = plain_code("".join(secrets.choice(_LETTERS) for _ in range(8)))

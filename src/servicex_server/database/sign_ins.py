@@ -18,18 +18,13 @@ from servicex_server.model import User, now
 
 def by_identity(connection: Connection, issuer: str, subject: str) -> User | None:
     """Return the account that somebody has come into by an issuer before."""
-    found = connection.scalar(
-        select(users.c.email)
-        .join(identities, identities.c.user_id == users.c.id)
-        .where(identities.c.issuer == issuer, identities.c.subject == subject)
-    )
-    return rows.get(connection, found) if found is not None else None
+    theirs = (identities.c.issuer == issuer, identities.c.subject == subject)
+    return rows.first(connection, users.c.id == identities.c.user_id, *theirs)
 
 
 def by_email(connection: Connection, email: str) -> User | None:
     """Return the account of an e-mail, in lower case."""
-    found = connection.scalar(select(users.c.email).where(users.c.email == email))
-    return rows.get(connection, found) if found is not None else None
+    return rows.first(connection, users.c.email == email)
 
 
 def join(connection: Connection, user: User, issuer: str, subject: str) -> None:
@@ -51,10 +46,10 @@ def sign_up(
 
     Of two sign-ups at a time one makes the account, and the other finds it.
     """
-    made = by_email(connection, email) is None
-    user = rows.add(connection, email, about) if made else rows.get(connection, email)
+    found = by_email(connection, email)
+    user = found or rows.add(connection, email, about)
     join(connection, user, issuer, subject)
-    return user, made
+    return user, found is None
 
 
 # --- browsers ------------------------------------------------------------------------------
@@ -84,12 +79,8 @@ def open_session(
 
 def by_session(connection: Connection, digest: str) -> User | None:
     """Return who has signed in, in a browser; None if nobody has, or it is too long ago."""
-    found = connection.scalar(
-        select(users.c.email)
-        .join(sessions, sessions.c.user_id == users.c.id)
-        .where(sessions.c.hash == digest, sessions.c.expires_at > now())
-    )
-    return rows.get(connection, found) if found is not None else None
+    open_ = (sessions.c.hash == digest, sessions.c.expires_at > now())
+    return rows.first(connection, users.c.id == sessions.c.user_id, *open_)
 
 
 def is_vouched(connection: Connection, digest: str) -> bool:

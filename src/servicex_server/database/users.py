@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, insert, not_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, delete, insert, not_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from servicex_server.database.requests import OPEN, change_state, drop_tasks
@@ -34,6 +34,12 @@ def add(connection: Connection, email: str, about: Mapping[str, Any]) -> User:
     return get(connection, email)
 
 
+def first(connection: Connection, *which: ColumnElement[bool]) -> User | None:
+    """Return an account of which something holds; None if there is none."""
+    row = connection.execute(select(users).where(*which)).first()
+    return _user(row) if row is not None else None
+
+
 def get(connection: Connection, email: str) -> User:
     """Return an account.
 
@@ -42,10 +48,10 @@ def get(connection: Connection, email: str) -> User:
     NotFoundError
         There is none.
     """
-    row = connection.execute(select(users).where(users.c.email == email)).first()
-    if row is None:
+    found = first(connection, users.c.email == email)
+    if found is None:
         raise NotFoundError(f"there is no account of {email}")
-    return _user(row)
+    return found
 
 
 def by_number(connection: Connection, number: int) -> User:
@@ -56,10 +62,10 @@ def by_number(connection: Connection, number: int) -> User:
     NotFoundError
         There is none.
     """
-    row = connection.execute(select(users).where(users.c.id == number)).first()
-    if row is None:
+    found = first(connection, users.c.id == number)
+    if found is None:
         raise NotFoundError(f"there is no account {number}")
-    return _user(row)
+    return found
 
 
 def listed(connection: Connection) -> list[User]:

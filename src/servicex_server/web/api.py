@@ -41,6 +41,7 @@ from servicex_server.web.askers import (
     TheAttempts,
     asker,
     base_of,
+    number_in,
 )
 from servicex_server.web.pages.rendering import wants_page
 from servicex_server.web.report import failure_report
@@ -264,9 +265,10 @@ async def forget_dataset(app: TheApp, principal: Asker, dataset_id: str) -> dict
 
 def dataset_number(text: str) -> int:
     """Return the number of a dataset that an address names."""
-    if not text.isdecimal() or len(text) > 18:  # noqa: PLR2004  # what a 64-bit id can have
+    number = number_in(text)
+    if number is None:
         raise NotFoundError(f"Dataset {text} not found")
-    return int(text)
+    return number
 
 
 @router.get("/servicex/queue", summary="Requests that have not ended")

@@ -77,6 +77,18 @@ SeesAll = Depends(_overseer)
 """Of a route that is there only for those who see all."""
 
 
+def number_in(text: str) -> int | None:
+    """Return the number of a row that an address names; None if no row can have it.
+
+    Examples
+    --------
+    >>> number_in("12"), number_in("-1"), number_in("9" * 19)
+    (12, None, None)
+    """
+    known = text.isdecimal() and len(text) <= 18  # noqa: PLR2004  # what a 64-bit id can have
+    return int(text) if known else None
+
+
 def base_of(app: App, request: Request) -> str:
     """Return the URL by which this client reaches the service."""
     public = app.settings.public_url

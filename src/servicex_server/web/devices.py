@@ -31,7 +31,7 @@ async def code(app: TheApp, request: Request, attempts: TheAttempts) -> dict[str
     _check(app)
     await attempts.allow(request, "programs that sign in")
     form = await form_of(request)
-    secret, shown = await app.devices.begin(form.get("client_id", "").strip())
+    secret, shown = await app.devices.begin(form.get("client_id", ""))
     address = f"{base_of(app, request)}/device"
     return {
         "device_code": secret,

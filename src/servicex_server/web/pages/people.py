@@ -11,7 +11,7 @@ from servicex_server.app import App
 from servicex_server.database import users as rows
 from servicex_server.errors import ForbiddenError, NotFoundError, RequestError
 from servicex_server.model import Principal, Role, User, UserState
-from servicex_server.web.askers import TheApp
+from servicex_server.web.askers import TheApp, number_in
 from servicex_server.web.bodies import form_of
 from servicex_server.web.pages import rendering
 from servicex_server.web.pages.visitors import SeesAll, SignIn, Visitor
@@ -36,9 +36,9 @@ async def _other(app: App, principal: Principal, number: str) -> User:
     """Return an account that somebody may change: an administrator, and none their own."""
     if not principal.changes_all:
         raise ForbiddenError("accounts are changed by administrators")
-    if not number.isdecimal() or len(number) > 18:  # noqa: PLR2004  # what a 64-bit id can have
+    if (named := number_in(number)) is None:
         raise NotFoundError(f"there is no account {number[:100]}")
-    found = await app.database.read(rows.by_number, int(number))
+    found = await app.database.read(rows.by_number, named)
     if found.email == principal.user:
         raise RequestError("this is your own account", hint="ask another administrator")
     return found
