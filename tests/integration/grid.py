@@ -340,7 +340,7 @@ def _running(
         given(place / "files")
     library = preloadable("loopback_bind", place)
     with daemon("xrootd", place, address, library, environment) as process:
-        until_it_answers(address, port, process, place / "log" / "log")
+        until_it_answers(address, port, process, place / "xrootd.log")
         yield XRootD(place / "files", address, port, process)
 
 

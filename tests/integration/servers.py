@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -35,10 +36,14 @@ READY_SECONDS = 20
 
 
 def free_port(address: str = "127.0.0.1") -> int:
-    """Return a port on which nobody listens."""
-    with socket.create_server((address, 0)) as taken:
-        port: int = taken.getsockname()[1]
-    return port
+    """Return a port on which nobody listens, and that is given to nobody who asks for any port.
+
+    Those that the system gives, also to a client for its end of a connection, begin at 32768.
+    """
+    for port in random.sample(range(10_000, 32_768), 100):
+        with contextlib.suppress(OSError), socket.create_server((address, port)):
+            return port
+    raise pytest.fail.Exception(f"of 100 ports of {address} none is free")
 
 
 # --- XRootD --------------------------------------------------------------------------------
@@ -84,7 +89,7 @@ def xrootd(address: str = "127.0.0.1", *, port: int = 0) -> Iterator[XRootD]:
         prepare(home, f"xrd.port {port}\nall.export / readonly\n")
         library = preloadable("loopback_bind", home)
         process = started.enter_context(daemon("xrootd", home, address, library))
-        until_it_answers(address, port, process, home / "log" / "log")
+        until_it_answers(address, port, process, home / "xrootd.log")
         yield XRootD(home / "files", address, port, process)
 
 
@@ -121,7 +126,7 @@ def redirector(address: str = "127.0.0.1") -> Iterator[tuple[XRootD, XRootD, XRo
             process = started.enter_context(daemon("xrootd", place, address, library))
             doors.append(XRootD(place / "files", address, ports[1], process))
         for door in doors:
-            log = door.folder.with_name("log") / "log"
+            log = door.folder.with_name("xrootd.log")
             until_it_answers(address, door.port, door.process, log)
         _until_it_knows(doors[0], 2)
         manager, one, two = doors
@@ -130,13 +135,12 @@ def redirector(address: str = "127.0.0.1") -> Iterator[tuple[XRootD, XRootD, XRo
 
 def prepare(home: Path, config: str) -> None:
     """Make what a program of XRootD needs: a folder ``files`` to serve, and a configuration."""
-    folder, admin, log = home / "files", home / "admin", home / "log"
-    for one in (folder, admin, log):
-        one.mkdir()
+    folder, admin = home / "files", home / "admin"
+    folder.mkdir()
+    admin.mkdir()
     if os.getuid() == 0:
         user = pwd.getpwnam("nobody")
-        for one in (admin, log):
-            os.chown(one, user.pw_uid, user.pw_gid)
+        os.chown(admin, user.pw_uid, user.pw_gid)
     place = f"oss.localroot {folder}\nall.adminpath {admin}\nall.pidpath {admin}\n"
     (home / "xrootd.cfg").write_text(place + config)
 
@@ -149,14 +153,19 @@ def daemon(
     library: Path,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program of XRootD in a folder that is prepared for it."""
+    """Run a program of XRootD in a folder that is prepared for it; its log is beside its files.
+
+    The log is its standard output: with a log file of its own it starts a thread that reads the
+    environment while others still set it, and now and then that is its end, see
+    https://github.com/xrootd/xrootd/issues/2107.
+    """
     command = [needed(program, "apt-get install xrootd-server")]
-    command += ["-c", str(home / "xrootd.cfg"), "-l", str(home / "log" / "log")]
+    command += ["-c", str(home / "xrootd.cfg")]
     if os.getuid() == 0:
         command += ["-R", "nobody"]
     told = {**os.environ, **(environment or {})}
     told |= {"LD_PRELOAD": str(library), "LOOPBACK_BIND": address}
-    with (home / "output").open("ab") as output:
+    with (home / f"{program}.log").open("wb") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env=told, cwd=home
         )
@@ -213,7 +222,7 @@ def _until_it_knows(door: XRootD, count: int) -> None:
         if status.ok and len(found.locations) == count:
             return
         time.sleep(0.1)
-    text = (door.folder.with_name("log") / "log").read_text(errors="replace")[-3000:]
+    text = door.folder.with_name("xrootd.log").read_text(errors="replace")[-3000:]
     pytest.fail(f"the redirector does not know {count} servers:\n{text}")
 
 
