@@ -38,9 +38,11 @@ CONFIG = {
     # its pages would show every user's files to everybody on the machine
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
-    # samples of stacks, a hundred a second, and of the machine's disks, for pages nobody sees
+    # samples of stacks, a hundred a second, of the disks, and of how late a loop is, fifty a second,
+    # for pages nobody sees
     "distributed.worker.profile.enabled": False,
     "distributed.admin.system-monitor.disk": False,
+    "distributed.admin.tick.interval": "1s",
     "distributed.admin.tick.limit": "30s",
     "distributed.comm.timeouts.connect": "10s",
 }
