@@ -17,6 +17,7 @@ from benchmarks.dispatch import dispatch, on_workers
 from benchmarks.doors import doors
 from benchmarks.engine import engine
 from benchmarks.others import dask, root
+from benchmarks.pages import pages
 from benchmarks.queries import func_adl
 from benchmarks.remote import remote
 from benchmarks.report import RESULTS, Section, save
@@ -26,6 +27,8 @@ PARTS: dict[str, Callable[[Namespace], list[Section]]] = {
     "latency": lambda options: measure.latency(options.repeats),
     "memory": lambda options: measure.memory(options.events, large=options.large),
     "workers": lambda _: measure.workers(10_000_000),
+    "idle": lambda options: measure.idle(options.repeats),
+    "pages": lambda options: pages(min(options.repeats, 3)),
     "dispatch": lambda options: [*dispatch(options.files), *on_workers(options.repeats)],
     "engine": lambda options: engine(options.repeats, large=options.large),
     "func_adl": lambda options: func_adl(options.repeats),

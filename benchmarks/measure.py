@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import psutil
 
 from benchmarks.report import Section
 from benchmarks.samples import COLUMNS, prepared
@@ -31,6 +32,18 @@ for number, path in enumerate(files):
 print(time.perf_counter() - began)
 """
 """What a user would write instead: one process, uproot and awkward, file by file."""
+
+CLUSTER = """
+import sys
+from distributed import LocalCluster
+if __name__ == "__main__":
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None):
+        print(flush=True)
+        sys.stdin.read()
+"""
+"""What a user would have running instead: Dask alone, as it comes."""
+
+IDLE_SECONDS = 20
 
 
 @contextmanager
@@ -259,3 +272,43 @@ def startup(repeats: int) -> list[Section]:
         ),
     ]
     return [Section("Startup", HEADINGS, tuple(rows))]
+
+
+def idle(repeats: int) -> list[Section]:
+    """Measure what a service costs that has nothing to do, in turn with a cluster of Dask."""
+    with serving(2) as server, tempfile.TemporaryDirectory() as folder:
+        deliver(server, [sample("uproot-Zmumu.root")])
+        program = Path(folder) / "cluster.py"
+        program.write_text(CLUSTER, encoding="utf-8")
+        with subprocess.Popen(
+            [sys.executable, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as cluster:
+            assert server.process is not None
+            assert cluster.stdout is not None
+            cluster.stdout.readline()
+            ours, theirs = [], []
+            for _ in range(repeats):
+                began = _spent(server.process.pid), _spent(cluster.pid)
+                time.sleep(IDLE_SECONDS)
+                ours.append((_spent(server.process.pid) - began[0]) / IDLE_SECONDS)
+                theirs.append((_spent(cluster.pid) - began[1]) / IDLE_SECONDS)
+            cluster.communicate()
+    ratio = statistics.median(one / two for one, two in zip(ours, theirs, strict=True))
+    how = f"median of {repeats} times {IDLE_SECONDS} s, at the same time; all processes"
+    rows = [
+        ("the service, 2 idle workers", f"{statistics.median(ours):.1%} of a core", "", how),
+        (
+            "`distributed.LocalCluster`, 2 idle workers, no pages",
+            f"{statistics.median(theirs):.1%} of a core",
+            "",
+            f"the service costs {ratio:.2f} times as much",
+        ),
+    ]
+    return [Section("Idle", HEADINGS, tuple(rows))]
+
+
+def _spent(pid: int) -> float:
+    """Return the seconds of processors that a process and those below it have had."""
+    first = psutil.Process(pid)
+    times = [one.cpu_times() for one in (first, *first.children(recursive=True))]
+    return sum(one.user + one.system for one in times)

@@ -227,21 +227,6 @@ class Server:
             if not ended or one.process is None or one.process.poll() is not None:
                 one.hold_log()
 
-    def cost_of(self, ask: Callable[[], object], *, tries: int = 5) -> float:
-        """Return the seconds of a processor that the server needs to answer, at the least.
-
-        A clock would go on while others have the processors.
-        """
-        assert self.process is not None
-        process = psutil.Process(self.process.pid)
-        took = []
-        for _ in range(tries):
-            before = process.cpu_times()
-            ask()
-            after = process.cpu_times()
-            took.append(after.user + after.system - before.user - before.system)
-        return min(took)
-
     def descendants(self) -> list[psutil.Process]:
         """Return all processes below the server."""
         assert self.process is not None

@@ -260,7 +260,9 @@ def rucio(*, blocks: bool = False) -> Iterator[Rucio]:
             )
         try:
             url = f"http://127.0.0.1:{port}"
-            with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+            # gunicorn ends a connection that was idle for two seconds, maybe while it is used again
+            once = httpx.Limits(max_keepalive_connections=0)
+            with httpx.Client(base_url=url, timeout=60, trust_env=False, limits=once) as client:
                 _until_it_answers(client, process, output)
                 yield Rucio(url, process, client, home / "rucio.db")
         finally:

@@ -38,8 +38,8 @@ CONFIG = {
     # its pages would show every user's files to everybody on the machine
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
-    # samples of stacks, a hundred a second, of the disks, and of how late a loop is, fifty a second,
-    # for pages nobody sees
+    # for pages nobody sees: samples of stacks, a hundred a second, and of the machine's disks, and
+    # how late each loop is, fifty times a second
     "distributed.worker.profile.enabled": False,
     "distributed.admin.system-monitor.disk": False,
     "distributed.admin.tick.interval": "1s",
