@@ -431,17 +431,13 @@ def _task_key(task: TaskSpec | Outcome) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class TaskReport:
-    """One finished file of a request, or part of one, as a user reads it."""
+class FailedFile:
+    """A file of a request that failed, or part of one, with all that is known about why."""
 
     id: int
     file_id: int
-    state: TaskState
     path: str
-    object_name: str
-    bytes: int
     events: int
-    seconds: float
     finished_at: datetime
     worker: str
     replicas: tuple[Replica, ...]

@@ -30,7 +30,6 @@ from servicex_server.model import (
     ResultFormat,
     Sharing,
     TaskSpec,
-    TaskState,
 )
 from servicex_server.objects.contract import UNFINISHED
 from servicex_server.retention import clear
@@ -125,7 +124,7 @@ async def test_attempts_are_limited(tmp_path: Path) -> None:
     async with service(tmp_path, engine) as app:
         request_id = await submit(app, 1)
         found = await ended(app, request_id)
-        (report,) = await app.database.read(task_rows.reports, request_id, [TaskState.FAILED])
+        (report,) = await app.database.read(task_rows.failed, request_id)
     assert found.state is RequestState.FATAL
     assert "killed by signal 9" in found.failure
     assert [spec.attempt for spec in engine.seen] == [1, 2, 3]
@@ -192,9 +191,9 @@ async def test_a_second_service_takes_up_the_rest(tmp_path: Path) -> None:
     second = MemoryEngine(delivered, slots=4)
     async with service(tmp_path, second) as app:
         found = await ended(app, request_id)
-        reports = await app.database.read(task_rows.reports, request_id, [TaskState.DONE])
+        files = await app.database.read(task_rows.ended, request_id)
     assert found.completed == 200
-    assert len({report.object_name for report in reports}) == 200
+    assert len({file.object_name for file in files}) == 200
     assert second.seen
 
 
@@ -382,7 +381,7 @@ async def test_a_deletion_is_taken_up_where_a_process_died(
     async with service(tmp_path, MemoryEngine(delivered)) as app, asyncio.timeout(10):
         while await app.database.read(request_rows.hidden):
             await asyncio.sleep(0.005)
-        assert await app.database.read(task_rows.reports, request_id, list(TaskState)) == []
+        assert await app.database.read(task_rows.ended, request_id) == []
         assert await app.objects.list(request_id) == []
 
 

@@ -25,7 +25,6 @@ from servicex_server.model import (
     Outcome,
     RequestState,
     TaskSpec,
-    TaskState,
 )
 from servicex_server.settings import Settings
 from tests.postgres import Postgres
@@ -295,8 +294,8 @@ async def test_the_next_one_leads_and_every_file_ends_once(
             end_leader(postgresql)
         found = await ended(one, request_id)
         assert (found.state, found.completed) == (RequestState.COMPLETE, 400)
-        reports = await one.database.read(task_rows.reports, request_id, [TaskState.DONE])
-    assert len({report.file_id for report in reports}) == len(reports) == 400
+        files = await one.database.read(task_rows.ended, request_id)
+    assert len({file.file_id for file in files}) == len(files) == 400
     assert all(engine.seen for engine in engines)
     assert sum(engine.disowned for engine in engines) == 3  # and not when they stopped in order
 

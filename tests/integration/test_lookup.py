@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from sqlalchemy import select
 
 from servicex_server import lookup, plugins
 from servicex_server.app import App
 from servicex_server.database import datasets as dataset_rows
 from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
+from servicex_server.database.tables import tasks
 from servicex_server.engines.memory import MemoryEngine
 from servicex_server.errors import (
     CatalogueDeniedError,
@@ -357,16 +359,16 @@ async def test_a_file_that_is_at_none_of_its_places_is_looked_for_once(tmp_path:
     async with service(tmp_path, lost_at("one", "two")) as app:
         found = await ended(app, await submit(app, "cat://set"))
         assert (found.state, found.completed, found.failed) == (RequestState.COMPLETE, 1, 5)
-        reports = await app.database.read(
-            task_rows.reports, found.id, [TaskState.DONE, TaskState.FAILED]
-        )
-        done, failed = (
-            [one for one in reports if one.state is state]
-            for state in (TaskState.DONE, TaskState.FAILED)
-        )
+        done = [
+            one
+            for one in await app.database.read(task_rows.ended, found.id)
+            if one.state is TaskState.DONE
+        ]
+        failed = await app.database.read(task_rows.failed, found.id)
         assert [one.path for one in done] == [here.url]
-        tried = [attempt.url for attempt in done[0].attempts]
-        assert tried == [replica.url for replica in (*FILES[0].replicas, here)]
+        query = select(tasks.c.tried).where(tasks.c.id == done[0].id)
+        (tried,) = await app.database.read(lambda connection: connection.scalars(query).all())
+        assert [one["url"] for one in tried] == [one.url for one in (*FILES[0].replicas, here)]
         assert {len(one.attempts) for one in failed} == {2}
         assert {one.error.kind for one in failed if one.error} == {"Missing"}
         assert sorted(Cat.looked_for) == list("abcdef")

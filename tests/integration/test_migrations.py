@@ -140,10 +140,10 @@ async def test_a_database_of_the_first_release_opens_and_goes_on(first_release: 
             found := await app.database.read(request_rows.get, LOCAL_USER, "old")
         ).finished_at:
             await asyncio.sleep(0.005)
-        reports = await app.database.read(task_rows.reports, "old", [TaskState.DONE])
+        files = await app.database.read(task_rows.ended, "old")
     assert (found.state, found.files) == (RequestState.COMPLETE, 4)
     assert (found.completed, found.failed) == (3, 1)
-    assert {report.file_id for report in reports} == {1, 2, 3}
+    assert {file.file_id for file in files if file.state is TaskState.DONE} == {1, 2, 3}
     assert {spec.file_id for spec in memory.seen} == {2, 3}
 
 

@@ -286,17 +286,13 @@ async def test_times_never_go_back(database: Database, monkeypatch: pytest.Monke
         await database.write(outcome_rows.record, [success(one)], most_attempts=1)
         back = now() - timedelta(hours=1)
         monkeypatch.setattr(outcome_rows, "now", lambda back=back: back)
-    found = await database.read(task_rows.reports, request_id, [TaskState.DONE])
-    times = [report.finished_at for report in found]
+    found = await database.read(task_rows.ended, request_id)
+    times = [one.finished_at for one in found]
     assert times == sorted(times)
-    later = await database.read(
-        task_rows.reports, request_id, [TaskState.DONE], later_than=times[1]
-    )
-    assert [report.finished_at for report in later] == times[1:]
+    later = await database.read(task_rows.ended, request_id, later_than=times[1])
+    assert [one.finished_at for one in later] == times[1:]
     first = datetime(1, 1, 1, tzinfo=UTC)
-    everything = await database.read(
-        task_rows.reports, request_id, [TaskState.DONE], later_than=first
-    )
+    everything = await database.read(task_rows.ended, request_id, later_than=first)
     assert len(everything) == 3
 
 
@@ -369,7 +365,7 @@ async def test_a_large_file_becomes_its_parts(database: Database) -> None:
     await database.write(outcome_rows.record, [*ends, lost], most_attempts=1)
     found = await database.read(request_rows.get, ANN, request_id)
     assert (found.files, found.completed, found.failed) == (4, 3, 1)
-    (failed,) = await database.read(task_rows.reports, request_id, [TaskState.FAILED])
+    (failed,) = await database.read(task_rows.failed, request_id)
     assert failed.entries == (0, 40)
 
 

@@ -6,12 +6,13 @@ How they end is in `servicex_server.database.outcomes`.
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     Connection,
     Select,
     bindparam,
+    case,
     func,
     insert,
     literal,
@@ -28,11 +29,11 @@ from servicex_server.model import (
     Attempt,
     Demand,
     Entries,
+    FailedFile,
     InputFile,
     Replica,
     RequestState,
     ResultFormat,
-    TaskReport,
     TaskState,
     now,
     object_name,
@@ -284,42 +285,86 @@ def next_due(connection: Connection) -> datetime | None:
     return moment if last is not None and last > moment + LONGEST_PAUSE else due
 
 
-def reports(
-    connection: Connection,
-    request_id: str,
-    states: Iterable[TaskState],
-    *,
-    later_than: datetime | None = None,
-) -> list[TaskReport]:
-    """Return the ended files of a request, in the order they ended.
+class Ended(NamedTuple):
+    """A file of a request that has ended, or part of one, as those need it who fetch results."""
+
+    id: int
+    file_id: int
+    state: TaskState
+    path: str
+    object_name: str | None
+    bytes: int
+    events: int
+    seconds: float
+    finished_at: datetime
+    entries: Entries | None
+
+
+def ended(
+    connection: Connection, request_id: str, *, later_than: datetime | None = None
+) -> list[Ended]:
+    """Return the files of a request that were delivered or failed, in the order they ended.
 
     ``later_than`` is inclusive: two files may end in one moment.
     """
-    query = (
-        select(tasks, files.c.replicas, files.c.name)
-        .join_from(tasks, files, tasks.c.file_id == files.c.id)
-        .where(tasks.c.request_id == request_id, tasks.c.state.in_(list(states)))
-        .order_by(tasks.c.finished_at, tasks.c.id)
+    # these take long to decode, and are wanted only where no worker has said which one it was
+    replicas = case((tasks.c.path.is_(None), files.c.replicas)).label("replicas")
+    query = _of_request(
+        request_id,
+        (TaskState.DONE, TaskState.FAILED),
+        *(tasks.c[name] for name in Ended._fields if name in tasks.c),
+        *(tasks.c.first_entry, tasks.c.last_entry),
+        *(replicas, files.c.name),
     )
     if later_than is not None:
         query = query.where(tasks.c.finished_at >= later_than)
-    return [_report(row) for row in connection.execute(query)]
+    return [
+        Ended(
+            row.id,
+            row.file_id,
+            TaskState(row.state),
+            row.path or _path(row),
+            row.object_name,
+            row.bytes,
+            row.events,
+            row.seconds,
+            row.finished_at,
+            _entries(row),
+        )
+        for row in connection.execute(query)
+    ]
 
 
-def _report(row: Any) -> TaskReport:
-    replicas = tuple(Replica(url, rse) for url, rse in row.replicas)
-    return TaskReport(
+def failed(connection: Connection, request_id: str) -> list[FailedFile]:
+    """Return the files of a request that failed, in the order they ended."""
+    query = _of_request(request_id, (TaskState.FAILED,), tasks, files.c.replicas, files.c.name)
+    return [_failed(row) for row in connection.execute(query)]
+
+
+def _of_request(request_id: str, states: Sequence[TaskState], *columns: Any) -> Select[Any]:
+    return (
+        select(*columns)
+        .join_from(tasks, files, tasks.c.file_id == files.c.id)
+        .where(tasks.c.request_id == request_id, tasks.c.state.in_(states))
+        .order_by(tasks.c.finished_at, tasks.c.id)
+    )
+
+
+def _path(row: Any) -> str:
+    """Return what users know a file by of which no replica was read."""
+    path: str = row.replicas[0][0] if row.replicas else row.name
+    return path
+
+
+def _failed(row: Any) -> FailedFile:
+    return FailedFile(
         id=row.id,
         file_id=row.file_id,
-        state=TaskState(row.state),
-        path=row.path or (replicas[0].url if replicas else row.name),
-        object_name=row.object_name or "",
-        bytes=row.bytes,
+        path=row.path or _path(row),
         events=row.events,
-        seconds=row.seconds,
         finished_at=row.finished_at,
         worker=row.worker,
-        replicas=replicas,
+        replicas=tuple(Replica(url, rse) for url, rse in row.replicas),
         entries=_entries(row),
         attempts=tuple(
             Attempt(

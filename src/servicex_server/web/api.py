@@ -3,11 +3,13 @@
 import asyncio
 import time
 from datetime import UTC, datetime
+from itertools import starmap
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlsplit
 
 from fastapi import APIRouter, Query, Request, Security
 from fastapi.responses import PlainTextResponse, RedirectResponse, Response
+from sqlalchemy import Connection
 
 from servicex_server import __version__, plugins
 from servicex_server.accounts.tokens import Claims, access_token
@@ -24,7 +26,7 @@ from servicex_server.errors import (
     RequestError,
     UnknownTokenError,
 )
-from servicex_server.model import LOCAL_USER, TaskState, now
+from servicex_server.model import LOCAL_USER, now
 from servicex_server.model import Request as TransformRequest
 from servicex_server.objects.bucket import bucket_keys
 from servicex_server.retention import clear
@@ -45,6 +47,7 @@ from servicex_server.web.askers import (
 )
 from servicex_server.web.pages.rendering import wants_page
 from servicex_server.web.report import failure_report
+from servicex_server.web.rows import with_rows
 from servicex_server.web.signatures import presigned_query
 
 router = APIRouter()
@@ -141,36 +144,47 @@ def _full(app: App, request: Request, found: TransformRequest) -> dict[str, Any]
     }
 
 
-@router.get("/servicex/transformation/{request_id}/status", summary="Progress of a request")
+@router.get(
+    "/servicex/transformation/{request_id}/status",
+    summary="Progress of a request",
+    response_model=dict[str, Any],
+)
 async def status(
     app: TheApp, principal: Asker, request_id: str, *, details: bool = False
-) -> dict[str, Any]:
+) -> Response | dict[str, Any]:
     """Return the counters of a request, and with ``details`` its ended files."""
-    found = await app.database.read(request_rows.get, principal, request_id)
-    stats = await app.database.read(task_rows.statistics, request_id)
-    answer = wire.status_json(found, stats)
-    if details:
-        answer["details"] = await _results(app, request_id, None)
-    return answer
+
+    def told(connection: Connection) -> Response | dict[str, Any]:
+        found = request_rows.get(connection, principal, request_id)
+        answer = wire.status_json(found, task_rows.statistics(connection, request_id))
+        if not details:
+            return answer
+        ended = task_rows.ended(connection, request_id)
+        return with_rows(answer, "details", (wire.result_json(request_id, one) for one in ended))
+
+    return await app.database.read(told)
 
 
-@router.get("/servicex/transformation/{request_id}/results", summary="Files that have ended")
+@router.get(
+    "/servicex/transformation/{request_id}/results",
+    summary="Files that have ended",
+    response_model=dict[str, Any],
+)
 async def results(
     app: TheApp,
     principal: Asker,
     request_id: str,
     later_than: Annotated[str | None, Query(description="ISO 8601; inclusive")] = None,
-) -> dict[str, Any]:
+) -> Response:
     """Return the files of a request that ended at or after a moment, in that order."""
     moment = _moment(later_than) if later_than is not None else None
-    await app.database.read(request_rows.get, principal, request_id)
-    return {"results": await _results(app, request_id, moment)}
 
+    def told(connection: Connection) -> Response:
+        request_rows.get(connection, principal, request_id)
+        ended = task_rows.ended(connection, request_id, later_than=moment)
+        return with_rows({}, "results", (wire.result_json(request_id, one) for one in ended))
 
-async def _results(app: App, request_id: str, moment: datetime | None) -> list[dict[str, Any]]:
-    ended = (TaskState.DONE, TaskState.FAILED)
-    reports = await app.database.read(task_rows.reports, request_id, ended, later_than=moment)
-    return [wire.result_json(request_id, report) for report in reports]
+    return await app.database.read(told)
 
 
 def _moment(text: str) -> datetime:
@@ -184,12 +198,20 @@ def _moment(text: str) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-@router.get("/servicex/transformation/{request_id}/errors", summary="Files that failed")
-async def errors(app: TheApp, principal: Asker, request_id: str) -> dict[str, Any]:
+@router.get(
+    "/servicex/transformation/{request_id}/errors",
+    summary="Files that failed",
+    response_model=dict[str, Any],
+)
+async def errors(app: TheApp, principal: Asker, request_id: str) -> Response:
     """Return for each failed file what was tried, what went wrong, whose fault, what to do."""
-    await app.database.read(request_rows.get, principal, request_id)
-    failed = await app.database.read(task_rows.reports, request_id, [TaskState.FAILED])
-    return {"errors": [wire.error_json(report) for report in failed]}
+
+    def told(connection: Connection) -> Response:
+        request_rows.get(connection, principal, request_id)
+        failed = task_rows.failed(connection, request_id)
+        return with_rows({}, "errors", map(wire.error_json, failed))
+
+    return await app.database.read(told)
 
 
 @router.get("/servicex/transformation/{request_id}/cancel", summary="Stop a request (old form)")
@@ -245,14 +267,21 @@ async def datasets(
     return {"datasets": [wire.dataset_json(dataset) for dataset in found]}
 
 
-@router.get("/servicex/datasets/{dataset_id}", summary="One dataset and its files")
-async def dataset(app: TheApp, principal: Asker, dataset_id: str) -> dict[str, Any]:
+@router.get(
+    "/servicex/datasets/{dataset_id}",
+    summary="One dataset and its files",
+    response_model=dict[str, Any],
+)
+async def dataset(app: TheApp, principal: Asker, dataset_id: str) -> Response:
     """Return a dataset with its files and their replicas."""
     number = dataset_number(dataset_id)
-    found = await app.database.read(dataset_rows.get, principal, number)
-    files = await app.database.read(dataset_rows.files_of, principal, number)
-    listed = [wire.file_json(file_id, file) for file_id, file in files]
-    return {**wire.dataset_json(found), "files": listed}
+
+    def told(connection: Connection) -> Response:
+        found = dataset_rows.get(connection, principal, number)
+        files = dataset_rows.files_of(connection, principal, number)
+        return with_rows(wire.dataset_json(found), "files", starmap(wire.file_json, files))
+
+    return await app.database.read(told)
 
 
 @router.delete("/servicex/datasets/{dataset_id}", summary="Look a dataset up again next time")
@@ -400,5 +429,5 @@ async def report(
         return RedirectResponse(address, 303, headers={"Vary": "Accept"})
     principal = await asker(app, request, attempts, authorization)
     found = await app.database.read(request_rows.get, principal, request_id)
-    failed = await app.database.read(task_rows.reports, request_id, [TaskState.FAILED])
+    failed = await app.database.read(task_rows.failed, request_id)
     return PlainTextResponse(failure_report(found, failed), headers={"Vary": "Accept"})

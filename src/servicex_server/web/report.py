@@ -3,12 +3,12 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
-from servicex_server.model import Request, TaskReport
+from servicex_server.model import FailedFile, Request
 
 _SHOWN = 20
 
 
-def failure_report(request: Request, failed: Sequence[TaskReport]) -> str:
+def failure_report(request: Request, failed: Sequence[FailedFile]) -> str:
     """Return the report on the failed files of a request."""
     head = [
         f"Request   {request.title or '(no title)'}  ({request.id})",
@@ -17,7 +17,7 @@ def failure_report(request: Request, failed: Sequence[TaskReport]) -> str:
     ]
     if request.failure:
         head.append(f"Failure   {request.failure}")
-    groups: dict[tuple[str, str, str], list[TaskReport]] = defaultdict(list)
+    groups: dict[tuple[str, str, str], list[FailedFile]] = defaultdict(list)
     for report in failed:
         error = report.error
         key = (error.kind, error.message, error.hint) if error else ("", "", "")

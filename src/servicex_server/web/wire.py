@@ -15,14 +15,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from servicex_server.database.open_requests import Queued
 from servicex_server.database.snapshots import Snapshot
+from servicex_server.database.tasks import Ended
 from servicex_server.model import (
     Attempt,
     BadReplica,
     Dataset,
+    FailedFile,
     InputFile,
     Request,
     ResultFormat,
-    TaskReport,
     TaskState,
 )
 from servicex_server.replicas import door_of
@@ -175,26 +176,26 @@ def _stats_json(stats: dict[str, float]) -> dict[str, float]:
     }
 
 
-def result_json(request_id: str, report: TaskReport) -> dict[str, Any]:
+def result_json(request_id: str, ended: Ended) -> dict[str, Any]:
     """Return one ended file."""
-    success = report.state is TaskState.DONE
+    success = ended.state is TaskState.DONE
     return {
-        "id": report.id,
+        "id": ended.id,
         "request-id": request_id,
-        "file-id": report.file_id,
-        "file-path": report.path,
-        "entries": report.entries,
+        "file-id": ended.file_id,
+        "file-path": ended.path,
+        "entries": ended.entries,
         "transform_status": "success" if success else "failure",
-        "transform_time": int(report.seconds),
-        "total-events": report.events,
-        "total-bytes": report.bytes,
-        "avg-rate": report.events / report.seconds if report.seconds else 0.0,
-        "s3-object-name": report.object_name if success else None,
-        "created_at": cursor_time(report.finished_at),
+        "transform_time": int(ended.seconds),
+        "total-events": ended.events,
+        "total-bytes": ended.bytes,
+        "avg-rate": ended.events / ended.seconds if ended.seconds else 0.0,
+        "s3-object-name": ended.object_name if success else None,
+        "created_at": cursor_time(ended.finished_at),
     }
 
 
-def error_json(report: TaskReport) -> dict[str, Any]:
+def error_json(report: FailedFile) -> dict[str, Any]:
     """Return one failed file: what, where, whose fault, and what to do."""
     error = report.error
     return {
