@@ -275,7 +275,7 @@ def startup(repeats: int) -> list[Section]:
 
 
 def idle(repeats: int) -> list[Section]:
-    """Measure what a service costs that has nothing to do, in turn with a cluster of Dask."""
+    """Measure what a service and a cluster of Dask cost that have nothing to do, together."""
     with serving(2) as server, tempfile.TemporaryDirectory() as folder:
         deliver(server, [sample("uproot-Zmumu.root")])
         program = Path(folder) / "cluster.py"
@@ -286,12 +286,17 @@ def idle(repeats: int) -> list[Section]:
             assert server.process is not None
             assert cluster.stdout is not None
             cluster.stdout.readline()
+            pids = server.process.pid, cluster.pid
             ours, theirs = [], []
             for _ in range(repeats):
-                began = _spent(server.process.pid), _spent(cluster.pid)
-                time.sleep(IDLE_SECONDS)
-                ours.append((_spent(server.process.pid) - began[0]) / IDLE_SECONDS)
-                theirs.append((_spent(cluster.pid) - began[1]) / IDLE_SECONDS)
+                before = [spent(pid) for pid in pids]
+                time.sleep(IDLE_SECONDS)  # what is measured is a length of time
+                after = [spent(pid) for pid in pids]
+                mine, other = (
+                    (now - then) / IDLE_SECONDS for then, now in zip(before, after, strict=True)
+                )
+                ours.append(mine)
+                theirs.append(other)
             cluster.communicate()
     ratio = statistics.median(one / two for one, two in zip(ours, theirs, strict=True))
     how = f"median of {repeats} times {IDLE_SECONDS} s, at the same time; all processes"
@@ -307,7 +312,7 @@ def idle(repeats: int) -> list[Section]:
     return [Section("Idle", HEADINGS, tuple(rows))]
 
 
-def _spent(pid: int) -> float:
+def spent(pid: int) -> float:
     """Return the seconds of processors that a process and those below it have had."""
     first = psutil.Process(pid)
     times = [one.cpu_times() for one in (first, *first.children(recursive=True))]

@@ -52,13 +52,14 @@ def _fill(connection: sqlite3.Connection, dataset_id: int) -> None:
         "(?, ?, 0, 'done', 1, ?, ?, ?, ?, 7, 3, ?, ?, '[]', '')",
         [
             (
-                *(REQUEST_ID, 1000 + n, str(came + (n + 1) * step), f"root://far//store/{n}.root"),
-                *(
-                    f"{n}.parquet",
-                    f"{REQUEST_ID}/1/{n}.parquet",
-                    1.0 + n % 9,
-                    f"worker-{n % WORKERS}",
-                ),
+                REQUEST_ID,
+                1000 + n,
+                str(came + (n + 1) * step),
+                f"root://far//store/{n}.root",
+                f"{n}.parquet",
+                f"{REQUEST_ID}/1/{n}.parquet",
+                1.0 + n % 9,
+                f"worker-{n % WORKERS}",
             )
             for n in range(FILES)
         ],

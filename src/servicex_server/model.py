@@ -431,23 +431,6 @@ def _task_key(task: TaskSpec | Outcome) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class FailedFile:
-    """A file of a request that failed, or part of one, with all that is known about why."""
-
-    id: int
-    file_id: int
-    path: str
-    events: int
-    finished_at: datetime
-    worker: str
-    replicas: tuple[Replica, ...]
-    entries: Entries | None = None
-    attempts: tuple[Attempt, ...] = ()
-    error: ErrorRecord | None = None
-    log_tail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class WorkerInfo:
     """One worker: where it is, and the task it is on (empty when idle). Memory in bytes.
 

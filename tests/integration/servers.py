@@ -43,7 +43,7 @@ def free_port(address: str = "127.0.0.1") -> int:
     for port in random.sample(range(10_000, 32_768), 100):
         with contextlib.suppress(OSError), socket.create_server((address, port)):
             return port
-    raise pytest.fail.Exception(f"of 100 ports of {address} none is free")
+    pytest.fail(f"of 100 ports of {address} none is free")
 
 
 # --- XRootD --------------------------------------------------------------------------------

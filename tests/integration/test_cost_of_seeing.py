@@ -1,4 +1,4 @@
-"""What it costs to look at the queue: what is open, and never what has ended."""
+"""What it costs to look: at the queue what is open, and at a page no more statements for more."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -6,9 +6,11 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, event, insert, text
+from sqlalchemy import Connection, event, insert, select, text
 
-from servicex_server.database import open_requests
+from servicex_server.database import browsing, ended_files, open_requests, progress, use
+from servicex_server.database import datasets as dataset_rows
+from servicex_server.database import requests as request_rows
 from servicex_server.database.connection import Database
 from servicex_server.database.tables import datasets, files, requests, tasks
 from servicex_server.model import LOCAL_USER, RequestState, TaskState, now
@@ -81,19 +83,24 @@ def read_rows(plan: dict[str, Any]) -> Iterator[float]:
         yield from read_rows(one)
 
 
-def costs(connection: Connection, function: Callable[..., object], *arguments: Any) -> list[str]:
-    """Return what a function reads that it need not, by the plans of its statements."""
+def statements(connection: Connection, function: Callable[..., object]) -> list[tuple[str, Any]]:
+    """Return what a function asks of the database, with the parameters."""
     asked: list[tuple[str, Any]] = []
 
     def note(conn: Any, cursor: Any, statement: str, parameters: Any, *rest: Any) -> None:
         asked.append((statement, parameters))
 
     event.listen(connection, "before_cursor_execute", note)
-    function(connection, *arguments)
+    function(connection)
     event.remove(connection, "before_cursor_execute", note)
     assert asked
+    return asked
+
+
+def costs(connection: Connection, function: Callable[..., object], *arguments: Any) -> list[str]:
+    """Return what a function reads that it need not, by the plans of its statements."""
     found = []
-    for statement, parameters in asked:
+    for statement, parameters in statements(connection, lambda one: function(one, *arguments)):
         if connection.dialect.name == "sqlite":
             plan = connection.exec_driver_sql(f"explain query plan {statement}", parameters)
             steps = [str(row[-1]) for row in plan]
@@ -139,3 +146,71 @@ async def test_a_look_at_all_is_seen(database: Database) -> None:
         connection.execute(text("select count(*) from tasks where finished_at is not null"))
 
     assert len(await database.read(costs, count)) == 1
+
+
+STEP = 1_000_000
+"""Larger than any id."""
+
+LOOKS: dict[str, Callable[[Connection], object]] = {
+    "requests": lambda one: browsing.requests_page(one, LOCAL_USER),
+    "queue": lambda one: open_requests.queue(one, LOCAL_USER),
+    "request": lambda one: request_rows.get(one, LOCAL_USER, "open"),
+    "files": lambda one: browsing.tasks_page(one, LOCAL_USER, "open"),
+    "failures": lambda one: browsing.failures(one, LOCAL_USER, "open"),
+    "plots": lambda one: progress.steps(
+        one,
+        LOCAL_USER,
+        "open",
+        began=now() - timedelta(hours=6),
+        length=timedelta(minutes=31),
+        count=12,
+    ),
+    "results": lambda one: ended_files.listed(one, LOCAL_USER, "open"),
+    "errors": lambda one: ended_files.failed(one, LOCAL_USER, "open"),
+    "statistics": lambda one: ended_files.statistics(one, LOCAL_USER, "open"),
+    "datasets": lambda one: browsing.datasets_page(one, LOCAL_USER),
+    "files of a dataset": lambda one: browsing.files_page(one, LOCAL_USER, 1),
+    "places": lambda one: browsing.places_of(one, LOCAL_USER, 1, most=2000),
+    "users": lambda one: use.stored_by_user(one, most=10),
+}
+"""What the pages, and the API for the same, read."""
+
+
+def more(connection: Connection) -> None:
+    """Copy all that there is, twice: three times as many of everything, and all of it one's own."""
+    there = {
+        table: connection.execute(select(table)).mappings().all()
+        for table in (datasets, files, tasks, requests)
+    }
+    for copy in (1, 2):
+        for table, keys in ((datasets, "id"), (files, "id dataset_id"), (tasks, "id file_id")):
+            moved = [
+                {**row, **{key: row[key] + copy * STEP for key in keys.split()}}
+                for row in there[table]
+            ]
+            connection.execute(insert(table), moved)
+        ours = [{**row, "id": f"copy{copy}-{row['id']}"} for row in there[requests]]
+        connection.execute(insert(requests), ours)
+
+
+def one_by_one(connection: Connection) -> None:
+    """Ask for each dataset by itself, which is what is to be found."""
+    for dataset_id in connection.scalars(select(datasets.c.id)).all():
+        dataset_rows.get(connection, LOCAL_USER, dataset_id)
+
+
+async def test_a_page_asks_as_often_however_much_there_is(database: Database) -> None:
+    """So that none becomes slow by a statement for each row."""
+    looks = {**LOOKS, "one by one": one_by_one}
+
+    def asked(connection: Connection) -> dict[str, list[str]]:
+        return {
+            what: [statement for statement, _ in statements(connection, look)]
+            for what, look in looks.items()
+        }
+
+    await database.write(fill)
+    before = await database.read(asked)
+    await database.write(more)
+    after = await database.read(asked)
+    assert [what for what in looks if before[what] != after[what]] == ["one by one"]

@@ -9,11 +9,14 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from sqlalchemy import func, select
 
 from servicex_server.app import App
+from servicex_server.database import ended_files
 from servicex_server.database import outcomes as outcome_rows
 from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
+from servicex_server.database.tables import tasks
 from servicex_server.engines.memory import MemoryEngine
 from servicex_server.errors import (
     CorruptError,
@@ -124,7 +127,7 @@ async def test_attempts_are_limited(tmp_path: Path) -> None:
     async with service(tmp_path, engine) as app:
         request_id = await submit(app, 1)
         found = await ended(app, request_id)
-        (report,) = await app.database.read(task_rows.failed, request_id)
+        (report,) = await app.database.read(ended_files.failed, LOCAL_USER, request_id)
     assert found.state is RequestState.FATAL
     assert "killed by signal 9" in found.failure
     assert [spec.attempt for spec in engine.seen] == [1, 2, 3]
@@ -191,7 +194,7 @@ async def test_a_second_service_takes_up_the_rest(tmp_path: Path) -> None:
     second = MemoryEngine(delivered, slots=4)
     async with service(tmp_path, second) as app:
         found = await ended(app, request_id)
-        files = await app.database.read(task_rows.ended, request_id)
+        files = await app.database.read(ended_files.listed, LOCAL_USER, request_id)
     assert found.completed == 200
     assert len({file.object_name for file in files}) == 200
     assert second.seen
@@ -381,7 +384,8 @@ async def test_a_deletion_is_taken_up_where_a_process_died(
     async with service(tmp_path, MemoryEngine(delivered)) as app, asyncio.timeout(10):
         while await app.database.read(request_rows.hidden):
             await asyncio.sleep(0.005)
-        assert await app.database.read(task_rows.ended, request_id) == []
+        count = select(func.count()).select_from(tasks).where(tasks.c.request_id == request_id)
+        assert await app.database.read(lambda connection: connection.scalar(count)) == 0
         assert await app.objects.list(request_id) == []
 
 

@@ -12,9 +12,8 @@ from pydantic import SecretStr
 from sqlalchemy import Connection, text
 
 from servicex_server.app import App, Duty, lock_folder
-from servicex_server.database import leadership
+from servicex_server.database import ended_files, leadership
 from servicex_server.database import requests as request_rows
-from servicex_server.database import tasks as task_rows
 from servicex_server.database.connection import Database
 from servicex_server.database.leadership import AdvisoryLock, NotLeadingError, Undisputed
 from servicex_server.database.locks import SPACE, Lock
@@ -294,7 +293,7 @@ async def test_the_next_one_leads_and_every_file_ends_once(
             end_leader(postgresql)
         found = await ended(one, request_id)
         assert (found.state, found.completed) == (RequestState.COMPLETE, 400)
-        files = await one.database.read(task_rows.ended, request_id)
+        files = await one.database.read(ended_files.listed, LOCAL_USER, request_id)
     assert len({file.file_id for file in files}) == len(files) == 400
     assert all(engine.seen for engine in engines)
     assert sum(engine.disowned for engine in engines) == 3  # and not when they stopped in order

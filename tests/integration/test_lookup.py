@@ -11,8 +11,8 @@ from sqlalchemy import select
 from servicex_server import lookup, plugins
 from servicex_server.app import App
 from servicex_server.database import datasets as dataset_rows
+from servicex_server.database import ended_files
 from servicex_server.database import requests as request_rows
-from servicex_server.database import tasks as task_rows
 from servicex_server.database.tables import tasks
 from servicex_server.engines.memory import MemoryEngine
 from servicex_server.errors import (
@@ -361,10 +361,10 @@ async def test_a_file_that_is_at_none_of_its_places_is_looked_for_once(tmp_path:
         assert (found.state, found.completed, found.failed) == (RequestState.COMPLETE, 1, 5)
         done = [
             one
-            for one in await app.database.read(task_rows.ended, found.id)
+            for one in await app.database.read(ended_files.listed, LOCAL_USER, found.id)
             if one.state is TaskState.DONE
         ]
-        failed = await app.database.read(task_rows.failed, found.id)
+        failed = await app.database.read(ended_files.failed, LOCAL_USER, found.id)
         assert [one.path for one in done] == [here.url]
         query = select(tasks.c.tried).where(tasks.c.id == done[0].id)
         (tried,) = await app.database.read(lambda connection: connection.scalars(query).all())

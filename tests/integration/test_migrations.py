@@ -16,10 +16,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, inspect, text
 
 from servicex_server.app import App
+from servicex_server.database import ended_files, use
 from servicex_server.database import requests as request_rows
-from servicex_server.database import tasks as task_rows
 from servicex_server.database import upgrade as migrations
-from servicex_server.database import use
 from servicex_server.database.connection import Database
 from servicex_server.database.tables import metadata
 from servicex_server.engines.memory import MemoryEngine
@@ -140,7 +139,7 @@ async def test_a_database_of_the_first_release_opens_and_goes_on(first_release: 
             found := await app.database.read(request_rows.get, LOCAL_USER, "old")
         ).finished_at:
             await asyncio.sleep(0.005)
-        files = await app.database.read(task_rows.ended, "old")
+        files = await app.database.read(ended_files.listed, LOCAL_USER, "old")
     assert (found.state, found.files) == (RequestState.COMPLETE, 4)
     assert (found.completed, found.failed) == (3, 1)
     assert {file.file_id for file in files if file.state is TaskState.DONE} == {1, 2, 3}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from servicex_server.database import datasets as dataset_rows
+from servicex_server.database import ended_files
 from servicex_server.database import outcomes as outcome_rows
 from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
@@ -286,23 +287,23 @@ async def test_times_never_go_back(database: Database, monkeypatch: pytest.Monke
         await database.write(outcome_rows.record, [success(one)], most_attempts=1)
         back = now() - timedelta(hours=1)
         monkeypatch.setattr(outcome_rows, "now", lambda back=back: back)
-    found = await database.read(task_rows.ended, request_id)
+    found = await database.read(ended_files.listed, ANN, request_id)
     times = [one.finished_at for one in found]
     assert times == sorted(times)
-    later = await database.read(task_rows.ended, request_id, later_than=times[1])
+    later = await database.read(ended_files.listed, ANN, request_id, later_than=times[1])
     assert [one.finished_at for one in later] == times[1:]
     first = datetime(1, 1, 1, tzinfo=UTC)
-    everything = await database.read(task_rows.ended, request_id, later_than=first)
+    everything = await database.read(ended_files.listed, ANN, request_id, later_than=first)
     assert len(everything) == 3
 
 
 async def test_statistics_wait_for_a_result(database: Database) -> None:
     """There are no statistics before the first result."""
     request_id = await ask(database, "ann", "a", 1)
-    assert await database.read(task_rows.statistics, request_id) is None
+    assert await database.read(ended_files.statistics, ANN, request_id) is None
     (claimed,) = await claim(database, 1)
     await database.write(outcome_rows.record, [success(claimed)], most_attempts=1)
-    found = await database.read(task_rows.statistics, request_id)
+    found = await database.read(ended_files.statistics, ANN, request_id)
     assert found is not None
     assert (found["bytes"], found["events"]) == (7, 3)
 
@@ -365,7 +366,7 @@ async def test_a_large_file_becomes_its_parts(database: Database) -> None:
     await database.write(outcome_rows.record, [*ends, lost], most_attempts=1)
     found = await database.read(request_rows.get, ANN, request_id)
     assert (found.files, found.completed, found.failed) == (4, 3, 1)
-    (failed,) = await database.read(task_rows.failed, request_id)
+    (failed,) = await database.read(ended_files.failed, ANN, request_id)
     assert failed.entries == (0, 40)
 
 

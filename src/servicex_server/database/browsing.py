@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Text, and_, cast, func, not_, or_, select
 
 from servicex_server.database import datasets as dataset_rows
 from servicex_server.database import requests as request_rows
+from servicex_server.database.ended_files import path_of
 from servicex_server.database.tables import datasets, files, requests, tasks
 from servicex_server.errors import ErrorRecord
 from servicex_server.model import (
@@ -200,7 +201,7 @@ def tasks_page(
 def _task(row: Any) -> Task:
     return Task(
         id=row.id,
-        path=row.path or (row.replicas[0][0] if row.replicas else row.name),
+        path=path_of(row),
         state=TaskState(row.state),
         attempts=row.attempts,
         bytes=row.bytes,
@@ -247,7 +248,7 @@ def files_page(
     connection: Connection, principal: Principal, dataset_id: int, *, start: int = 0
 ) -> list[InputFile]:
     """Return some files of a dataset, in its order."""
-    dataset_rows.get(connection, principal, dataset_id)
+    dataset_rows.check(connection, principal, dataset_id)
     query = select(files).where(files.c.dataset_id == dataset_id).order_by(files.c.position)
     rows = connection.execute(query.offset(start).limit(FILES))
     return [dataset_rows.input_file(row) for row in rows]
@@ -257,7 +258,7 @@ def places_of(
     connection: Connection, principal: Principal, dataset_id: int, *, most: int
 ) -> list[tuple[Replica, ...]]:
     """Return where each of the first files of a dataset is."""
-    dataset_rows.get(connection, principal, dataset_id)
+    dataset_rows.check(connection, principal, dataset_id)
     query = select(files.c.replicas).where(files.c.dataset_id == dataset_id)
     rows = connection.scalars(query.order_by(files.c.position).limit(most))
     return [tuple(Replica(url, rse) for url, rse in row) for row in rows]

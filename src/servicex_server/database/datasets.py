@@ -101,8 +101,19 @@ def get(connection: Connection, principal: Principal, dataset_id: int) -> Datase
     """
     row = connection.execute(_SELECT.where(datasets.c.id == dataset_id, visible(principal))).first()
     if row is None:
-        raise NotFoundError(f"Dataset {dataset_id} not found")
+        raise _unknown(dataset_id)
     return _dataset(row)
+
+
+def check(connection: Connection, principal: Principal, dataset_id: int) -> None:
+    """Refuse as `get` does; its files, which may be many, are not counted."""
+    mine = select(datasets.c.id).where(datasets.c.id == dataset_id, visible(principal))
+    if connection.scalar(mine) is None:
+        raise _unknown(dataset_id)
+
+
+def _unknown(dataset_id: int) -> NotFoundError:
+    return NotFoundError(f"Dataset {dataset_id} not found")
 
 
 def listed(
@@ -139,7 +150,7 @@ def files_of(
     connection: Connection, principal: Principal, dataset_id: int
 ) -> list[tuple[int, InputFile]]:
     """Return the files of a dataset with their ids, in the dataset's order."""
-    get(connection, principal, dataset_id)
+    check(connection, principal, dataset_id)
     rows = connection.execute(
         select(files).where(files.c.dataset_id == dataset_id).order_by(files.c.position)
     )

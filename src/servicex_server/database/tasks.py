@@ -1,18 +1,18 @@
-"""Rows of tasks, one for each file of each request, or part of one: chosen, running, reported.
+"""Rows of tasks, one for each file of each request, or part of one: chosen, and running.
 
-How they end is in `servicex_server.database.outcomes`.
+How they end is in `servicex_server.database.outcomes`, and what users are told of that in
+`servicex_server.database.ended_files`.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import (
     Connection,
     Select,
     bindparam,
-    case,
     func,
     insert,
     literal,
@@ -24,14 +24,10 @@ from sqlalchemy import (
 from servicex_server.database.datasets import input_file
 from servicex_server.database.requests import stored
 from servicex_server.database.tables import files, requests, tasks
-from servicex_server.errors import ErrorRecord
 from servicex_server.model import (
-    Attempt,
     Demand,
     Entries,
-    FailedFile,
     InputFile,
-    Replica,
     RequestState,
     ResultFormat,
     TaskState,
@@ -185,7 +181,7 @@ def _works(connection: Connection, query: Select[Any], *, tried: int = 0) -> lis
 
 
 def _work(row: Any, asked: Any, attempt: int) -> Work:
-    file, entries, result_format = input_file(row), _entries(row), ResultFormat(asked.format)
+    file, entries, result_format = input_file(row), entries_of(row), ResultFormat(asked.format)
     return Work(
         task_id=row.task_id,
         request_id=row.request_id,
@@ -205,7 +201,8 @@ def _work(row: Any, asked: Any, attempt: int) -> Work:
     )
 
 
-def _entries(row: Any) -> Entries | None:
+def entries_of(row: Any) -> Entries | None:
+    """Return which entries of its file a task is for; None for all of them."""
     return None if row.last_entry is None else (row.first_entry, row.last_entry)
 
 
@@ -283,113 +280,3 @@ def next_due(connection: Connection) -> datetime | None:
     moment = now()
     due: datetime | None = first
     return moment if last is not None and last > moment + LONGEST_PAUSE else due
-
-
-class Ended(NamedTuple):
-    """A file of a request that has ended, or part of one, as those need it who fetch results."""
-
-    id: int
-    file_id: int
-    state: TaskState
-    path: str
-    object_name: str | None
-    bytes: int
-    events: int
-    seconds: float
-    finished_at: datetime
-    entries: Entries | None
-
-
-def ended(
-    connection: Connection, request_id: str, *, later_than: datetime | None = None
-) -> list[Ended]:
-    """Return the files of a request that were delivered or failed, in the order they ended.
-
-    ``later_than`` is inclusive: two files may end in one moment.
-    """
-    # these take long to decode, and are wanted only where no worker has said which one it was
-    replicas = case((tasks.c.path.is_(None), files.c.replicas)).label("replicas")
-    query = _of_request(
-        request_id,
-        (TaskState.DONE, TaskState.FAILED),
-        *(tasks.c[name] for name in Ended._fields if name in tasks.c),
-        *(tasks.c.first_entry, tasks.c.last_entry),
-        *(replicas, files.c.name),
-    )
-    if later_than is not None:
-        query = query.where(tasks.c.finished_at >= later_than)
-    return [
-        Ended(
-            row.id,
-            row.file_id,
-            TaskState(row.state),
-            row.path or _path(row),
-            row.object_name,
-            row.bytes,
-            row.events,
-            row.seconds,
-            row.finished_at,
-            _entries(row),
-        )
-        for row in connection.execute(query)
-    ]
-
-
-def failed(connection: Connection, request_id: str) -> list[FailedFile]:
-    """Return the files of a request that failed, in the order they ended."""
-    query = _of_request(request_id, (TaskState.FAILED,), tasks, files.c.replicas, files.c.name)
-    return [_failed(row) for row in connection.execute(query)]
-
-
-def _of_request(request_id: str, states: Sequence[TaskState], *columns: Any) -> Select[Any]:
-    return (
-        select(*columns)
-        .join_from(tasks, files, tasks.c.file_id == files.c.id)
-        .where(tasks.c.request_id == request_id, tasks.c.state.in_(states))
-        .order_by(tasks.c.finished_at, tasks.c.id)
-    )
-
-
-def _path(row: Any) -> str:
-    """Return what users know a file by of which no replica was read."""
-    path: str = row.replicas[0][0] if row.replicas else row.name
-    return path
-
-
-def _failed(row: Any) -> FailedFile:
-    return FailedFile(
-        id=row.id,
-        file_id=row.file_id,
-        path=row.path or _path(row),
-        events=row.events,
-        finished_at=row.finished_at,
-        worker=row.worker,
-        replicas=tuple(Replica(url, rse) for url, rse in row.replicas),
-        entries=_entries(row),
-        attempts=tuple(
-            Attempt(
-                url=tried["url"],
-                seconds=tried["seconds"],
-                error=ErrorRecord(**tried["error"]) if tried["error"] else None,
-            )
-            for tried in row.tried or []
-        ),
-        error=ErrorRecord(**row.error) if row.error else None,
-        log_tail=row.log_tail,
-    )
-
-
-def statistics(connection: Connection, request_id: str) -> dict[str, float] | None:
-    """Return seconds, bytes and events of the finished files; None before the first."""
-    row = connection.execute(
-        select(
-            func.count().label("count"),
-            func.min(tasks.c.seconds).label("least"),
-            func.max(tasks.c.seconds).label("most"),
-            func.sum(tasks.c.seconds).label("total"),
-            func.sum(tasks.c.bytes).label("bytes"),
-            func.sum(tasks.c.events).label("events"),
-        ).where(tasks.c.request_id == request_id, tasks.c.state == TaskState.DONE)
-    ).one()
-    found = dict(row._mapping)  # noqa: SLF001  # SQLAlchemy's documented way to rows by name
-    return found if found["count"] else None

@@ -1,10 +1,9 @@
 """The public API, as the published client speaks it."""
 
-import asyncio
 import time
 from datetime import UTC, datetime
 from itertools import starmap
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from urllib.parse import quote, urlsplit
 
 from fastapi import APIRouter, Query, Request, Security
@@ -14,31 +13,26 @@ from sqlalchemy import Connection
 from servicex_server import __version__, plugins
 from servicex_server.accounts.tokens import Claims, access_token
 from servicex_server.app import App
-from servicex_server.database import bad_replicas as bad_replica_rows
 from servicex_server.database import datasets as dataset_rows
-from servicex_server.database import open_requests, snapshots
+from servicex_server.database import ended_files
 from servicex_server.database import requests as request_rows
-from servicex_server.database import tasks as task_rows
-from servicex_server.database.leadership import ping
 from servicex_server.errors import (
-    InternalError,
     NotFoundError,
     RequestError,
     UnknownTokenError,
 )
-from servicex_server.model import LOCAL_USER, now
+from servicex_server.model import LOCAL_USER
 from servicex_server.model import Request as TransformRequest
 from servicex_server.objects.bucket import bucket_keys
 from servicex_server.retention import clear
 from servicex_server.submission import MAX_TITLE
-from servicex_server.web import metrics, wire
+from servicex_server.web import wire
 from servicex_server.web.askers import (
     ACCESS,
     API,
     API_TOKENS,
     Asker,
     Authorization,
-    SeesAll,
     TheApp,
     TheAttempts,
     asker,
@@ -60,9 +54,6 @@ CAPABILITIES = [
 ]
 URL_SECONDS = 365 * 24 * 3600
 """How long the links to results work, as those do that the client signs itself."""
-
-READY_SECONDS = 5
-"""How long the database may take to answer the question whether it does."""
 
 
 @router.get("/servicex", summary="Version, query languages and capabilities")
@@ -156,10 +147,11 @@ async def status(
 
     def told(connection: Connection) -> Response | dict[str, Any]:
         found = request_rows.get(connection, principal, request_id)
-        answer = wire.status_json(found, task_rows.statistics(connection, request_id))
+        stats = ended_files.statistics(connection, principal, request_id)
+        answer = wire.status_json(found, stats)
         if not details:
             return answer
-        ended = task_rows.ended(connection, request_id)
+        ended = ended_files.listed(connection, principal, request_id)
         return with_rows(answer, "details", (wire.result_json(request_id, one) for one in ended))
 
     return await app.database.read(told)
@@ -180,8 +172,7 @@ async def results(
     moment = _moment(later_than) if later_than is not None else None
 
     def told(connection: Connection) -> Response:
-        request_rows.get(connection, principal, request_id)
-        ended = task_rows.ended(connection, request_id, later_than=moment)
+        ended = ended_files.listed(connection, principal, request_id, later_than=moment)
         return with_rows({}, "results", (wire.result_json(request_id, one) for one in ended))
 
     return await app.database.read(told)
@@ -207,8 +198,7 @@ async def errors(app: TheApp, principal: Asker, request_id: str) -> Response:
     """Return for each failed file what was tried, what went wrong, whose fault, what to do."""
 
     def told(connection: Connection) -> Response:
-        request_rows.get(connection, principal, request_id)
-        failed = task_rows.failed(connection, request_id)
+        failed = ended_files.failed(connection, principal, request_id)
         return with_rows({}, "errors", map(wire.error_json, failed))
 
     return await app.database.read(told)
@@ -300,112 +290,6 @@ def dataset_number(text: str) -> int:
     return number
 
 
-@router.get("/servicex/queue", summary="Requests that have not ended")
-async def queue(app: TheApp, principal: Asker) -> dict[str, Any]:
-    """Return one's requests that have not ended, with how fast they go on; or everybody's."""
-    found = await app.database.read(open_requests.queue, principal)
-    return {"requests": [wire.queued_json(one) for one in found]}
-
-
-@router.get("/servicex/workers", summary="Workers, and what they are on", dependencies=[SeesAll])
-async def workers(app: TheApp) -> dict[str, Any]:
-    """Return the workers to those who see all: what they are on is other people's files."""
-    found, age = await seen(app, snapshots.WORKERS)
-    return wire.workers_json(found, age)
-
-
-@router.get("/servicex/sites", summary="Doors of sites, and how they do", dependencies=[SeesAll])
-async def sites(app: TheApp) -> dict[str, Any]:
-    """Return every door that was tried, by how it has done, to those who see all."""
-    found, age = await seen(app, snapshots.SITES)
-    bad = await app.database.read(bad_replica_rows.listed)
-    return wire.sites_json(found, age, bad)
-
-
-@router.post(
-    "/servicex/sites/probe", summary="Look at every door of a site", dependencies=[SeesAll]
-)
-async def probe_sites(app: TheApp) -> dict[str, Any]:
-    """Open a replica at every door that is known, from a worker; what is found counts there."""
-    return wire.probes_json(await app.probe())
-
-
-@router.get(
-    "/servicex/replicas/bad",
-    summary="Replicas that are bad",
-    response_model=None,
-    responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}},
-    dependencies=[SeesAll],
-)
-async def bad_replicas(
-    app: TheApp,
-    form: Annotated[Literal["json", "csv"], Query(alias="format")] = "json",
-) -> dict[str, Any] | Response:
-    """Return the replicas that failed where another one worked, to those who see all."""
-    if form == "csv":
-        return await bad_replicas_table(app)
-    found = await app.database.read(bad_replica_rows.listed)
-    return {"replicas": [wire.bad_replica_json(one) for one in found]}
-
-
-async def bad_replicas_table(app: App) -> Response:
-    """Return the replicas that are bad, as a file."""
-    found = await app.database.read(bad_replica_rows.listed)
-    listed = [wire.bad_replica_json(one) for one in found]
-    name = 'attachment; filename="bad-replicas.csv"'
-    return Response(
-        wire.bad_replicas_csv(listed),
-        media_type="text/csv; charset=utf-8",
-        headers={"Content-Disposition": name},
-    )
-
-
-async def seen(app: App, name: str) -> tuple[snapshots.Snapshot | None, float | None]:
-    """Return what a leader wrote down, and its age if it may not be so any more."""
-    led = await app.is_led()
-    found = await app.database.read(snapshots.get, name)
-    return found, wire.age_of(found, now(), led=led) if found else None
-
-
-@router.get("/metrics", summary="Numbers for Prometheus", response_class=PlainTextResponse)
-async def numbers(app: TheApp) -> Response:
-    """Return numbers of the whole service, the same from every process of it."""
-    led = await app.is_led()
-    totals = await app.database.read(open_requests.totals)
-    counts, age = await seen(app, snapshots.COUNTS)
-    text = metrics.text(totals, counts.value if counts else None, led=led, current=age is None)
-    return Response(text, media_type=metrics.CONTENT_TYPE)
-
-
-@router.get("/healthz", summary="Is the process alive?")
-async def healthz() -> dict[str, str]:
-    """Return as long as the process answers at all."""
-    return {"status": "alive"}
-
-
-@router.get("/readyz", summary="Can it work?")
-async def readyz(app: TheApp) -> dict[str, Any]:
-    """Return once the database answers; of the process that leads, once workers are there."""
-    if not app.ready:
-        raise _NotReadyError("the service is starting or stopping")
-    try:
-        async with asyncio.timeout(READY_SECONDS):
-            await app.database.read(ping)
-    except TimeoutError:
-        raise _NotReadyError(f"the database has not answered in {READY_SECONDS} s") from None
-    if (leader := app.leader) is None:
-        return {"status": "ready", "leads": False}
-    if not leader.dispatcher.healthy:
-        raise _NotReadyError("files are not dispatched")
-    return {"status": "ready", "leads": True, "workers": len(leader.dispatcher.workers())}
-
-
-class _NotReadyError(InternalError):
-    """Not now, but soon."""
-
-    status = 503
-
-
 @router.get(
     "/transformation-request/{request_id}",
     response_class=PlainTextResponse,
@@ -429,5 +313,5 @@ async def report(
         return RedirectResponse(address, 303, headers={"Vary": "Accept"})
     principal = await asker(app, request, attempts, authorization)
     found = await app.database.read(request_rows.get, principal, request_id)
-    failed = await app.database.read(task_rows.failed, request_id)
+    failed = await app.database.read(ended_files.failed, principal, request_id)
     return PlainTextResponse(failure_report(found, failed), headers={"Vary": "Accept"})

@@ -3,7 +3,8 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
-from servicex_server.model import FailedFile, Request
+from servicex_server.database.ended_files import FailedFile
+from servicex_server.model import Request
 
 _SHOWN = 20
 

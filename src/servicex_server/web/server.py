@@ -22,8 +22,7 @@ from servicex_server import __version__
 from servicex_server.app import App
 from servicex_server.errors import IssuerError, ServiceXError, SignInError, TooManyError
 from servicex_server.settings import Settings
-from servicex_server.web import devices
-from servicex_server.web.api import router
+from servicex_server.web import api, devices, facility
 from servicex_server.web.attempts import Attempts
 from servicex_server.web.bodies import MAX_BODY, bounded, too_large
 from servicex_server.web.hosts import judge
@@ -35,6 +34,9 @@ from servicex_server.web.s3 import s3_routes
 from servicex_server.web.wire import ERRORS
 
 log = logging.getLogger(__name__)
+
+API = (api, facility, devices)
+"""Chapters of what programs ask for, which the OpenAPI document describes."""
 
 AWAY = "the database of the service does not answer at the moment; try again in a few seconds"
 
@@ -61,8 +63,8 @@ def web_app(app: App) -> FastAPI:
     if not app.settings.sign_in:
         web.openapi = lambda: _without_tokens(FastAPI.openapi(web))  # type: ignore[method-assign]
     web.state.attempts = Attempts()
-    web.include_router(router, responses=ERRORS)
-    web.include_router(devices.router, responses=ERRORS)
+    for chapter in API:
+        web.include_router(chapter.router, responses=ERRORS)
     web.include_router(pages.router)
     web.add_exception_handler(ServiceXError, _known)
     web.add_exception_handler(Elsewhere, _elsewhere)
@@ -157,7 +159,7 @@ async def _http(request: Request, error: Exception) -> Response:
 def _methods(request: Request, named: str) -> str:
     """Return all methods of an address; Starlette has named those of the first route only."""
     found = set(named.split(", "))
-    for route in (*router.routes, *devices.router.routes):
+    for route in (route for chapter in API for route in chapter.router.routes):
         if isinstance(route, APIRoute) and route.matches(request.scope)[0] is not Match.NONE:
             found |= route.methods or set()
     return ", ".join(sorted(found))

@@ -13,14 +13,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from servicex_server.database.ended_files import EndedFile, FailedFile
 from servicex_server.database.open_requests import Queued
 from servicex_server.database.snapshots import Snapshot
-from servicex_server.database.tasks import Ended
 from servicex_server.model import (
     Attempt,
     BadReplica,
     Dataset,
-    FailedFile,
     InputFile,
     Request,
     ResultFormat,
@@ -176,7 +175,7 @@ def _stats_json(stats: dict[str, float]) -> dict[str, float]:
     }
 
 
-def result_json(request_id: str, ended: Ended) -> dict[str, Any]:
+def result_json(request_id: str, ended: EndedFile) -> dict[str, Any]:
     """Return one ended file."""
     success = ended.state is TaskState.DONE
     return {
@@ -195,22 +194,22 @@ def result_json(request_id: str, ended: Ended) -> dict[str, Any]:
     }
 
 
-def error_json(report: FailedFile) -> dict[str, Any]:
+def error_json(failed: FailedFile) -> dict[str, Any]:
     """Return one failed file: what, where, whose fault, and what to do."""
-    error = report.error
+    error = failed.error
     return {
-        "pod-name": report.worker,
-        "file": report.path,
-        "entries": report.entries,
-        "events": report.events,
+        "pod-name": failed.worker,
+        "file": failed.path,
+        "entries": failed.entries,
+        "events": failed.events,
         "info": error.message if error else "",
-        "file-id": report.file_id,
+        "file-id": failed.file_id,
         "class": error.kind if error else "",
         "blame": error.blame if error else "",
         "message": error.message if error else "",
         "hint": error.hint if error else "",
         "retryable": bool(error and error.retryable),
-        "replicas": [replica.url for replica in report.replicas],
+        "replicas": [replica.url for replica in failed.replicas],
         "attempts": [
             {
                 "replica": attempt.url,
@@ -218,11 +217,11 @@ def error_json(report: FailedFile) -> dict[str, Any]:
                 "class": attempt.error.kind if attempt.error else None,
                 "message": attempt.error.message if attempt.error else None,
             }
-            for attempt in report.attempts
+            for attempt in failed.attempts
         ],
-        "worker": report.worker,
-        "time": wire_time(report.finished_at),
-        "log-tail": report.log_tail,
+        "worker": failed.worker,
+        "time": wire_time(failed.finished_at),
+        "log-tail": failed.log_tail,
     }
 
 

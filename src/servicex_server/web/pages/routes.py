@@ -18,7 +18,7 @@ from servicex_server.model import Principal, RequestState, TaskState, now
 from servicex_server.objects.bucket import bucket_keys
 from servicex_server.replicas import door_of
 from servicex_server.submission import FILE_LIST_DID, Order
-from servicex_server.web import api, wire
+from servicex_server.web import api, facility, wire
 from servicex_server.web.askers import TheApp, base_of
 from servicex_server.web.pages import (
     api_description,
@@ -274,7 +274,7 @@ async def one_dataset(
 @router.get("/sites", dependencies=[SeesAll])
 async def sites(app: TheApp, principal: Visitor, request: Request) -> Response:
     """Show how the doors of sites do, and the replicas that are bad."""
-    seen, age = await api.seen(app, snapshots.SITES)
+    seen, age = await facility.seen(app, snapshots.SITES)
     bad = await app.database.read(bad_replica_rows.listed)
     doors = wire.sites_json(seen, age, bad)
     return rendering.page(
@@ -285,13 +285,13 @@ async def sites(app: TheApp, principal: Visitor, request: Request) -> Response:
 @router.get("/sites/bad-replicas.csv", dependencies=[SeesAll])
 async def bad_replicas(app: TheApp) -> Response:
     """Return the replicas that are bad, as a table to send to a site."""
-    return await api.bad_replicas_table(app)
+    return await facility.bad_replicas_table(app)
 
 
 @router.get("/workers", dependencies=[SeesAll])
 async def workers(app: TheApp, principal: Visitor, request: Request) -> Response:
     """Show what the workers are on, who waits for them, and how it was in the last day."""
-    seen, age = await api.seen(app, snapshots.WORKERS)
+    seen, age = await facility.seen(app, snapshots.WORKERS)
     queued = await app.database.read(open_requests.queue, principal)
     began = day.beginning(now())
     rows = await app.database.read(history.since, began)
