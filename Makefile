@@ -13,27 +13,40 @@ DEMO := $(VENV)/.installed-demo
 ALL := $(VENV)/.installed-all
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench files pictures docs constraints clean
+.PHONY: help install demo test test-all check audit format bench files pictures docs constraints clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(ALL)  ## Make .venv with everything: service, tests, checks, documentation
 
 demo: $(DEMO)  ## Start the service, ask it for real columns, draw the Z peak, stop it
 	@$(BIN)/python demo/run.py
 
+# Every test process and every server that tests start imports the package: compile it once.
 # Files of tests are shared out: most of the time servers are waited for.
-test: $(ALL)  ## Run all tests; choose some with ARGS="-k name"
-	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
+PYTEST = $(BIN)/python -m compileall -q src && \
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
-check: $(ALL)  ## Lint, format, types, import rules, project layout, spelling
+test: $(ALL)  ## Run the tests; choose some with ARGS="-k name"
+	@$(PYTEST) -m "not long" $(ARGS)
+
+test-all: $(ALL)  ## Run the long tests too, before a release
+	@$(PYTEST) $(ARGS)
+
+check: $(ALL)  ## Lint, format, types, import rules, project layout, spelling, prose, licences
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit/test_imports.py
 	$(BIN)/sp-repo-review . --show errskip
 	$(BIN)/codespell
+	$(BIN)/python tools/check_prose.py
+	$(BIN)/python tools/licences.py
+
+audit: $(READY)  ## Look up known vulnerabilities of what is pinned; needs the network
+	@$(PIP) pip-audit
+	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 format: $(ALL)  ## Put the source into its final form, as far as the linter can
 	$(BIN)/ruff check --fix

@@ -32,7 +32,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Lint, format, types, project layout, spelling."""
+    """Lint, format, types, project layout, spelling, prose."""
     session.install(
         "-e.[postgresql,xrootd,jobqueue,kubernetes,gateway,rucio]", "--group=dev", CONSTRAINTS
     )
@@ -41,6 +41,7 @@ def lint(session: nox.Session) -> None:
     session.run("mypy")
     session.run("sp-repo-review", ".")
     session.run("codespell")
+    session.run("python", "tools/check_prose.py")
 
 
 @nox.session(default=False)

@@ -8,14 +8,16 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
 
 from rich.console import Console
 
 from benchmarks import environments, measure
 from benchmarks.catalogue import catalogue
 from benchmarks.dispatch import dispatch, on_workers
-from benchmarks.doors import doors
+from benchmarks.endpoints import endpoints
 from benchmarks.engine import engine
+from benchmarks.fuzz import fuzz
 from benchmarks.others import dask, root
 from benchmarks.pages import pages
 from benchmarks.queries import func_adl
@@ -24,7 +26,7 @@ from benchmarks.report import RESULTS, Section, save
 
 PARTS: dict[str, Callable[[Namespace], list[Section]]] = {
     "startup": lambda options: measure.startup(options.repeats),
-    "latency": lambda options: measure.latency(options.repeats),
+    "latency": lambda options: measure.latency(options.repeats, options.beside),
     "memory": lambda options: measure.memory(options.events, large=options.large),
     "workers": lambda _: measure.workers(10_000_000),
     "idle": lambda options: measure.idle(options.repeats),
@@ -34,9 +36,10 @@ PARTS: dict[str, Callable[[Namespace], list[Section]]] = {
     "func_adl": lambda options: func_adl(options.repeats),
     "root": lambda options: root(options.repeats),
     "dask": lambda options: dask(options.repeats),
-    "doors": lambda options: doors(min(options.repeats, 3)),
+    "endpoints": lambda options: endpoints(min(options.repeats, 3)),
     "remote": lambda options: remote(min(options.repeats, 3)),
     "catalogue": lambda options: catalogue(min(options.files, 100_000)),
+    "fuzz": lambda options: fuzz(options.seconds or (600 if options.part == ["fuzz"] else 30)),
 }
 
 
@@ -47,6 +50,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--events", type=int, default=2_000_000, help="of the file for `memory`")
     parser.add_argument("--files", type=int, default=1_000_000, help="of one request, `dispatch`")
+    parser.add_argument(
+        "--seconds", type=float, help="of `fuzz`; default: 600 where it is asked for alone, else 30"
+    )
+    parser.add_argument(
+        "--beside", type=Path, help="another checkout with a .venv, for `latency`: which is faster"
+    )
     parser.add_argument("--large", action="store_true", help="also 20 M events; takes 6 GB of disk")
     parser.add_argument(
         "--install-root", action="store_true", help="install ROOT, 700 MB, for `root`; then end"

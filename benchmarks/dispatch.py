@@ -22,9 +22,8 @@ from benchmarks.measure import deliver, serving
 from benchmarks.report import Section
 from benchmarks.samples import COLUMNS, folder, prepared
 from servicex_server.app import App
-from servicex_server.engines.clusters import LocalProcesses
-from servicex_server.engines.dask import DaskEngine
-from servicex_server.engines.memory import MemoryEngine
+from servicex_server.clusters.local import LocalProcesses
+from servicex_server.engine.dask_engine import DaskEngine
 from servicex_server.model import (
     Limits,
     Outcome,
@@ -33,9 +32,11 @@ from servicex_server.model import (
     Sharing,
     TaskSpec,
 )
-from servicex_server.processes import settle
-from servicex_server.settings import Settings
-from servicex_server.web.server import web_app
+from servicex_server.process import freeze_gc
+from servicex_server.settings.groups import StorageSettings
+from servicex_server.settings.service import Settings
+from servicex_server.testing.memory_engine import MemoryEngine
+from servicex_server.web.application import web_app
 from tests.postgres import postgres
 from tests.services import ended, store, submit
 from tests.support import sample
@@ -75,14 +76,16 @@ async def _run(place: Path, files: int, database: str | None) -> dict[str, Any]:
         return Outcome(spec.request_id, spec.file_id, spec.attempt, bytes_written=1, events_read=1)
 
     address = None if database is None else SecretStr(database)
-    settings = Settings(data_dir=place, database_url=address, share_results=Sharing.NONE)
+    settings = Settings(
+        data_dir=place, storage=StorageSettings(database_url=address, share_results=Sharing.NONE)
+    )
     engine = MemoryEngine(done, slots=SLOTS)
     async with App(settings, engine=engine) as app:
         server = uvicorn.Server(uvicorn.Config(web_app(app), port=0, log_level="warning"))
         serving = asyncio.create_task(server.serve())
         while not server.started:  # noqa: ASYNC110  # it has no event
             await asyncio.sleep(0.01)
-        settle()
+        freeze_gc()
         port = server.servers[0].sockets[0].getsockname()[1]
         began = time.perf_counter()
         giant = await app.database.write(store, "ann", "giant", files)
@@ -94,7 +97,7 @@ async def _run(place: Path, files: int, database: str | None) -> dict[str, Any]:
             ending = asyncio.create_task(ended(app, giant, within=3600, every=0.1))
             while not ending.done():
                 submitted = time.perf_counter()
-                of_bob = await submit(app, 3, who=Principal("bob"), at=f"root://far/{len(small)}")
+                of_bob = await submit(app, 3, who=Principal("bob"), at=f"root://far//{len(small)}")
                 await ended(app, of_bob)
                 small.append(time.perf_counter() - submitted)
                 await asyncio.wait({ending}, timeout=0.5)
@@ -212,7 +215,7 @@ def on_workers(repeats: int) -> list[Section]:
                 with serving(count) as server:
                     deliver(server, small[:4])
                     runs.append(deliver(server, files, columns=COLUMNS))
-        with serving(2, share_results="own") as server:
+        with serving(2, storage__share_results="own") as server:
             deliver(server, small)
             again += [deliver(server, small) for _ in range(3 * repeats)]
     one, two = (statistics.mean(runs) for runs in seconds.values())

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -15,7 +15,7 @@ import psutil
 
 from benchmarks.report import Section
 from benchmarks.samples import COLUMNS, prepared
-from tests.support import TERMINAL, Server, sample
+from tests.support import PROGRAM, TERMINAL, Server, copies, sample
 
 Row = tuple[str, str, str, str]
 """What was measured, the result, what was asked for, and how it was measured."""
@@ -48,13 +48,20 @@ IDLE_SECONDS = 20
 
 @contextmanager
 def serving(
-    workers: int, *, environment: dict[str, str] | None = None, **settings: str
+    workers: int,
+    *,
+    environment: dict[str, str] | None = None,
+    program: Path = PROGRAM,
+    **settings: str,
 ) -> Iterator[Server]:
     """Run a server in a temporary folder; the settings as in its environment, and more of that."""
     chosen = {f"SERVICEX_SERVER_{name.upper()}": value for name, value in settings.items()}
     with tempfile.TemporaryDirectory(prefix="servicex-bench-") as name:
         server = Server(
-            Path(name) / "data", ["--workers", str(workers)], (environment or {}) | chosen
+            Path(name) / "data",
+            ["--workers", str(workers)],
+            (environment or {}) | chosen,
+            program=program,
         ).start()
         try:
             yield server
@@ -95,22 +102,35 @@ def deliver(
     return seconds
 
 
-def latency(repeats: int) -> list[Section]:
-    """Measure how long one and a hundred small files take on a warm server."""
+def latency(repeats: int, beside: Path | None = None) -> list[Section]:
+    """Measure how long one and a hundred small files take on a warm server.
+
+    With ``beside``, the folder of another checkout that has a ``.venv``, its service is measured
+    in the same run, in turn with this one.
+    """
     small = sample("uproot-Zmumu.root")
-    with serving(2) as server, tempfile.TemporaryDirectory() as folder:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="servicex-bench-")))
+        files = [Path(one) for one in copies(folder / "files", 100)]
+        server = stack.enter_context(serving(2, storage__share_results="none"))
         first = deliver(server, [small])
         one = [deliver(server, [small]) for _ in range(3 * repeats)]
         many, plain = [], []
         for _ in range(repeats):  # in turn, so that a slow moment of the machine hits both
-            many.append(deliver(server, [small] * 100) / 100)
+            many.append(deliver(server, files) / 100)
             ran = subprocess.run(
-                [sys.executable, "-c", PLAIN, folder, *[str(small)] * 100],
+                [sys.executable, "-c", PLAIN, str(folder), *map(str, files)],
                 capture_output=True,
                 text=True,
                 check=True,
             )
             plain.append(float(ran.stdout) / 100)
+        rows: list[Row] = []
+        if beside is not None:
+            program = beside / ".venv" / "bin" / "servicex-server"
+            ours = stack.enter_context(serving(2))
+            other = stack.enter_context(serving(2, program=program))
+            rows = _beside(ours, other, files, repeats)
     ratio = statistics.median(p / m for p, m in zip(plain, many, strict=True))
     spread = f"{min(one):.3f} to {max(one):.3f} s"
     rows = [
@@ -133,8 +153,38 @@ def latency(repeats: int) -> list[Section]:
             "",
             f"one process, no service; the service is {ratio:.2f} times as fast",
         ),
+        *rows,
     ]
     return [Section("Latency", HEADINGS, tuple(rows))]
+
+
+def _beside(ours: Server, other: Server, files: list[Path], repeats: int) -> list[Row]:
+    """Measure two services in turn; each goes first every other time."""
+    rows: list[Row] = []
+    for what, asked, times in (
+        ("one small file", files[:1], 40 * repeats),
+        ("100 small files", files, 4 * repeats),
+    ):
+        seconds: dict[str, list[float]] = {ours.url: [], other.url: []}
+        for server in (ours, other):  # so that both are warm
+            deliver(server, asked)
+        for turn in range(times):
+            for path in asked:  # a file that has changed has no result that could be reused
+                path.touch()
+            for server in (ours, other) if turn % 2 else (other, ours):
+                seconds[server.url].append(deliver(server, asked))
+        mine, theirs = seconds.values()
+        pairs = statistics.median(a / b for a, b in zip(mine, theirs, strict=True))
+        medians = [statistics.median(each) for each in (mine, theirs)]
+        rows.append(
+            (
+                f"{what}, over the other checkout",
+                f"{pairs:.3f}",
+                "at most 1.05",
+                f"median of {times} pairs; {medians[0]:.3f} and {medians[1]:.3f} s",
+            )
+        )
+    return rows
 
 
 def _peak(server: Server) -> int:
@@ -183,7 +233,7 @@ def memory(events: int, *, large: bool) -> list[Section]:
     what, asked = "one worker of 1 GB, 20 M events to parquet", "under 1000 MB"
     if large:
         path = prepared("zlib", 20_000_000)
-        with serving(1, worker_memory="1000000000") as server:
+        with serving(1, limits__worker_memory="1000000000") as server:
             seconds = deliver(server, [path], columns=COLUMNS)
             peak = f"{_peak(server) / 1e6:.0f} MB"
         how = f"11 of 35 columns of {path.stat().st_size / 1e9:.1f} GB in {seconds:.0f} s"
@@ -204,7 +254,7 @@ def workers(events: int) -> list[Section]:
                 name = Path(folder) / f"nano-{count}-{turn}.root"
                 name.hardlink_to(path)
                 with serving(count) as server:
-                    deliver(server, [sample("uproot-Zmumu.root")] * 4)
+                    deliver(server, copies(Path(folder) / f"{count}-{turn}", 4))
                     runs.append(deliver(server, [name], columns=COLUMNS))
     one, two = (statistics.mean(runs) for runs in seconds.values())
     rows: list[Row] = [

@@ -27,9 +27,9 @@ or ``qastle``: a query. ``format``: ``parquet``, ``root-file`` or ``root-rntuple
 
 def ours(job: Job) -> None:
     """Do what a worker does for one file."""
-    from servicex_server.columnar.allocator import keep_freed_memory
+    from servicex_server.engine.malloc import keep_freed_memory
     from servicex_server.model import Limits, Replica, ResultFormat, TaskSpec
-    from servicex_server.transform import transform
+    from servicex_server.worker.transform import transform
 
     keep_freed_memory()
     if "qastle" in job:

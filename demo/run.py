@@ -35,8 +35,8 @@ def sample(name: str) -> str:
 
 
 @contextmanager
-def service(folder: Path) -> Iterator[str]:
-    """Run a server in ``folder`` and yield its URL once it is ready."""
+def service(folder: Path) -> Iterator[tuple[str, str]]:
+    """Run a server in ``folder``; yield its URL and the configuration that it prints."""
     command = Path(sys.executable).with_name("servicex-server")
     log = (folder / "server.log").open("w+", encoding="utf-8")
     process = subprocess.Popen(
@@ -45,7 +45,9 @@ def service(folder: Path) -> Iterator[str]:
         stderr=subprocess.STDOUT,
     )
     try:
-        yield _ready(process, folder / "server.log")
+        url = _ready(process, folder / "server.log")
+        printed = (folder / "server.log").read_text(encoding="utf-8")
+        yield url, printed[printed.index("api_endpoints:") :]
     finally:
         process.terminate()
         process.wait(10)
@@ -55,20 +57,19 @@ def service(folder: Path) -> Iterator[str]:
 def _ready(process: subprocess.Popen[bytes], log: Path) -> str:
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        if found := re.search(r"ready at (http://\S+)", log.read_text(encoding="utf-8")):
+        printed = log.read_text(encoding="utf-8")
+        found = re.search(r"ready at (http://\S+)", printed)
+        if found and re.search(r"endpoint: \S+\n", printed):
             httpx.get(f"{found[1]}/readyz").raise_for_status()
             return found[1]
         time.sleep(0.05)
     sys.exit(f"the service did not start:\n{log.read_text(encoding='utf-8')}")
 
 
-def ask(url: str, folder: Path) -> dict[str, list[str]]:
+def ask(endpoint: str, folder: Path) -> dict[str, list[str]]:
     """Ask for the muons of the Z -> mumu file and the jets of the H -> ZZ file."""
     config = folder / "servicex.yaml"
-    config.write_text(
-        f"api_endpoints:\n  - name: demo\n    endpoint: {url}\ncache_path: {folder / 'cache'}\n",
-        encoding="utf-8",
-    )
+    config.write_text(f"{endpoint}cache_path: {folder / 'cache'}\n", encoding="utf-8")
     muons = query.UprootRaw(
         [
             {
@@ -153,10 +154,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="servicex-demo-") as name:
         folder = Path(name)
         began = time.monotonic()
-        with service(folder) as url:
+        with service(folder) as (url, endpoint):
             OUT.print(f"service ready at {url} after {time.monotonic() - began:.1f} s")
             asked = time.monotonic()
-            delivered = ask(url, folder)
+            delivered = ask(endpoint, folder)
             show(delivered, time.monotonic() - asked)
             draw(mass(delivered["Zmumu"][0]), target)
     OUT.print(f"\nplot written to {target}; the service is stopped")

@@ -20,7 +20,7 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 SIZES = {"wide": (1280, 900), "phone": (390, 800)}
-SHOTS = os.environ.get("SERVICEX_SERVER_TEST_SCREENSHOTS")
+SHOTS = os.environ.get("SERVICEX_TEST_SCREENSHOTS")
 """A folder for pictures of every page, if somebody wants to look at them."""
 
 

@@ -1,5 +1,6 @@
 """Fixtures that several rungs of the tests share."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from servicex_server.database.connection import Database
 from tests.leaks import listening
 from tests.postgres import Postgres, postgres
-from tests.support import Server
+from tests.support import Server, warm_starter
 
 
 @pytest.fixture
@@ -26,6 +27,14 @@ def secrets_are_heard() -> Iterator[None]:
         Server.hold_logs(ended=False)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def starter_ends() -> Iterator[None]:
+    """End the process from which servers were started, if there is one."""
+    yield
+    if warm_starter.cache_info().currsize:
+        warm_starter().close()
+
+
 @pytest.fixture(autouse=True)
 def no_secret_is_in_a_log() -> Iterator[None]:
     """Fail the test in which a server has ended, also a killed one, that has logged a secret."""
@@ -36,7 +45,9 @@ def no_secret_is_in_a_log() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def sqlite_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Give a server with two workers that all tests of the session share."""
-    running = Server(tmp_path_factory.mktemp("server") / "data", ["--workers", "2"]).start()
+    running = Server(
+        tmp_path_factory.mktemp("server") / "data", ["--workers", "2"], warm=False
+    ).start()
     yield running
     running.stop()
 
@@ -47,7 +58,7 @@ def postgresql_server(
 ) -> Iterator[Server]:
     """Give a server with two workers that has its rows in PostgreSQL."""
     postgresql.run("create database served template template")
-    environment = {"SERVICEX_SERVER_DATABASE_URL": postgresql.url("served")}
+    environment = {"SERVICEX_SERVER_STORAGE__DATABASE_URL": postgresql.url("served")}
     folder = tmp_path_factory.mktemp("server") / "data"
     running = Server(folder, ["--workers", "2"], environment).start()
     yield running
@@ -70,6 +81,15 @@ def postgresql() -> Iterator[Postgres]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give an SQLite database to copy."""
+    path = tmp_path_factory.mktemp("template") / "template.sqlite"
+    with closing(Database(f"sqlite:///{path}")) as made:
+        made.migrate()
+    return path
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def new_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., str]]:
     """Give a function that makes databases of this test's own, and returns their URLs.
@@ -82,7 +102,10 @@ def new_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cal
         name = f"test_{len(made)}"
         made.append(name)
         if request.param == "sqlite":
-            return f"sqlite:///{tmp_path / name}.sqlite"
+            path = tmp_path / f"{name}.sqlite"
+            if not empty:
+                shutil.copyfile(request.getfixturevalue("sqlite_template"), path)
+            return f"sqlite:///{path}"
         server: Postgres = request.getfixturevalue("postgresql")
         server.run(f"create database {name} template {'template0' if empty else 'template'}")
         return server.url(name)
@@ -98,7 +121,7 @@ def database_url(new_database: Callable[..., str], monkeypatch: pytest.MonkeyPat
     """Give the URL of a database; if it is PostgreSQL, settings name it too."""
     url = new_database()
     if url.startswith("postgresql"):
-        monkeypatch.setenv("SERVICEX_SERVER_DATABASE_URL", url)
+        monkeypatch.setenv("SERVICEX_SERVER_STORAGE__DATABASE_URL", url)
     return url
 
 

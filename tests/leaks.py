@@ -19,7 +19,7 @@ import httpx
 import pytest
 import yaml
 
-from servicex_server.objects.bucket import bucket_keys
+from servicex_server.storage.bucket import bucket_keys
 
 LEAST = 6
 """Characters of what an operator has chosen: what is shorter is in every log."""
@@ -28,7 +28,8 @@ LONG = 20
 """Characters of what was made by a program: fields of the same name may hold other words."""
 
 _NAMES = re.compile(
-    r"(^|_)(token|secret|password|keys?|device_code|code_verifier|code|signature|webhook)$",
+    r"(^|_)(token|secret|password|keys?|device_code|code_verifier|code|signature|webhook"
+    r"|authz|sig|credential)$",
     re.IGNORECASE,
 )
 """Fields whose values are secret, with _ for -: of JSON, of forms, of queries, and settings."""
@@ -40,6 +41,8 @@ SHAPES = re.compile(
     | (?<=Signature=)[0-9a-f]{32,}            # of a link to a result
     | (?<=code_verifier)\W{1,4}[\w~.-]{20,}   # of a sign-in by an issuer
     | (?<=servicex=)[\w-]{43}                 # of a browser that is signed in
+    | (?<=authz=)[\w~.%+/-]{8,}               # in the URL of a file
+    | (?<=://)[^\s/:@'"]{1,64}:[^\s/@'"]{6,64}(?=@)  # user and password in a URL
     """,
     re.VERBOSE,
 )
@@ -47,6 +50,9 @@ SHAPES = re.compile(
 
 _WORD = re.compile(rf"[\w~.+/=-]{{{LONG},}}")
 """What most secrets are: one word, and a long one."""
+
+LARGEST = 1 << 20
+"""Bytes of the largest body that is searched: what is larger are files, rows or an attack."""
 
 
 class Secrets:
@@ -106,6 +112,8 @@ class Secrets:
             self._body(request.headers.get("content-type", ""), request.content)
 
     def _body(self, kind: str, content: bytes) -> None:
+        if len(content) > LARGEST:
+            return
         if "json" in kind:
             with suppress(ValueError, RecursionError):
                 self.walk(json.loads(content))

@@ -121,7 +121,7 @@ def _user() -> str:
 def postgres() -> Iterator[Postgres]:
     """Run a server, or skip."""
     if find_spec("psycopg") is None:
-        missing("psycopg is not installed: pip install 'servicex-server[postgresql]'")
+        missing("psycopg is not installed: pip install 'psycopg[binary]'")
     program("initdb")
     # pytest's own folders are for one user only, and the server is another; and the path of a
     # socket may have a hundred characters at most

@@ -23,7 +23,7 @@ from servicex_server.model import (
     ResultFormat,
     now,
 )
-from servicex_server.submission import Order
+from servicex_server.requests.submission import Order
 
 SELECTION = '[{"treename": "events"}]'
 AT_A_TIME = 10_000
@@ -96,3 +96,20 @@ def lose_an_answer(monkeypatch: pytest.MonkeyPatch, to: Callable[..., Any]) -> l
 
     monkeypatch.setattr(Database, "write", forgetful)
     return lost
+
+
+def fail_a_write(
+    monkeypatch: pytest.MonkeyPatch, of: Callable[..., Any], *, once: Callable[[], bool]
+) -> list[str]:
+    """Have the first write of a kind fail, before it begins, for which ``once`` is true."""
+    write = Database.write
+    failed: list[str] = []
+
+    async def failing(self: Database, function: Any, *args: Any, **options: Any) -> Any:
+        if function is of and not failed and once():
+            failed.append(function.__name__)
+            raise ConnectionError("the database is away")
+        return await write(self, function, *args, **options)
+
+    monkeypatch.setattr(Database, "write", failing)
+    return failed

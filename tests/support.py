@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -24,8 +25,10 @@ import psutil
 import pytest
 
 from tests.leaks import SECRETS
+from tests.warm import WarmProcess, WarmStarter
 
-READY_SECONDS = 30
+READY_SECONDS = 60
+PROGRAM = Path(sys.executable).with_name("servicex-server")
 TERMINAL = ("Complete", "Fatal", "Canceled", "Bad Dataset")
 
 
@@ -70,7 +73,7 @@ def from_npm(package: str, version: int) -> Path:
     return found
 
 
-_EACH_TIME = {"SERVICEX_SERVER_SHARE_RESULTS": "none"}
+_EACH_TIME = {"SERVICEX_SERVER_STORAGE__SHARE_RESULTS": "none"}
 """Tests ask for the same again and again, and mean that it is done."""
 
 
@@ -79,8 +82,8 @@ def routes() -> dict[str, bool]:
     from fastapi.routing import APIRoute, iter_route_contexts
 
     from servicex_server.app import App
-    from servicex_server.settings import Settings
-    from servicex_server.web.server import web_app
+    from servicex_server.settings.service import Settings
+    from servicex_server.web.application import web_app
 
     found = {}
     for context in iter_route_contexts(web_app(App(Settings())).routes):
@@ -93,14 +96,18 @@ def routes() -> dict[str, bool]:
 
 HALTS = """
 def run_query(path):
-    import pathlib, time
+    import os, time
 
-    flag = pathlib.Path(path).with_name("go")
-    while path.endswith("/2.root") and not flag.exists():
+    while path.endswith("/2.root") and os.stat(path).st_mtime:
         time.sleep(0.05)
     return {"n": [1]}
 """
-"""A user's function whose last of three files ends when a file is there."""
+"""A user's function whose last of three files ends once `let_go` was called."""
+
+
+def let_go(folder: Path) -> None:
+    """Let the function `HALTS` end: its input file is all that it sees of the machine."""
+    os.utime(folder / "2.root", (0, 0))
 
 
 def copies(folder: Path, count: int, name: str = "uproot-Zmumu.root") -> list[str]:
@@ -110,14 +117,16 @@ def copies(folder: Path, count: int, name: str = "uproot-Zmumu.root") -> list[st
     return [str(shutil.copyfile(sample(name), path)) for path in paths]
 
 
-def plug_in(folder: Path, scheme: str, kind: str, source: str) -> dict[str, str]:
-    """Install a finder, given as source, in a folder; return the environment that has it."""
-    module = f"{scheme}_finder"
+def plug_in(
+    folder: Path, name: str, kind: str, source: str, *, group: str = "finders"
+) -> dict[str, str]:
+    """Install a finder, or a language, given as source; return the environment that has it."""
+    module = f"{name}_{group}"
     about = folder / f"{module}-1.dist-info"
     about.mkdir(parents=True)
     (folder / f"{module}.py").write_text(source)
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1\n")
-    entry = f"[servicex_server.finders]\n{scheme} = {module}:{kind}\n"
+    entry = f"[servicex_server.{group}]\n{name} = {module}:{kind}\n"
     (about / "entry_points.txt").write_text(entry)
     return {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
 
@@ -138,11 +147,47 @@ async def workers_of(client: Any, count: int) -> list[dict[str, Any]]:
     return list(found["workers"].values())
 
 
+async def on_workers(client: Any, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+    """Return, by address, what a function returns on workers; a service would not unpickle it."""
+    from distributed.protocol.serialize import deserialize
+
+    answers = await client.run(function, *arguments)
+    return {at: deserialize(one.header, one.frames) for at, one in answers.items()}
+
+
+ANNOUNCED = re.compile(
+    r"^(open it in a browser at \S+/open\?token=|    token: )\S+\n", re.MULTILINE
+)
+"""The two lines with the owner's token, which `serve` prints on purpose (never into the log)."""
+
+
+def command_of(process: psutil.Process) -> str:
+    """Return the command line of a process; nothing of one that has ended meanwhile."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def _reads_queries(process: psutil.Process) -> bool:
+    try:
+        return "servicex_server.query_processes" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return True
+
+
+@cache
+def warm_starter() -> WarmStarter:
+    """Return the process from which the servers of this test process are started."""
+    return WarmStarter()
+
+
 @dataclass(eq=False)
 class Server:
     """A ``servicex-server serve`` process, and what a user and its database say about it.
 
-    With ``name`` it has a log of its own beside others on the same data folder. A secret in a log
+    With ``name`` it has a log of its own beside others on the same data folder. Without ``warm`` it
+    is started by its command, otherwise by `WarmStarter` where that is the same. A secret in a log
     fails the test, without its doing.
     """
 
@@ -153,7 +198,9 @@ class Server:
     options: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     name: str = ""
-    process: subprocess.Popen[bytes] | None = None
+    program: Path = PROGRAM
+    warm: bool = True
+    process: subprocess.Popen[bytes] | WarmProcess | None = None
     url: str = ""
     client: httpx.Client = field(default_factory=httpx.Client)
 
@@ -180,14 +227,24 @@ class Server:
         """Start the process."""
         self.hold_log()  # which is written anew
         Server.watched.append(self)
-        program = str(Path(sys.executable).with_name("servicex-server"))
+        args = [str(self.program), *command, "--data-dir", str(self.data_dir), *self.options]
+        environment = os.environ | _EACH_TIME | self.environment
         with self.log.open("wb") as log:
+            if self._is_warm():
+                self.process = warm_starter().start(args, environment, log)
+                return
             self.process = subprocess.Popen(
-                [program, *command, "--data-dir", str(self.data_dir), *self.options],
+                args,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | _EACH_TIME | self.environment,
+                env=environment,
             )
+
+    def _is_warm(self) -> bool:
+        """Whether a copy of a process that has imported the service will do."""
+        plain = all(name.startswith("SERVICEX_SERVER_") for name in self.environment)
+        debug = "DEBUG" in [*self.options, *self.environment.values()]
+        return self.warm and plain and not debug and self.program == PROGRAM
 
     def says(self, pattern: str) -> str:
         """Wait until the process prints or logs something; return the group of the pattern."""
@@ -205,7 +262,7 @@ class Server:
         self.client.close()
         began = time.monotonic()
         self.process.send_signal(how)
-        self.process.wait(15)
+        self.process.wait(60)
         seconds = time.monotonic() - began
         self.hold_log()
         return seconds
@@ -217,7 +274,9 @@ class Server:
         Server.watched.remove(self)
         SECRETS.settings(os.environ | self.environment, self.options)
         SECRETS.folder(self.data_dir)
-        if lines := SECRETS.leaks(self.output):
+        # the folder has the name of its test, which may have a word in it that is secret elsewhere
+        output = self.output.replace(str(self.data_dir), "")
+        if lines := SECRETS.leaks(ANNOUNCED.sub("", output)):
             pytest.fail("\n".join(["there are secrets in the log of a server:", *lines[:20]]))
 
     @staticmethod
@@ -227,18 +286,21 @@ class Server:
             if not ended or one.process is None or one.process.poll() is not None:
                 one.hold_log()
 
-    def descendants(self) -> list[psutil.Process]:
-        """Return all processes below the server."""
+    def descendants(self, *, helpers: bool = True) -> list[psutil.Process]:
+        """Return all processes below the server; those that read queries come and go."""
         assert self.process is not None
-        return psutil.Process(self.process.pid).children(recursive=True)
+        found = psutil.Process(self.process.pid).children(recursive=True)
+        if helpers:
+            return found
+        return [one for one in found if not _reads_queries(one)]
 
     def dask_processes(self) -> list[psutil.Process]:
         """Return the workers that run on this machine below the server."""
-        return [one for one in self.descendants() if "spawn_main" in " ".join(one.cmdline())]
+        return [one for one in self.descendants() if "spawn_main" in command_of(one)]
 
     def rows(self, sql: str, *arguments: Any) -> list[tuple[Any, ...]]:
         """Return what the database holds."""
-        if url := (os.environ | self.environment).get("SERVICEX_SERVER_DATABASE_URL"):
+        if url := (os.environ | self.environment).get("SERVICEX_SERVER_STORAGE__DATABASE_URL"):
             import psycopg
 
             with psycopg.connect(url.replace("+psycopg", "")) as connected:
@@ -331,7 +393,7 @@ def refused(*options: str, command: str = "serve", **environment: str) -> str:
         [str(Path(sys.executable).with_name("servicex-server")), command, *options],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
         env=os.environ | environment,
     )
@@ -355,10 +417,10 @@ def doctor(*options: str, **environment: str) -> subprocess.CompletedProcess[str
 
 
 @contextmanager
-def small_disk(path: Path) -> Iterator[Path]:
-    """Mount a file system of 2 MiB; skip where that is not allowed."""
+def small_disk(path: Path, size: str = "2m") -> Iterator[Path]:
+    """Mount a file system of 2 MiB or another size; skip where that is not allowed."""
     path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(path)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
     if subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("mounting a small disk needs root")
     try:

@@ -15,7 +15,7 @@ from math import pi, sin
 from pathlib import Path
 from typing import Any
 
-from servicex_server.database import history
+from servicex_server.database import service_history
 from servicex_server.database.connection import Database
 from servicex_server.model import now
 from tests.e2e.test_accounts import command
@@ -45,9 +45,8 @@ HALTS = """
 import pathlib, time
 
 def run_query(path):
-    flag = pathlib.Path(path).with_name("go")
     number = int(pathlib.Path(path).stem.rpartition("-")[2])
-    while number > {stands} and not flag.exists():
+    while number > {stands}:
         time.sleep(0.05)
     return {{"n": [1]}}
 """
@@ -135,12 +134,12 @@ def settings(provider: IdentityProvider) -> dict[str, str]:
     ]
     return {
         "SERVICEX_SERVER_SIGN_IN": "true",
-        "SERVICEX_SERVER_ISSUERS": json.dumps(issuers),
-        "SERVICEX_SERVER_ADMINISTRATORS": '["ada@lab.org"]',
-        "SERVICEX_SERVER_LOCAL_FOLDERS": json.dumps([str(FOLDER)]),
-        "SERVICEX_SERVER_REQUESTS_PER_USER_AT_ONCE": "20",
-        "SERVICEX_SERVER_BYTES_PER_USER": "50000000000",
-        "SERVICEX_SERVER_FILES_PER_REQUEST_AT_ONCE": "2",
+        "SERVICEX_SERVER_ACCOUNTS__ISSUERS": json.dumps(issuers),
+        "SERVICEX_SERVER_ACCOUNTS__ADMINISTRATORS": '["ada@lab.org"]',
+        "SERVICEX_SERVER_READING__LOCAL_FOLDERS": json.dumps([str(FOLDER)]),
+        "SERVICEX_SERVER_LIMITS__REQUESTS_PER_USER_AT_ONCE": "20",
+        "SERVICEX_SERVER_LIMITS__BYTES_PER_USER": "50000000000",
+        "SERVICEX_SERVER_LIMITS__FILES_PER_REQUEST_AT_ONCE": "2",
     }
 
 
@@ -150,7 +149,7 @@ def a_day(connection: Any) -> None:
     for minute in range(0, 24 * 60 - 1, 5):
         busy = max(0.0, sin(2 * pi * (minute - 240) / 1200)) * (1 + 0.2 * sin(minute / 9))
         at_work = round(24 * busy)
-        seen = history.Moment(
+        seen = service_history.Moment(
             at=began + timedelta(minutes=minute),
             wanted=WORKERS + at_work + round(4 * busy),
             there=WORKERS + at_work,
@@ -159,7 +158,7 @@ def a_day(connection: Any) -> None:
             stored=2000 * minute,
             free=free - 2000 * minute,
         )
-        history.put(connection, seen)
+        service_history.put(connection, seen)
 
 
 def files(name: str, count: int, of: str = "uproot-Zmumu.root") -> list[str]:

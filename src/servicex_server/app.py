@@ -1,42 +1,54 @@
 """The composition root: `App` builds every part from the settings, and closes it again."""
 
+import asyncio
 import fcntl
 import logging
 import os
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack, closing, suppress
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
+from urllib.parse import unquote, urlsplit
 
 from sqlalchemy.exc import OperationalError
 
-from servicex_server.accounts.access import Access
-from servicex_server.accounts.devices import Devices
-from servicex_server.accounts.entrance import Entrance, Rules
-from servicex_server.accounts.issuers import Issuers
+from servicex_server import plugins
+from servicex_server.accounts.authentication import Authenticator
+from servicex_server.accounts.device_flow import DeviceFlow
+from servicex_server.accounts.oidc import OidcProviders
+from servicex_server.accounts.owner_token import OwnerToken
 from servicex_server.accounts.sessions import Sessions
-from servicex_server.accounts.telling import Telling
-from servicex_server.candidate import Candidate
-from servicex_server.database import leadership
-from servicex_server.database.buckets import RequestBuckets
+from servicex_server.accounts.sign_up import Registration, SignUpPolicy
+from servicex_server.accounts.signing_keys import SigningKeys, load_signing_keys
+from servicex_server.credentials import WIDE, wide_patterns
+from servicex_server.database import leader_lock
 from servicex_server.database.connection import Database
-from servicex_server.engines.contract import Engine
+from servicex_server.database.disk_reserve import DISK_FULL
+from servicex_server.database.result_objects import RequestBuckets
+from servicex_server.datasets.finder_registry import check_finders
+from servicex_server.engine.contract import Engine
 from servicex_server.errors import ErrorRecord, StartupError, StateError
-from servicex_server.keys import Keys, keys_of
-from servicex_server.leader import STOPPED, WAKE, Leader
-from servicex_server.lookup import check_finders
-from servicex_server.model import LOCAL_USER, Attempt, CheckSpec, Principal
-from servicex_server.objects.contract import ObjectStore
-from servicex_server.objects.store import open_store
-from servicex_server.settings import Settings
-from servicex_server.submission import Submission
+from servicex_server.model import LOCAL_USER, Attempt, CheckSpec, Principal, SandboxChoice
+from servicex_server.notifications.accounts import AccountNotifier
+from servicex_server.query_processes.compiler import QueryCompiler
+from servicex_server.requests.language_policy import LanguagePolicy
+from servicex_server.requests.service import RequestService
+from servicex_server.requests.submission import Submission
+from servicex_server.scheduling.election import LeaderElection
+from servicex_server.scheduling.leader import STOPPED, WAKE, Leader
+from servicex_server.settings.data_folder import close_to_others
+from servicex_server.settings.service import Settings
+from servicex_server.storage.contract import ObjectStore
+from servicex_server.storage.obstore_store import open_store
+from servicex_server.text.hints import did_you_mean
+from servicex_server.worker import sandbox
 
 log = logging.getLogger(__name__)
 
 
 class Duty(StrEnum):
-    """What a process does, by the command that starts it."""
+    """The duty of a process, by the command that starts it."""
 
     ALL = "serve"
     API = "serve --no-dispatch"
@@ -44,36 +56,38 @@ class Duty(StrEnum):
 
     @property
     def stands(self) -> bool:
-        """Whether it stands for the lead."""
+        """Whether the process takes part in the leader election."""
         return self is not Duty.API
 
 
 class App:
-    """The service without its web server: what `web` and `cli` work on.
+    """The service without its web server, as `web` and `cli` use it.
 
-    What every process has is an attribute here. What only the one has that leads is in `leader`.
+    The attributes are the parts of every process. `leader` has the parts that only the leader has.
 
     Parameters
     ----------
     settings
-        What the operator chose.
+        The settings of the operator.
     duty
-        What this process is for.
+        The duty of this process.
     engine
-        Where tasks run; a test's double instead of worker processes.
+        An engine for tests; the default starts the workers of the settings.
     """
 
     database: Database
     objects: ObjectStore
+    queries: QueryCompiler
+    languages: LanguagePolicy
     submission: Submission
     buckets: RequestBuckets
-    access: Access
-    telling: Telling
-    issuers: Issuers
+    authenticator: Authenticator
+    account_notifier: AccountNotifier
+    oidc_providers: OidcProviders
     sessions: Sessions
-    devices: Devices
-    entrance: Entrance
-    keys: Keys
+    device_flow: DeviceFlow
+    registration: Registration
+    keys: SigningKeys
 
     def __init__(
         self, settings: Settings, *, duty: Duty = Duty.ALL, engine: Engine | None = None
@@ -81,8 +95,9 @@ class App:
         self.settings = settings
         self.duty = duty
         self.ready = False
+        self.owner_token: OwnerToken | None = None
         self._engine = engine
-        self._candidate: Candidate | None = None
+        self._election: LeaderElection | None = None
         self._open = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -91,7 +106,7 @@ class App:
         Raises
         ------
         StartupError
-            Something is in the way; one line says what.
+            A part cannot start; the message is one line with the cause.
         """
         async with AsyncExitStack() as opening:
             await self._start(opening)
@@ -105,57 +120,72 @@ class App:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Finish what is being written, and end every part."""
+        """Finish pending writes, and close every part."""
         self.ready = False
         await self._open.aclose()
 
     async def _start(self, opening: AsyncExitStack) -> None:
         folder = self.settings.data_dir
         check_finders(self.settings)
+        for pattern in wide_patterns(self.settings.reading.credentials):
+            log.warning(WIDE, pattern)
         database = opening.enter_context(closing(Database(self.settings.database)))
-        if self.settings.database_url is not None and not database.shared:
-            # another folder's lock would not keep anybody off it
+        if self.settings.storage.database_url is not None and not database.shared:
+            # the lock on this data folder would not protect an SQLite file elsewhere
             raise StartupError(
-                "setting database_url: only a PostgreSQL database is given so",
-                hint="without it, SQLite keeps its file in the data folder",
+                "setting storage.database_url: only PostgreSQL is supported",
+                hint="without this setting, SQLite stores its file in the data folder",
             )
         if self.duty is not Duty.ALL and not database.shared:
             raise StartupError(
-                f"`servicex-server {self.duty}` is one of several processes, and those need "
+                f"`servicex-server {self.duty}` runs as one of several processes, which need "
                 "PostgreSQL",
-                hint="give database_url, or `servicex-server serve`, which is everything in one",
+                hint="set storage.database_url, or use `servicex-server serve`, which does all",
             )
         opening.enter_context(lock_folder(folder, shared=database.shared))
-        self.keys = keys_of(self.settings)
+        self.keys = load_signing_keys(self.settings)
         database.migrate()
+        if database.disk_full:
+            log.warning("%s: no request is accepted", DISK_FULL)
         self.database = database
         self.objects = open_store(self.settings.objects)
-        self.buckets = RequestBuckets(database)
-        self.issuers = Issuers(self.settings.issuers)
-        self.access = Access(database, self.keys, self.issuers)
+        self.buckets = RequestBuckets(database, self.settings.storage.link_days)
+        self.oidc_providers = OidcProviders(self.settings.accounts.issuers)
+        self.authenticator = Authenticator(database, self.keys, self.oidc_providers)
         self.sessions = Sessions(database)
-        self.devices = Devices(database)
-        self.entrance = Entrance(database, _rules(self.settings))
-        self.submission = Submission(database, self, self.settings)
-        self.telling = Telling(self.settings)
-        opening.push_async_callback(self.telling.close)
+        self.device_flow = DeviceFlow(database)
+        self.registration = Registration(database, _sign_up_policy(self.settings))
+        self.queries = QueryCompiler()
+        opening.push_async_callback(self.queries.close)
+        self.queries.start()
+        self.languages = await _languages(self.settings)
+        self.submission = Submission(database, self, self.settings, self.queries, self.languages)
+        self.requests = RequestService(database, self.objects, self.submission, self.stopped)
+        self.account_notifier = AccountNotifier(self.settings)
+        opening.push_async_callback(self.account_notifier.close)
         if self.duty.stands:
-            who_leads = leadership.of(database)
-            self._candidate = Candidate(who_leads, lambda: self._leader(who_leads))
-            opening.push_async_callback(self._candidate.close)
-            await self._candidate.start()
+            who_leads = leader_lock.of(database)
+            self._election = LeaderElection(who_leads, lambda: self._leader(who_leads))
+            opening.push_async_callback(self._election.close)
+            await self._election.start()
 
-    def _leader(self, who_leads: leadership.Leadership) -> Leader:
+    def _leader(self, who_leads: leader_lock.Leadership) -> Leader:
         database = self.database.guarded(who_leads.guard)
-        return Leader(self.settings, database, self.objects, engine=self._engine)
+        return Leader(
+            self.settings,
+            database,
+            self.objects,
+            digest=self.queries.digest,
+            engine=self._engine,
+        )
 
     @property
     def leader(self) -> Leader | None:
-        """The workers, the dispatcher and the look-ups, while this process leads."""
-        return self._candidate.leader if self._candidate is not None else None
+        """The workers, the dispatcher and the look-ups; None unless this process leads."""
+        return self._election.leader if self._election is not None else None
 
     async def probe(self) -> list[Attempt]:
-        """Look at every door of a site.
+        """Probe every storage endpoint that a request has used.
 
         Raises
         ------
@@ -164,73 +194,134 @@ class App:
         """
         if self.leader is None:
             raise StateError(
-                "this process has no workers to look from", hint="ask the one that dispatches"
+                "this process has no workers to probe from", hint="ask the process that leads"
             )
         return await self.leader.dispatcher.probe()
 
     async def check(self, spec: CheckSpec) -> ErrorRecord | None:
-        """Hold a query against a file on a worker; a process without workers finds nothing."""
+        """Dry-run a query on a worker; return None in a process without workers."""
         return await self.leader.dispatcher.check(spec) if self.leader is not None else None
 
     async def is_led(self) -> bool:
-        """Whether a process leads, this one or another."""
-        return self.leader is not None or await self.database.read(leadership.taken)
+        """Whether any process leads, this one or another."""
+        return self.leader is not None or await self.database.read(leader_lock.taken)
 
     async def wake(self, request_id: str) -> None:
-        """Have the leader begin a request that has become a row."""
+        """Have the leader begin a request that was stored."""
         if self.leader is not None:
             self.leader.wake()
         else:
-            await self._tell(WAKE, request_id)
+            await self._notify_leader(WAKE, request_id)
 
     async def stopped(self, request_id: str) -> None:
-        """Have the leader drop the files of a request that has ended, or is gone, in the rows."""
+        """Have the leader drop the tasks of a request that was cancelled or deleted."""
         if self.leader is not None:
             await self.leader.stop(request_id)
         else:
-            await self._tell(STOPPED, request_id)
+            await self._notify_leader(STOPPED, request_id)
 
-    async def _tell(self, word: str, request_id: str) -> None:
+    async def _notify_leader(self, event: str, request_id: str) -> None:
         try:
-            await self.database.write(leadership.tell, f"{word} {request_id}")
+            await self.database.write(leader_lock.notify_leader, f"{event} {request_id}")
         except OperationalError:
-            log.warning("the leader is not told: %s", word, extra={"request_id": request_id})
+            log.warning("could not notify the leader: %s", event, extra={"request_id": request_id})
 
     async def principal(self, authorization: str | None) -> Principal:
-        """Return who asks, by the header of that name; while sign-in is off there is one user only.
+        """Return the caller by the ``Authorization`` header; without sign-in, the only user.
 
         Raises
         ------
         SignInError
-            It is nobody who may; says what to do.
+            The header does not authenticate a user; the hint says what to do.
         """
         if not self.settings.sign_in:
+            if self.owner_token is not None:
+                self.owner_token.check(authorization)
             return LOCAL_USER
-        return await self.access.principal(authorization)
+        return await self.authenticator.principal(authorization)
+
+    def ask_for_token(self) -> None:
+        """Require the owner's token of all clients from now on, if sign-in is off."""
+        self.owner_token = OwnerToken(self.keys)
 
 
-def _rules(settings: Settings) -> Rules:
-    return Rules(settings.administrators, settings.approve_domains, settings.experiments)
+def _sign_up_policy(settings: Settings) -> SignUpPolicy:
+    return SignUpPolicy(
+        settings.accounts.administrators,
+        settings.accounts.approve_domains,
+        settings.accounts.experiments,
+    )
+
+
+async def _languages(settings: Settings) -> LanguagePolicy:
+    """Try the sandbox, and return the policy for languages.
+
+    Raises
+    ------
+    StartupError
+        The sandbox is required and does not work, or a language is not installed.
+    """
+    if unknown := sorted(set(settings.queries.languages) - set(plugins.available("languages"))):
+        raise StartupError(
+            f"setting queries.languages: {unknown[0]!r} is not installed",
+            hint=did_you_mean(unknown[0], sorted(plugins.available("languages"))),
+        )
+    problem = await asyncio.to_thread(sandbox_problem, settings)
+    if problem and settings.queries.sandbox is SandboxChoice.BUBBLEWRAP:
+        raise StartupError(
+            f"setting queries.sandbox: the sandbox for user code does not work: {problem}",
+            hint="`servicex-server doctor` checks it; set sandbox to auto to start without it",
+        )
+    if problem and settings.sign_in:
+        log.warning("languages that run user code are not offered: %s", problem)
+    elif problem:
+        log.warning("user code runs without a sandbox, as the account of the workers: %s", problem)
+    return LanguagePolicy(settings, problem)
+
+
+def sandbox_problem(settings: Settings) -> str:
+    """Try the sandbox; return why it does not protect the service, or an empty text."""
+    if settings.queries.sandbox is SandboxChoice.NONE:
+        return "the setting queries.sandbox is none"
+    objects = urlsplit(settings.objects)
+    private = [settings.data_dir]
+    if objects.scheme == "file":
+        private.append(Path(unquote(objects.path)))
+    private += [
+        path for one in settings.reading.credentials for path in (one.proxy, one.token) if path
+    ]
+    for shown in sandbox.readable(sandbox.library_folders(os.environ)):
+        for path in private:
+            if path.resolve().is_relative_to(shown.resolve()):
+                return f"{path} is in {shown}, which user code can read"
+    return sandbox.sandbox_problem()
+
+
+class FolderInUseError(StartupError):
+    """Another server uses the data folder."""
 
 
 def lock_folder(folder: Path, *, shared: bool) -> IO[str]:
-    """Make the data folder if needed, and keep others off it while the file is open.
+    """Create the data folder if needed, and lock it while the returned file is open.
 
     Parameters
     ----------
     folder
         The data folder.
     shared
-        Keep off only those that want it for themselves: what is not in the database can be
-        written by several processes.
+        Take a shared lock, which excludes only processes with an exclusive lock. Several processes
+        may write the files in the folder if the database is elsewhere.
 
     Raises
     ------
+    FolderInUseError
+        Another server uses the folder.
     StartupError
-        It cannot be written, or another server uses it.
+        The folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        close_to_others(folder)
         lock = (folder / "lock").open("a+", encoding="utf-8")
     except OSError as error:
         raise StartupError(
@@ -243,12 +334,13 @@ def lock_folder(folder: Path, *, shared: bool) -> IO[str]:
         lock.seek(0)
         owner = lock.read().strip() or "unknown"
         lock.close()
-        raise StartupError(
+        raise FolderInUseError(
             f"the data folder {folder} is used by another server (process {owner})",
             hint="stop that one, or choose another with --data-dir",
         ) from None
     lock.truncate(0)
     if not shared:
-        lock.write(str(os.getpid()))
-        lock.flush()
+        with suppress(OSError):  # on a full disk the error above names no process
+            lock.write(str(os.getpid()))
+            lock.flush()
     return lock

@@ -1,67 +1,74 @@
-"""Every error a user, an operator or a client can be shown.
+"""All errors that a user, an operator or a client can see.
 
 ::
 
     ServiceXError
-    ├── RequestError              400  a field of the request is wrong
-    │   ├── QueryError            400  the query cannot mean anything
-    │   │   ├── UnknownNameError  400  no such tree, branch, function; the nearest are named
+    ├── RequestError              400  a field of the request is invalid
+    │   ├── QueryError            400  the query is invalid
+    │   │   ├── UnknownNameError  400  a tree, branch or function does not exist
     │   │   ├── QueryTypeError    400  shapes or types do not fit together
-    │   │   ├── FormatError       400  the output format cannot hold the result
+    │   │   ├── FormatError       400  the output format cannot store the result
     │   │   └── FunctionError     400  the user's own function failed
-    │   ├── DatasetError          400  the dataset reference is wrong
-    │   │   └── UnknownDatasetError    the catalogue does not have it
-    │   ├── TooLargeError         413  over a limit that is named
-    │   └── TooManyError          429  a user, or an address, has as much as it may; says until when
-    ├── CatalogueError                 the catalogue does not answer, or refuses us
-    │   └── CatalogueDeniedError       its answer will not change by itself
-    ├── NotFoundError             404  no such thing, or not yours
-    ├── StateError                400  it is too late for that
-    ├── SignInError               401  who are you?
-    │   └── UnknownTokenError     401  a token that is none of this service
-    ├── IssuerError               503  who would vouch for you does not answer
-    ├── ForbiddenError            403  you may look, and not touch
-    ├── ReplicaError                   one copy of one file could not be read
-    │   ├── MissingError               it is not there
-    │   ├── UnreachableError           nobody answers at that door
-    │   ├── DeniedError                the credential was refused
-    │   │   └── ExpiredError           which is known before anybody is asked
-    │   ├── SlowError                  no bytes came in time
-    │   ├── TruncatedError             it ends too early
-    │   └── CorruptError               its content cannot be right
-    │       └── ChecksumError          which its catalogue proves
-    ├── UnreadableError                a branch no reader understands
-    ├── ResourceError                  a limit of the machine was met
+    │   ├── DatasetError          400  the dataset reference is invalid
+    │   │   └── UnknownDatasetError    the catalogue does not have the dataset
+    │   ├── TooLargeError         413  a size limit is exceeded
+    │   └── TooManyError          429  a rate limit or a quota is reached
+    ├── CatalogueError                 the catalogue does not answer, or refuses the service
+    │   └── CatalogueDeniedError       the catalogue denies access, so a retry does not help
+    ├── NotFoundError             404  it does not exist, or belongs to another user
+    ├── StateError                400  its state does not allow the operation
+    ├── SignInError               401  the caller is not authenticated
+    │   └── UnknownTokenError     401  the service did not issue the token, or has revoked it
+    ├── IssuerError               503  the OIDC provider does not answer
+    ├── ForbiddenError            403  the role of the caller does not allow the operation
+    ├── ReplicaError                   one replica of a file could not be read
+    │   ├── MissingError               the file does not exist there
+    │   ├── UnreachableError           the server cannot be reached
+    │   ├── DeniedError                the server refused the credential
+    │   │   └── ExpiredError           the credential expired, so no server was asked
+    │   ├── ForbiddenHostError         the settings forbid a connection to the server
+    │   ├── SlowError                  the server sent no bytes in time
+    │   ├── TruncatedError             the file ends too early
+    │   └── CorruptError               the content of the file is invalid
+    │       └── ChecksumError          the checksum differs from that of the catalogue
+    ├── UnreadableError                the branch has a type that no reader supports
+    ├── ResourceError                  the work reached a limit of the machine
     │   ├── OutOfMemoryError
     │   ├── OutOfTimeError
     │   ├── OverdueError
     │   ├── DiskFullError
+    │   │   └── ScratchFullError       no attempt is counted
     │   └── WorkerDiedError
-    ├── UploadError                    the object store did not take a result
-    ├── InternalError             500  our fault
-    └── StartupError                   the service cannot start; one line says why
+    ├── SandboxError                   the sandbox of a worker does not work
+    ├── UploadError                    the object store refused a result
+    │   └── StoreUnavailableError 503  it cannot be reached, or is full; no attempt is counted
+    ├── DatabaseFullError         503  the disk of SQLite is full
+    ├── DownloadError                  the object store did not return the result of a split
+    ├── InternalError             500  a defect of the service
+    └── StartupError                   the service cannot start; the message is one line
 
-``blame`` names whose it is; ``retryable`` says whether trying again can help. Errors of a file
-travel from the worker to the database as an `ErrorRecord`, which is plain data.
+``blame`` says who or what has to change. ``retryable`` says whether a retry can help. A worker
+reports the error of a file as an `ErrorRecord`, which is plain data and is stored in the database.
 """
 
-import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeGuard
+
+from servicex_server.text.escaping import redacted
 
 Blame = Literal["query", "dataset", "file", "replica", "site", "credential", "service", "resource"]
 
 
 class ServiceXError(Exception):
-    """Base of everything this package raises on purpose.
+    """Base class of the errors that this package raises on purpose.
 
     Parameters
     ----------
     message
-        What was wrong, in a sentence a physicist understands.
+        What is wrong, in a sentence that a physicist understands.
     hint
-        What would be right, or what to do; empty when the message says it all.
+        What to do. Empty if the message says it.
     """
 
     status: ClassVar[int] = 500
@@ -69,9 +76,9 @@ class ServiceXError(Exception):
     blame: ClassVar[Blame] = "service"
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = storable(redacted(message))
+        self.hint = storable(redacted(hint))
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
@@ -90,23 +97,39 @@ class ServiceXError(Exception):
         )
 
 
+def storable(text: str) -> str:
+    r"""Escape the characters that a database or a JSON response cannot store.
+
+    Names in files and queries may contain lone surrogates and NUL characters.
+
+    Examples
+    --------
+    >>> print(storable("no branch \udcff\0"))
+    no branch \udcff\0
+    """
+    return text.encode(errors="backslashreplace").decode().replace("\0", "\\0")
+
+
 def _rebuild(cls: type[ServiceXError], message: str, hint: str) -> ServiceXError:
     return cls(message, hint=hint)
 
 
 class RequestError(ServiceXError):
-    """A field of the request is wrong; ``message`` starts with the field's wire name."""
+    """A field of the request is not valid. The message begins with the name of the field."""
 
     status = 400
     blame: ClassVar[Blame] = "query"
 
 
 class QueryError(RequestError):
-    """The query is not sound."""
+    """The query is not valid."""
 
 
 class UnknownNameError(QueryError):
-    """A tree, branch, alias or function does not exist."""
+    """A tree, branch, alias or function does not exist.
+
+    The message names the nearest existing names.
+    """
 
 
 class QueryTypeError(QueryError):
@@ -118,11 +141,11 @@ class FormatError(QueryError):
 
 
 class FunctionError(QueryError):
-    """The user's own function failed or returned something that is not columns."""
+    """The user's Python function failed, or did not return columns."""
 
 
 class DatasetError(RequestError):
-    """The dataset reference is wrong."""
+    """The dataset reference is not valid."""
 
     blame: ClassVar[Blame] = "dataset"
 
@@ -132,7 +155,7 @@ class UnknownDatasetError(DatasetError):
 
 
 class CatalogueError(ServiceXError):
-    """The catalogue does not answer, or answers nonsense."""
+    """The catalogue does not respond, or its response cannot be used."""
 
     status = 503
     retryable = True
@@ -140,22 +163,27 @@ class CatalogueError(ServiceXError):
 
 
 class CatalogueDeniedError(CatalogueError):
-    """The catalogue refuses the service: a credential is missing, has expired, or is not enough."""
+    """The catalogue refuses the service.
+
+    A credential is missing, has expired, or is not sufficient.
+    """
 
     retryable = False
     blame: ClassVar[Blame] = "credential"
 
 
 class TooLargeError(RequestError):
-    """Something is over a limit; the message names the limit."""
+    """A limit on size is exceeded. The message names the limit."""
 
     status = 413
 
 
 class TooManyError(RequestError):
-    """A user, or an address, has as much as it may; the message names the limit, and what is used.
+    """A user has reached a quota, or an address a rate limit.
 
-    ``seconds`` is after how long it is worth trying again, as far as that is known.
+    The message names the limit, the present use, and when to try again.
+
+    ``seconds`` is the time until a retry can succeed, if it is known.
     """
 
     status = 429
@@ -163,74 +191,83 @@ class TooManyError(RequestError):
 
 
 class NotFoundError(ServiceXError):
-    """There is no such thing, or it belongs to somebody else."""
+    """The object does not exist, or belongs to another user."""
 
     status = 404
     blame: ClassVar[Blame] = "query"
 
 
 class StateError(ServiceXError):
-    """The thing exists, but is in a state in which this cannot be done."""
+    """The object is in a state in which this action is not possible."""
 
     status = 400
     blame: ClassVar[Blame] = "query"
 
 
 class SignInError(ServiceXError):
-    """The caller is not known."""
+    """The caller is not authenticated."""
 
     status = 401
     blame: ClassVar[Blame] = "credential"
 
 
 class UnknownTokenError(SignInError):
-    """The caller shows a token that this service has never made, or knows no more."""
+    """The service did not issue this token, or the token is no longer valid."""
 
 
 class IssuerError(ServiceXError):
-    """Who vouches for users does not answer, or not as it should."""
+    """The OpenID Connect provider does not respond, or its response is not valid."""
 
     status = 503
     blame: ClassVar[Blame] = "credential"
 
 
 class ForbiddenError(ServiceXError):
-    """The thing may be looked at by the caller, and not be changed."""
+    """The caller's role may not change this object, or may not use this query language."""
 
     status = 403
     blame: ClassVar[Blame] = "credential"
 
 
 class ReplicaError(ServiceXError):
-    """One copy of one file could not be read; another copy may work."""
+    """One replica of a file could not be read."""
 
     blame: ClassVar[Blame] = "replica"
 
 
 class MissingError(ReplicaError):
-    """The file is not there."""
+    """The file does not exist at this location."""
 
 
 class UnreachableError(ReplicaError):
-    """Nobody answers at that door: refused, unknown host, TLS, time-out on connecting."""
+    """The connection to the storage endpoint fails.
+
+    It is refused, the host is unknown, TLS fails, or connecting times out.
+    """
 
     retryable = True
     blame: ClassVar[Blame] = "site"
 
 
 class DeniedError(ReplicaError):
-    """The credential was refused."""
+    """The server rejected the credential."""
 
     retryable = True
     blame: ClassVar[Blame] = "credential"
 
 
 class ExpiredError(DeniedError):
-    """The credential is good no more, or cannot be read; nobody was asked with it."""
+    """The credential has expired or cannot be read. The service sent it to no server."""
+
+
+class ForbiddenHostError(ReplicaError):
+    """The settings of the service forbid connections to this server. Nothing was sent to it."""
+
+    blame: ClassVar[Blame] = "dataset"
 
 
 class SlowError(ReplicaError):
-    """No bytes came in time."""
+    """The server sent no bytes in time."""
 
     retryable = True
     blame: ClassVar[Blame] = "site"
@@ -241,21 +278,24 @@ class TruncatedError(ReplicaError):
 
 
 class CorruptError(ReplicaError):
-    """The content cannot be right: no ROOT file, bad compression, unreadable structure."""
+    """The content of the file is not valid.
+
+    It is not a ROOT file, its compression is bad, or its structure cannot be read.
+    """
 
 
 class ChecksumError(CorruptError):
-    """All of it was read, and its checksum is not the one that its catalogue has."""
+    """The file was read completely, and its checksum differs from the catalogue's."""
 
 
 class UnreadableError(ServiceXError):
-    """A branch has a type that no reader here understands."""
+    """A branch has a type that no reader supports. The message names the branch."""
 
     blame: ClassVar[Blame] = "file"
 
 
 class ResourceError(ServiceXError):
-    """A limit of the machine was met."""
+    """The work reached a limit of the machine."""
 
     blame: ClassVar[Blame] = "resource"
 
@@ -265,19 +305,30 @@ class OutOfMemoryError(ResourceError):
 
 
 class OutOfTimeError(ResourceError):
-    """The function of a query took longer than it may."""
+    """The user's Python function exceeded its time limit."""
 
 
 class OverdueError(ResourceError):
-    """The work took too long, or did not go on, and was ended with its worker."""
+    """The work exceeded its time limit or made no progress.
+
+    The service ended it together with its worker.
+    """
 
     retryable = True
 
 
 class DiskFullError(ResourceError):
-    """No space is left where the result is written."""
+    """The disk on which the result is written is full."""
 
     retryable = True
+
+
+class ScratchFullError(DiskFullError):
+    """The worker has no space to write a result.
+
+    It is not the fault of a file, so it costs a file none of its attempts: the file waits, and then
+    runs on another worker if there is one.
+    """
 
 
 class WorkerDiedError(ResourceError):
@@ -286,26 +337,59 @@ class WorkerDiedError(ResourceError):
     retryable = True
 
 
+class SandboxError(ServiceXError):
+    """The sandbox of this worker does not work, so the worker runs no user code.
+
+    Another worker may succeed.
+    """
+
+    retryable = True
+
+
 class UploadError(ServiceXError):
-    """The object store did not take a result, or did not answer."""
+    """The object store refused a result."""
+
+    retryable = True
+
+
+class StoreUnavailableError(UploadError):
+    """The object store cannot be reached, or has no room for a result.
+
+    It is not the fault of a file, so it costs a file none of its attempts: the file waits until the
+    store works again.
+    """
+
+    status = 503
+
+
+class DatabaseFullError(ServiceXError):
+    """The disk of the database is full. Requests can be canceled and deleted, but not added."""
+
+    status = 503
+
+
+class DownloadError(ServiceXError):
+    """The object store did not return the result of a split of a file, or did not respond."""
 
     retryable = True
 
 
 class InternalError(ServiceXError):
-    """Our fault."""
+    """An error in the service itself.
+
+    The response has a number under which the log has the details.
+    """
 
 
 class StartupError(ServiceXError):
-    """The service cannot start; the message is one line that says why and what to do."""
+    """The service cannot start. One line says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorRecord:
-    """An error as plain data: what the database keeps and a user reads.
+    """An error as plain data, as the database stores it and a user reads it.
 
-    ``kind`` is the class name without ``Error``; ``blame`` says whose it is; ``place`` is the
-    replica or branch it happened at, empty when there is none.
+    ``kind`` is the class name without ``Error``; ``blame`` says who or what has to change.
     """
 
     kind: str
@@ -314,24 +398,40 @@ class ErrorRecord:
     hint: str = ""
     retryable: bool = False
 
+    def __post_init__(self) -> None:
+        """Redact texts of workers, and of older versions of the service."""
+        object.__setattr__(self, "message", redacted(self.message))
+        object.__setattr__(self, "hint", redacted(self.hint))
+
     def as_dict(self) -> dict[str, Any]:
         """Return the record as JSON-ready data."""
         return asdict(self)
 
 
+def is_store_unavailable(record: ErrorRecord | None) -> TypeGuard[ErrorRecord]:
+    """Whether the object store is away or full, which is not the fault of a file."""
+    return record is not None and record.kind == "StoreUnavailable"
+
+
+def costs_no_attempt(record: ErrorRecord | None) -> bool:
+    """Whether an error is the fault of the service's own disks, so that the file is tried again."""
+    return record is not None and record.kind in ("StoreUnavailable", "ScratchFull")
+
+
 def refusal(record: ErrorRecord, name: str, url: str) -> QueryError | None:
-    """Return the error that refuses a request for what a worker found; None if it is no such one.
+    """Return the error that rejects a request because of its dry run; None if it does not.
 
     Parameters
     ----------
     record
-        What it found.
+        The error that the dry run found.
     name
         The field of the request that is at fault.
     url
-        The file in which that was seen.
+        The file that was used for the dry run.
     """
     kinds = {kind.__name__.removesuffix("Error"): kind for kind in _with_subclasses(QueryError)}
+    kinds["Unreadable"] = QueryError  # it names what cannot be read
     if record.kind not in kinds:
         return None
     hint = "; ".join(filter(None, (record.hint, f"seen in {url}")))
@@ -342,44 +442,3 @@ def _with_subclasses(kind: type[QueryError]) -> Iterator[type[QueryError]]:
     yield kind
     for below in kind.__subclasses__():
         yield from _with_subclasses(below)
-
-
-_SHOWN = 8
-"""Names that are listed where none is near."""
-
-_LONGEST = 300
-"""Characters of names that are compared, which takes the square of their number."""
-
-
-def nearest(name: str, known: Iterable[str], *, most: int = 3) -> list[str]:
-    """Return the known names most like ``name``, best first.
-
-    Examples
-    --------
-    >>> nearest("Muon_ptt", ["Muon_pt", "Muon_eta", "run"])
-    ['Muon_pt', 'Muon_eta']
-    """
-    folded: dict[str, str] = {}
-    for one in known if len(name) <= _LONGEST else ():
-        if len(one) <= _LONGEST:
-            folded.setdefault(one.lower(), one)
-    return [folded[hit] for hit in difflib.get_close_matches(name.lower(), folded, n=most)]
-
-
-def did_you_mean(name: str, known: Iterable[str], *, otherwise: str = "there is") -> str:
-    """Return a hint that names the nearest known names, or some of those there are.
-
-    Examples
-    --------
-    >>> did_you_mean("evnts", ["events", "runs"])
-    'did you mean events?'
-    >>> did_you_mean("x", ["events", "runs"], otherwise="the trees are")
-    'the trees are events, runs'
-    """
-    known = list(known)
-    if close := nearest(name, known):
-        return f"did you mean {' or '.join(close)}?"
-    if not known:
-        return f"{otherwise} none"
-    shown = ", ".join(known[:_SHOWN])
-    return f"{otherwise} {shown}" + (", …" if len(known) > _SHOWN else "")

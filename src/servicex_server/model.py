@@ -1,6 +1,6 @@
-"""What the service talks about: requests, datasets, files, replicas, tasks, outcomes.
+"""The data model: requests, datasets, files, replicas, tasks, outcomes.
 
-Frozen data and states with their legal transitions. No I/O, no libraries.
+Frozen data classes, and states with their legal transitions. Without I/O and without libraries.
 """
 
 import re
@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from servicex_server.errors import ErrorRecord
+from servicex_server.network.policy import ANYWHERE, NetworkPolicy
 
 
 def now() -> datetime:
-    """Return the current time, aware, in UTC."""
+    """Return the current time as an aware datetime in UTC."""
     return datetime.now(UTC)
 
 
 class RequestState(StrEnum):
-    """Where a request is in its life. The values are what a user reads."""
+    """The state of a request. Users read the values."""
 
     SUBMITTED = "Submitted"
     PENDING_LOOKUP = "Pending Lookup"
@@ -34,7 +35,7 @@ class RequestState(StrEnum):
 
     @property
     def terminal(self) -> bool:
-        """Whether nothing follows."""
+        """Whether the state is final."""
         return not REQUEST_TRANSITIONS[self]
 
 
@@ -56,7 +57,7 @@ REQUEST_TRANSITIONS: Mapping[RequestState, frozenset[RequestState]] = {
 
 
 class DatasetState(StrEnum):
-    """How far the look-up of a dataset is. The values are on the wire."""
+    """The state of the look-up of a dataset. The values are part of the API."""
 
     CREATED = "created"
     LOOKING = "looking"
@@ -67,17 +68,19 @@ class DatasetState(StrEnum):
 
 
 class TaskState(StrEnum):
-    """Where the work on one file of one request is."""
+    """The state of the work on one file of one request."""
 
     WAITING = "waiting"
     RUNNING = "running"
+    SPLIT = "split"
+    """The splits of the file run as tasks; when all are done, their results are joined."""
     DONE = "done"
     FAILED = "failed"
     CANCELED = "canceled"
 
 
 class ResultFormat(StrEnum):
-    """What a result is written as. The values are on the wire."""
+    """The file format of a result. The values are part of the API."""
 
     PARQUET = "parquet"
     TTREE = "root-file"
@@ -85,41 +88,57 @@ class ResultFormat(StrEnum):
 
     @property
     def suffix(self) -> str:
-        """End of the object's name: the published client tells formats apart by it."""
+        """The end of an object's name, by which the published client recognizes the format."""
         return ".parquet" if self is ResultFormat.PARQUET else ".root"
 
 
 class Sharing(StrEnum):
-    """Whose results may be the result of another request, where the work is the same."""
+    """Whose results a request may reuse if the result key is the same."""
 
     NONE = "none"
     OWN = "own"
     ALL = "all"
 
 
+class SandboxChoice(StrEnum):
+    """Use of the sandbox for user code: if it works, always, or never."""
+
+    AUTO = "auto"
+    BUBBLEWRAP = "bubblewrap"
+    NONE = "none"
+
+
 class Role(StrEnum):
-    """What a principal may do beyond their own things."""
+    """The permissions of a principal beyond their own requests, in rising order."""
 
     USER = "user"
     OPERATOR = "operator"
     ADMINISTRATOR = "administrator"
 
+    def includes(self, other: "Role") -> bool:
+        """Whether this role has all permissions of the other role."""
+        order = list(Role)
+        return order.index(self) >= order.index(other)
+
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who asks. Every row is read through one."""
+    """The caller. Queries for requests return only the rows that the principal may read."""
 
     user: str
     role: Role = Role.USER
+    number: int = 0  # of the account
+    token: int = 0  # number of the API token that was used
+    key_epoch: int = 0  # how often the account's keys were revoked
 
     @property
     def sees_all(self) -> bool:
-        """Whether other people's requests may be read."""
+        """Whether the principal may read requests of other users."""
         return self.role is not Role.USER
 
     @property
     def changes_all(self) -> bool:
-        """Whether other people's requests may be cancelled and deleted."""
+        """Whether the principal may cancel and delete requests of other users."""
         return self.role is Role.ADMINISTRATOR
 
 
@@ -133,7 +152,7 @@ class UserState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """An account. ``email`` is who they are: lower case, and the owner of their requests."""
+    """An account. ``email`` identifies it, in lower case, and is the owner of its requests."""
 
     id: int
     email: str
@@ -145,11 +164,12 @@ class User:
     state: UserState
     created_at: datetime
     last_seen: datetime | None = None
+    key_epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ApiToken:
-    """What a user's programs sign in with; the token itself is known to nobody but them."""
+    """A token by which programs of a user sign in; the service does not store the token itself."""
 
     id: int
     user_id: int
@@ -160,12 +180,12 @@ class ApiToken:
 
 
 LOCAL_USER = Principal("local", Role.ADMINISTRATOR)
-"""The one user there is while sign-in is off."""
+"""The only user while sign-in is off."""
 
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """One place where a file can be read, directly or ``through`` a cache."""
+    """One copy of a file, read directly or ``through`` a cache."""
 
     url: str
     rse: str = ""
@@ -177,11 +197,39 @@ class Replica:
         return f"{self.through}//{self.url}" if self.through else self.url
 
 
+def split_host(entry: str) -> tuple[str, int | None]:
+    """Split the port off an entry ``host[:port]`` of ``hosts``.
+
+    Raises
+    ------
+    ValueError
+        It is neither a host nor a pattern.
+
+    Examples
+    --------
+    >>> split_host("*.CERN.ch:8443"), split_host("[::1]:1094"), split_host("::1")
+    (('*.cern.ch', 8443), ('::1', 1094), ('::1', None))
+    """
+    if not (found := _HOST.fullmatch(entry.strip().lower())):
+        raise ValueError(f"hosts: {entry!r} is not a host, a pattern, or host:port")
+    name = found["name"] or found["inside"] or found["address"]
+    return name, int(found["port"]) if found["port"] else None
+
+
+_HOST = re.compile(
+    r"(?:\[(?P<inside>[0-9a-f:.]+)\]|(?P<name>[^:/@\s]+))(?::(?P<port>[0-9]{1,5}))?"
+    r"|(?P<address>[0-9a-f]*:[0-9a-f]*:[0-9a-f:.]*)"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """Files that say who reads, and the hosts to which they are shown: names, or ``*.cern.ch``.
+    """Credential files, and the hosts to which they are shown: names, or ``*.cern.ch``.
 
-    Something else renews the files. Without any they are those that tools of the grid find.
+    An entry of ``hosts`` may end in ``:port``.
+
+    The service does not renew the files. Without ``proxy`` and ``token``, it uses the files that
+    grid tools find.
     """
 
     hosts: tuple[str, ...]
@@ -189,9 +237,17 @@ class Credential:
     token: Path | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what can be for nobody, or would be looked for in any folder."""
+        """Reject an entry without hosts, and relative paths.
+
+        Raises
+        ------
+        ValueError
+            The message names the field.
+        """
         if not self.hosts:
             raise ValueError("hosts: at least one name or pattern is needed")
+        for host in self.hosts:
+            split_host(host)
         for name, path in (("proxy", self.proxy), ("token", self.token)):
             if path is not None and not path.is_absolute():
                 raise ValueError(f"{name}: a path from / is needed, not {path}")
@@ -199,10 +255,10 @@ class Credential:
 
 @dataclass(frozen=True, slots=True)
 class BadReplica:
-    """A replica that failed where another one of the same file worked.
+    """A replica that failed while another replica of the same file worked.
 
-    ``file`` is what the catalogue ``finder`` calls the file, ``kind`` the class of the error,
-    ``reported`` when each sink has had word of it.
+    ``file`` is the name of the file in the catalogue ``finder``, and ``kind`` is the class of the
+    error. ``reported`` has the time of the report to each sink.
     """
 
     id: int
@@ -222,8 +278,8 @@ class BadReplica:
 class InputFile:
     """One file of a dataset; ``size`` in bytes, ``events`` and ``size`` 0 while unknown.
 
-    ``name`` is what its catalogue calls it; empty where a file is known by its place only. One
-    without replicas fails, and no other with it. ``adler32`` has eight hexadecimal digits.
+    ``name`` is its name in the catalogue, or empty if only its URL is known. A file without
+    replicas fails alone. ``adler32`` has eight hexadecimal digits.
     """
 
     replicas: tuple[Replica, ...]
@@ -234,18 +290,18 @@ class InputFile:
 
     @property
     def path(self) -> str:
-        """What users know the file by."""
+        """The first replica, or else the name in the catalogue: users know the file by it."""
         return self.replicas[0].url if self.replicas else self.name
 
     @property
     def key(self) -> str:
-        """What it is told by from others; the order of replicas may be another one tomorrow."""
+        """Identifies the file in its dataset: its name if it has one, as replicas may change."""
         return self.name or self.path
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A named set of files as a finder found it."""
+    """A named set of files, as a finder found it."""
 
     id: int
     name: str
@@ -264,7 +320,11 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a user asked for, and how far it is. The counters are derived from the task rows."""
+    """A request of a user and its progress. The counters are derived from the task rows.
+
+    ``events`` is the number of events that were read, and ``events_kept`` the number in the
+    results; None if it is not known for every result.
+    """
 
     id: str
     title: str | None
@@ -283,11 +343,13 @@ class Request:
     files: int = 0
     completed: int = 0
     failed: int = 0
+    events: int = 0
+    events_kept: int | None = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """A request with files that have not ended: how many wait or run."""
+    """A request, and ``left``, the number of its files that wait or run."""
 
     request_id: str
     owner: str
@@ -295,39 +357,47 @@ class Demand:
 
 
 Entries: TypeAlias = tuple[int, int]
-"""A range of entries of a tree: the first, and the one after the last."""
+"""A range of entries of a tree: the first entry, and the entry after the last."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the work on one file may use: seconds of wall time, bytes of memory.
+    """The limits of the work on one file: seconds of wall time, bytes of memory.
 
-    ``stall`` is the seconds it may be without going on; ``opening`` and ``silence`` those that a
-    server has to take a connection, and may be without sending a byte. ``chunk`` is the bytes of
-    columns that are held at a time; a file with many more bytes of them than ``part`` is done in
-    parts.
+    ``stall`` is the seconds without progress, ``opening`` the seconds for connecting to a server,
+    and ``silence`` the seconds in which a server may send nothing. ``upload`` is the seconds for
+    which an upload is tried again while the object store is in trouble. ``chunk`` is the bytes of
+    columns in memory at a time. A file with many more bytes of columns than ``part`` is processed
+    in splits. ``network`` is the servers that may be connected to, and ``folders`` the folders
+    below which local files may be read.
     """
 
     seconds: float = 3600.0
     stall: float = 300.0
     opening: float = 20.0
     silence: float = 30.0
+    upload: float = 120.0
     memory: int = 2 << 30
     chunk: int = 32 << 20
     part: int = 128 << 20
+    network: NetworkPolicy = ANYWHERE
+    folders: tuple[Path, ...] = (Path("/"),)
 
 
-RACED = "/raced"
-"""The end of the key of a task that is raced."""
+SPECULATIVE = "/speculative"
+"""The end of the key of a speculative read."""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
-    """All that a worker needs to know about one file: no more, and no credential of ours.
+    """All that a worker has to know about one file. It contains no credential of the service.
 
-    ``size`` and ``adler32`` are what the catalogue has; of ``credentials`` only the places. A file
-    that is to be ``whole`` is fetched and held against both before it is read. One that is
-    ``raced`` is done for the second time at this moment, because the first is slow.
+    ``size`` and ``adler32`` come from the catalogue. ``credentials`` has paths of files, and not
+    their contents. If ``whole`` is set, the worker downloads the whole file and compares size and
+    checksum before it reads the file. If ``speculative`` is set, the task is a speculative read:
+    another task for the same file runs and is slow. ``sandbox`` says how a query that is code is
+    run. If ``joins`` is not empty, the task joins the results of all splits of the file, which are
+    at these URLs, in order.
     """
 
     request_id: str
@@ -346,22 +416,24 @@ class TaskSpec:
     adler32: str | None = None
     whole: bool = False
     credentials: tuple[Credential, ...] = ()
-    raced: bool = False
+    speculative: bool = False
+    sandbox: SandboxChoice = SandboxChoice.AUTO
+    joins: tuple[str, ...] = ()
 
     @property
     def path(self) -> str:
-        """What users know the file by."""
+        """The first replica, or else the name in the catalogue: users know the file by it."""
         return self.replicas[0].url if self.replicas else self.name
 
     @property
     def key(self) -> str:
-        """Name of this attempt, unique over the life of the service."""
+        """The name of this attempt, unique over the life of the service."""
         return _task_key(self)
 
 
 @dataclass(frozen=True, slots=True)
 class CheckSpec:
-    """A query and one file, to be held against each other before there is a request."""
+    """A query and one file for a dry run, before the request is accepted."""
 
     replicas: tuple[Replica, ...]
     language: str
@@ -373,7 +445,7 @@ class CheckSpec:
 
 @dataclass(frozen=True, slots=True)
 class ProbeSpec:
-    """A replica that is looked at, to know how its door does."""
+    """A replica that is opened to learn the health of its storage endpoint."""
 
     url: str
     limits: Limits = Limits()
@@ -382,7 +454,7 @@ class ProbeSpec:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One try at one replica; ``error`` is None for the one that worked."""
+    """One attempt to read one replica; ``error`` is None if it worked."""
 
     url: str
     seconds: float
@@ -391,9 +463,9 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How the work on one file, or a part of it, ended. Sizes in bytes, times in seconds.
+    """The outcome of the work on one file, or a split of it. Sizes in bytes, times in seconds.
 
-    ``parts`` tells that nothing was done, because the file is better done in these parts.
+    If ``parts`` is not empty, the file was not processed, because it should run in these splits.
     """
 
     request_id: str
@@ -405,36 +477,36 @@ class Outcome:
     attempts: tuple[Attempt, ...] = ()
     url: str = ""
     events_read: int = 0
-    events_written: int = 0
+    events_written: int | None = 0
     bytes_read: int = 0
     bytes_written: int = 0
     seconds: float = 0.0
     worker: str = ""
     log_tail: str = ""
-    raced: bool = False
+    speculative: bool = False
 
     @property
     def of(self) -> str:
-        """Name of the attempt that ended, as its `TaskSpec` has it if it is not raced."""
-        return self.key.removesuffix(RACED)
+        """The key of the attempt's `TaskSpec`; for a speculative read, that of the first read."""
+        return self.key.removesuffix(SPECULATIVE)
 
     @property
     def key(self) -> str:
-        """Name of the attempt that ended, as its `TaskSpec` has it."""
+        """The key of the attempt's `TaskSpec`."""
         return _task_key(self)
 
 
 def _task_key(task: TaskSpec | Outcome) -> str:
     part = f"{task.entries[0]}-{task.entries[1]}" if task.entries else "all"
-    raced = RACED if task.raced else ""
-    return f"{task.request_id}/{task.file_id}/{part}/{task.attempt}{raced}"
+    speculative = SPECULATIVE if task.speculative else ""
+    return f"{task.request_id}/{task.file_id}/{part}/{task.attempt}{speculative}"
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """One worker: where it is, and the task it is on (empty when idle). Memory in bytes.
+    """One worker: its address, and the key of its task (empty when idle). Memory in bytes.
 
-    ``since`` tells for how long it has been on its task, or idle; ``problem`` why it gets no tasks.
+    ``since`` is when its task, or its idle time, began. ``problem`` says why it gets no tasks.
     """
 
     address: str
@@ -459,10 +531,10 @@ def object_name(
 ) -> str:
     """Name the result of a file: flat, safe, at most 60 characters, stable, unique by position.
 
-    The names of the parts of a file are in the order of their entries.
+    The names of the splits of a file sort in the order of their entries.
 
     The published client turns names into local paths and guesses the format from the first of
-    ``.root`` and ``.parquet`` it finds, so the stem holds no dot.
+    ``.root`` and ``.parquet`` in them, so the stem does not contain a dot.
 
     Examples
     --------

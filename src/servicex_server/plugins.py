@@ -1,19 +1,20 @@
-"""Finding implementations by name: ours and anyone's, by the same entry points.
+"""Query languages and finders by name, from entry points; built-in ones are found the same way.
 
-Groups are ``servicex_server.languages`` and ``servicex_server.finders``. Nothing is imported
-before it is asked for.
+The entry point groups are ``servicex_server.languages`` and ``servicex_server.finders``. A plug-in
+is imported when it is first used.
 """
 
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
-from servicex_server.errors import InternalError, RequestError, did_you_mean
+from servicex_server.errors import InternalError, RequestError
+from servicex_server.text.hints import did_you_mean, install
 
 Group = Literal["languages", "finders"]
 
 
 def available(group: Group) -> dict[str, EntryPoint]:
-    """Return what is installed of a kind, by name."""
+    """Return the installed entry points of a group, by name."""
     return {point.name: point for point in entry_points(group=f"servicex_server.{group}")}
 
 
@@ -23,18 +24,18 @@ def load(group: Group, name: str, *, wire_name: str) -> Any:
     Parameters
     ----------
     group
-        The kind of thing.
+        The entry point group.
     name
-        What the user asked for.
+        The name that the user asked for.
     wire_name
-        What to call it in the error.
+        The field of the request, for the error message.
 
     Raises
     ------
     RequestError
-        There is none of that name; says which there are.
+        The name is not installed; the hint lists the installed names.
     InternalError
-        It is installed but cannot be imported.
+        The plug-in is installed, but cannot be imported.
     """
     known = available(group)
     if name not in known:
@@ -46,6 +47,6 @@ def load(group: Group, name: str, *, wire_name: str) -> Any:
         return known[name].load()
     except ImportError as error:
         raise InternalError(
-            f"{name} is installed but cannot be loaded: {error}",
-            hint=f"pip install 'servicex-server[{name}]'",
+            f"{name} is installed, but cannot be imported: {error}",
+            hint=install(name),
         ) from error

@@ -15,14 +15,15 @@ import yaml
 from _pytest.mark import ParameterSet
 
 from servicex_server import errors
-from servicex_server.cli import cli
-from servicex_server.engines.options import JobQueueOptions, kinds
+from servicex_server.cli.main import cli
 from servicex_server.finders.contract import Finder
 from servicex_server.finders.file_list import FileList
 from servicex_server.languages.uproot_raw import UprootRaw
 from servicex_server.model import RequestState, ResultFormat
-from servicex_server.settings import PREFIX, Settings
-from servicex_server.web.wire import SubmitBody
+from servicex_server.settings.clusters import JobQueueOptions, kinds
+from servicex_server.settings.groups import Group
+from servicex_server.settings.service import PREFIX, Settings
+from servicex_server.web.api.schemas import SubmitBody
 from tests.support import routes
 
 ROOT = Path(__file__).parents[2]
@@ -44,12 +45,31 @@ def rows(text: str) -> dict[str, list[str]]:
     return found
 
 
-def test_every_setting_is_described_with_its_variable_and_default() -> None:
-    described = rows(page("settings").partition("\n## ")[0])
-    assert set(described) == set(Settings.model_fields)
-    for name, field in Settings.model_fields.items():
+DEPENDS = (("scaling", "least_workers"), ("reading", "local_folders"))
+"""Settings whose default is that of another one."""
+
+GROUPS = {
+    name: field.annotation
+    for name, field in Settings.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Group)
+}
+
+
+@pytest.mark.parametrize("group", ["", *GROUPS])
+def test_every_setting_is_described_with_its_variable_and_default(group: str) -> None:
+    text = page("settings")
+    if group:
+        text = text.partition(f"\n## `{group}`\n")[2]
+    described = rows(text.partition("\n## ")[0])
+    prefix = f"{PREFIX}{group.upper()}__" if group else PREFIX
+    fields = GROUPS[group].model_fields if group else Settings.model_fields
+    fields = {name: field for name, field in fields.items() if group or name not in GROUPS}
+    assert set(described) == set(fields)
+    for name, field in fields.items():
         variable, default = described[name][:2]
-        assert variable == f"`{PREFIX}{name.upper()}`"
+        assert variable == f"`{prefix}{name.upper()}`"
+        if (group, name) in DEPENDS:
+            continue
         if field.default_factory is None:
             shown = "none" if field.default is None else str(field.default).removesuffix(".0")
             if isinstance(field.default, tuple):
@@ -68,7 +88,11 @@ def test_every_option_of_an_engine_is_described(kind: str) -> None:
         variable, default = described[name][:2]
         assert variable == f"`{PREFIX}ENGINE__{name.upper()}`"
         shown = "needed" if field.is_required() else str(field.default or "none").removesuffix(".0")
-        assert default.strip("`") == ("0" if field.default == 0 else shown), name
+        if field.default is False:
+            shown = "false"
+        elif field.default == 0:
+            shown = "0"
+        assert default.strip("`") == shown, name
 
 
 def test_every_kind_of_engine_has_a_complete_example() -> None:
@@ -227,4 +251,4 @@ def test_examples_of_plug_ins_work() -> None:
     for example in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         names: dict[str, object] = {}
         exec(compile(example, "example", "exec"), names)
-        assert {"MyLab", "NameList"} & names.keys()
+        assert {"MyLab", "NameList", "TestMyLab"} & names.keys()

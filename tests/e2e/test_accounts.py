@@ -1,5 +1,6 @@
 """Where users sign in: who may do what, by one table; and how accounts and tokens live and die."""
 
+import base64
 import html
 import json
 import os
@@ -8,7 +9,6 @@ import secrets
 import sqlite3
 import subprocess
 import sys
-from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +17,11 @@ from typing import Any
 import httpx
 import pytest
 
-from servicex_server.accounts.tokens import digest
-from tests.support import Server, routes, sample, until
+from servicex_server.accounts.access_tokens import digest
+from servicex_server.settings.service import Settings
+from tests.command_line import invoke
+from tests.in_process import client_of
+from tests.support import HALTS, PROGRAM, Server, copies, routes, sample, until
 
 ZMUMU = str(sample("uproot-Zmumu.root"))
 
@@ -26,10 +29,17 @@ ROLES = ("nobody", "pending", "suspended", "other", "owner", "operator", "admini
 
 
 def command(server: Server, *arguments: str, code: int = 0, given: str = "") -> str:
-    """Run ``servicex-server user`` on the data of a server; return what it says."""
-    program = str(Path(sys.executable).with_name("servicex-server"))
+    """Run ``servicex-server user`` in this process on the data of a server; return what it says."""
+    options = ("user", *arguments, "--data-dir", str(server.data_dir))
+    ended, said = invoke(*options, environment=server.environment, given=given)
+    assert ended == code, said
+    return said.strip()
+
+
+def program(server: Server, *arguments: str, code: int = 0, given: str = "") -> str:
+    """Run ``servicex-server user`` in a process of its own; return what it says."""
     ran = subprocess.run(
-        [program, "user", *arguments, "--data-dir", str(server.data_dir)],
+        [str(PROGRAM), "user", *arguments, "--data-dir", str(server.data_dir)],
         check=False,
         capture_output=True,
         text=True,
@@ -101,6 +111,16 @@ class People:
         assert answer.status_code == 200, answer.text
         return str(answer.json()["request_id"])
 
+    @property
+    def endless(self) -> dict[str, Any]:
+        """What to ask for so that a request runs until somebody cancels it."""
+        folder = self.server.data_dir.with_name("files")
+        files = [str(folder / f"{n}.root") for n in range(3)]
+        if not folder.exists():
+            copies(folder, 3)
+        source = base64.b64encode(HALTS.encode()).decode()
+        return {"codegen": "python", "selection": source, "file-list": files}
+
     def ended(self, request_id: str, who: str = "owner") -> dict[str, Any]:
         """Wait until a request has ended; return what its owner sees of it."""
         found: dict[str, Any] = {}
@@ -116,11 +136,12 @@ class People:
 @pytest.fixture(scope="module")
 def people(tmp_path_factory: pytest.TempPathFactory) -> Iterator[People]:
     """Give a server, and one of each who may come."""
+    folder = tmp_path_factory.mktemp("accounts") / "data"
+    folders = [str(Path(ZMUMU).parent), str(folder.with_name("files"))]
     environment = {
         "SERVICEX_SERVER_SIGN_IN": "true",
-        "SERVICEX_SERVER_LOCAL_FOLDERS": json.dumps([str(Path(ZMUMU).parent)]),
+        "SERVICEX_SERVER_READING__LOCAL_FOLDERS": json.dumps(folders),
     }
-    folder = tmp_path_factory.mktemp("accounts") / "data"
     server = Server(folder, ["--workers", "1"], environment).start()
     try:
         made = People(server)
@@ -225,6 +246,7 @@ PAGES: Mapping[str, Mapping[str, int]] = {
     "GET /users": ALL,
     "POST /users/{number}/role": ALL | {"operator": 403, "administrator": 303},
     "POST /users/{number}/{deed}": ALL | {"operator": 403, "administrator": 303},
+    "GET /open": dict.fromkeys(ROLES, 404),  # for services on which nobody signs in
     "GET /pending": dict.fromkeys(ROLES, 303),
     "POST /sign-out": dict.fromkeys(ROLES, 303),
     "POST /profile/sign-out": KNOWN | dict.fromkeys(IN, 303),
@@ -259,10 +281,27 @@ def test_every_route_is_in_the_table(people: People) -> None:
     assert routes() == dict.fromkeys(TABLE, True) | dict.fromkeys(PAGES, False)
 
 
+def _made(people: People, **asked: Any) -> dict[str, Any]:
+    """Have the owner ask for something; return the numbers of the request and its dataset."""
+    request_id = people.submit("owner", **asked)
+    seen = people.ask("owner", "GET", f"/servicex/transformation/{request_id}").json()
+    assert seen["request_id"] == request_id
+    return {"request_id": request_id, "dataset_id": _dataset_of(people, request_id)}
+
+
+@pytest.fixture(scope="module")
+def there(people: People) -> dict[str, Any]:
+    """Give a request of the owner that no test ends, and its dataset."""
+    # a list that is longer than those of the datasets that tests remove
+    return _made(people, **{"file-list": [ZMUMU] * 4})
+
+
 @pytest.mark.parametrize("way", ["program", "browser"])
 @pytest.mark.parametrize("route", [*TABLE, *PAGES])
-def test_everybody_gets_what_the_table_says(people: People, route: str, way: str) -> None:
-    """And what changes something has a request, or a dataset, of its own each time.
+def test_everybody_gets_what_the_table_says(
+    people: People, there: dict[str, Any], route: str, way: str
+) -> None:
+    """What ends a request or a dataset has one of its own, and a new one after who may end it.
 
     The cookie of a browser opens the pages, and nothing else.
     """
@@ -270,19 +309,15 @@ def test_everybody_gets_what_the_table_says(people: People, route: str, way: str
     ask = people.ask if way == "program" else people.browse
     number = people.number("other")
     found: dict[str, int] = {}
+    changes = method == "DELETE" or path.endswith("cancel")
+    made = {} if changes else there
     files = 0
-    made: dict[str, Any] = {}
     for who in ROLES:
-        if "{" in path or "file-urls" in path:
-            fresh = method == "DELETE" or path.endswith("cancel")
-            if fresh or not made:
-                files += 1
-                # a list of another length is another dataset; long enough to be cancelled
-                length = files + (200 if path.endswith("cancel") and who in IN[1:] else 0)
-                request_id = people.submit("owner", **{"file-list": [ZMUMU] * length})
-                seen = people.ask("owner", "GET", f"/servicex/transformation/{request_id}").json()
-                made = {"request_id": request_id, "dataset_id": _dataset_of(people, request_id)}
-                assert seen["request_id"] == request_id
+        if not made:
+            files += 1
+            # a list of another length is another dataset
+            asked: dict[str, Any] = {"file-list": [ZMUMU] * files}
+            made = _made(people, **people.endless if path.endswith("cancel") else asked)
         body: dict[str, Any] = {}
         if path == "/servicex/transformation" and method == "POST":
             body = {"json": _order()}
@@ -297,6 +332,10 @@ def test_everybody_gets_what_the_table_says(people: People, route: str, way: str
         if answer.status_code in (401, 403, 404):
             assert answer.json()["message"]
             assert (answer.status_code == 401) == ("www-authenticate" in answer.headers)
+        elif changes:
+            made = {}
+    if made and path.endswith("cancel"):  # it would keep the only worker
+        people.ask("owner", "POST", f"/servicex/transformation/{made['request_id']}/cancel")
     expected = TABLE.get(route) or PAGES[route]
     if way == "browser" and route in TABLE and expected["nobody"] == 401:
         expected = dict.fromkeys(ROLES, 401)
@@ -339,7 +378,8 @@ def test_lists_are_one_s_own(people: People) -> None:
     assert request_id in listed("operator", "owner") & listed("administrator", "owner")
     assert people.ask("operator", "GET", f"/servicex/transformation/{request_id}").is_success
     people.server.says(
-        rf"({people.email('operator')}, operator, looks at what is of {people.email('owner')})"
+        rf"(user {people.email('operator')} \(role operator\) viewed a request owned by "
+        rf"{people.email('owner')})"
     )
     assert dataset in known("owner") & known("operator")
     assert dataset not in known("other")
@@ -381,17 +421,17 @@ def test_what_is_no_token_of_ours_is_told_what_to_do(people: People) -> None:
     """With 401 and never a 500, for each way to be wrong."""
     good = people.access["owner"]
     head, said, signature = good.split(".")
-    none = urlsafe_b64encode(b'{"alg":"none"}').rstrip(b"=").decode()
+    none = base64.urlsafe_b64encode(b'{"alg":"none"}').rstrip(b"=").decode()
     get = people.server.client.get
     ways: list[tuple[Any, str]] = [
         ({}, "Missing Authorization Header"),
         ({"Authorization": "Bearer"}, "not `Bearer <token>`"),
         ({"Authorization": f"Basic {good}"}, "not `Bearer <token>`"),
-        (bearer("nonsense"), "not one of this service"),
-        (bearer(f"{head}.{said}.{signature[::-1]}"), "not one of this service"),
-        (bearer(f"{none}.{said}."), "not one of this service"),
-        (bearer(f"{head}.{head}.{signature}"), "not one of this service"),
-        ({"Authorization": b"Bearer \xc3\xbc"}, "not one of this service"),
+        (bearer("nonsense"), "this service did not issue the access token"),
+        (bearer(f"{head}.{said}.{signature[::-1]}"), "this service did not issue the access token"),
+        (bearer(f"{none}.{said}."), "this service did not issue the access token"),
+        (bearer(f"{head}.{head}.{signature}"), "this service did not issue the access token"),
+        ({"Authorization": b"Bearer \xc3\xbc"}, "this service did not issue the access token"),
         (bearer(people.tokens["owner"]), "exchange it at POST /token/refresh"),
     ]
     for header, words in ways:
@@ -431,12 +471,15 @@ def test_a_token_that_is_revoked_or_has_ended_works_no_more(people: People) -> N
 def test_accounts_are_kept_by_the_command_line(people: People) -> None:
     """Each step shows in the list, and mistakes are told."""
     server = people.server
+    program(server, "add", "Al@Example.org")
+    assert "is not an e-mail address" in program(server, "add", "al", code=1)
+    assert "al@example.org is removed" in program(server, "delete", "al@example.org", given="y\n")
     command(server, "add", "Jo@Example.org", "--name", "Jo Müller", "--experiment", "CMS")
-    assert "there is an account of jo@example.org" in command(
+    assert "jo@example.org already has an account" in command(
         server, "add", "JO@example.org", code=1
     )
-    assert "is no e-mail address" in command(server, "add", "jo", code=1)
-    assert "there is no account" in command(server, "suspend", "nobody@example.org", code=1)
+    assert "is not an e-mail address" in command(server, "add", "jo", code=1)
+    assert "has no account" in command(server, "suspend", "nobody@example.org", code=1)
 
     def line() -> str:
         (found,) = re.findall(r"^jo@example.org .*$", command(server, "list"), re.MULTILINE)
@@ -457,7 +500,7 @@ def test_who_is_suspended_or_deleted_leaves_no_work(people: People) -> None:
     """Requests end, and with the account they and their results go."""
     people.add("gone")
     done = people.ended(people.submit("gone"), "gone")["request_id"]
-    running = people.submit("gone", **{"file-list": [ZMUMU] * 400})
+    running = people.submit("gone", **people.endless)
     said = command(people.server, "suspend", people.email("gone"))
     assert "1 of their requests were cancelled" in said
     state = "select state from requests where id = ?"
@@ -474,7 +517,10 @@ def test_who_is_suspended_or_deleted_leaves_no_work(people: People) -> None:
 
 
 def test_results_of_who_is_suspended_are_shut(people: People) -> None:
-    """Their links and the keys of their bucket open nothing, until they are let in again."""
+    """Their links and the keys of their bucket open nothing, also after they are let in again.
+
+    Then they get new ones.
+    """
     import boto3
     from botocore.config import Config
     from botocore.exceptions import ClientError
@@ -520,7 +566,10 @@ def test_results_of_who_is_suspended_are_shut(people: People) -> None:
     command(people.server, "suspend", email)
     is_open(expected=False)
     command(people.server, "approve", email)
-    is_open(expected=True)
+    is_open(expected=False)
+    again = people.ask("shut", "POST", "/servicex/transformation/file-urls", json=body).json()
+    ((link, _, _),) = again["uris"].values()
+    assert httpx.get(link).status_code == 200
     command(people.server, "delete", email, "--yes")
     is_open(expected=False)
     people.add("shut")  # an account of the same e-mail later has nothing of it
@@ -580,12 +629,17 @@ def test_nothing_secret_is_in_the_log_or_the_rows(people: People) -> None:
         assert secret.encode() not in everything
 
 
-def test_files_of_the_machine_are_for_nobody_where_users_sign_in(
-    new_server: Callable[..., Server],
-) -> None:
+@pytest.mark.anyio
+async def test_files_of_the_machine_are_for_nobody_where_users_sign_in(tmp_path: Path) -> None:
     """Unless the operator names folders."""
-    people = People(new_server("--workers", "1", SERVICEX_SERVER_SIGN_IN="true"))
-    people.add("one")
-    answer = people.ask("one", "POST", "/servicex/transformation", json=_order())
+    user = ("one@example.org", "--data-dir", str(tmp_path / "data"))
+    async with client_of(Settings(data_dir=tmp_path / "data", sign_in=True)) as client:
+        assert invoke("user", "add", *user)[0] == 0
+        code, token = invoke("user", "token", *user)
+        assert code == 0
+        given = (await client.post("/token/refresh", headers=bearer(token.strip()))).json()
+        answer = await client.post(
+            "/servicex/transformation", json=_order(), headers=bearer(given["access_token"])
+        )
     assert answer.status_code == 400
-    assert "this service reads no local files" in answer.json()["message"]
+    assert "this service does not read local files" in answer.json()["message"]

@@ -8,10 +8,12 @@ import httpx
 import psutil
 import pytest
 
-from servicex_server.web.bodies import MAX_BODY, MAX_FORM
+from servicex_server.settings.service import Settings
+from servicex_server.web.request_bodies import MAX_BODY, max_submit
 from tests.support import Server
 
 MIB = 1 << 20
+MAX_SUBMIT = max_submit(Settings())
 HTML = {"Accept": "text/html"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 JSON = {"Content-Type": "application/json"}
@@ -21,7 +23,11 @@ JSON = {"Content-Type": "application/json"}
 def signing_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Give a server on which users sign in."""
     folder = tmp_path_factory.mktemp("bodies") / "data"
-    server = Server(folder, ["--workers", "1"], {"SERVICEX_SERVER_SIGN_IN": "true"}).start()
+    environment = {
+        "SERVICEX_SERVER_SIGN_IN": "true",
+        "SERVICEX_SERVER_SCALING__LEAST_WORKERS": "0",  # no request is run
+    }
+    server = Server(folder, ["--workers", "1"], environment).start()
     yield server
     server.stop()
 
@@ -52,16 +58,16 @@ def memory(server: Server) -> int:
 def test_json_without_a_length_is_counted_as_it_comes(server: Server) -> None:
     """It is refused at the bound, no more is read, and the service keeps nothing of it."""
     before = memory(server)
-    body = Stream(b'{"title": "', 16 * MAX_BODY)
+    body = Stream(b'{"title": "', 16 * MAX_SUBMIT)
     answer = server.client.post("/servicex/transformation", content=body, headers=JSON)
     assert answer.status_code == 413
-    assert answer.json() == {"message": f"the body is too large; at most {MAX_BODY} bytes"}
+    assert answer.json() == {"message": f"the body is too large; at most {MAX_SUBMIT} bytes"}
     assert answer.headers["Connection"] == "close"
-    assert body.sent < MAX_BODY + 32 * MIB  # what is on the way is in the kernel's buffers
-    assert memory(server) - before < 2 * MAX_BODY
-    fits = Stream(b'{"title": "', MAX_BODY // 2)
+    assert body.sent < MAX_SUBMIT + 32 * MIB  # what is on the way is in the kernel's buffers
+    assert memory(server) - before < 2 * MAX_SUBMIT
+    fits = Stream(b'{"title": "', MAX_SUBMIT // 2)
     answer = server.client.post("/servicex/transformation", content=fits, headers=JSON)
-    assert (answer.status_code, "the body is no JSON" in answer.text) == (400, True)
+    assert (answer.status_code, "the body is not JSON" in answer.text) == (400, True)
     assert server.submit().status_code == 200
 
 
@@ -70,25 +76,25 @@ def test_a_length_that_is_too_much_is_refused_at_once(server: Server) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     head = f"POST /servicex/transformation HTTP/1.1\r\nHost: {host}\r\nContent-Length: "
     with socket.create_connection((host, int(port)), 10) as opened:
-        opened.sendall(f"{head}{MAX_BODY + 1}\r\n\r\n".encode())
+        opened.sendall(f"{head}{MAX_SUBMIT + 1}\r\n\r\n".encode())
         with opened.makefile("rb") as answer:
             assert b" 413 " in answer.readline()
-            assert answer.read().endswith(f'at most {MAX_BODY} bytes"}}'.encode())
+            assert answer.read().endswith(f'at most {MAX_SUBMIT} bytes"}}'.encode())
 
 
 @pytest.mark.parametrize("path", ["/sign-in", "/device/code", "/device/token"])
 @pytest.mark.parametrize("chunks", [True, False])
 def test_forms_are_small(signing_in: Server, path: str, *, chunks: bool) -> None:
     """Whether their length is told or not; what fits is looked at."""
-    body = Stream(b"token=", MAX_BODY // 2, piece=MAX_FORM)
-    content = body if chunks else b"token=" + b"x" * MAX_FORM
+    body = Stream(b"token=", MAX_SUBMIT // 2, piece=MAX_BODY)
+    content = body if chunks else b"token=" + b"x" * MAX_BODY
     answer = signing_in.client.post(path, content=content, headers=FORM)
     assert answer.status_code == 413
-    assert answer.json() == {"message": f"the body is too large; at most {MAX_FORM} bytes"}
+    assert answer.json() == {"message": f"the body is too large; at most {MAX_BODY} bytes"}
     assert body.sent < 16 * MIB
-    page = signing_in.client.post(path, content=b"x" * (MAX_FORM + 1), headers=FORM | HTML)
-    assert (page.status_code, "That is too much" in page.text) == (413, True)
-    fits = b"token=" + b"x" * (MAX_FORM - 6)
+    page = signing_in.client.post(path, content=b"x" * (MAX_BODY + 1), headers=FORM | HTML)
+    assert (page.status_code, "Request too large" in page.text) == (413, True)
+    fits = b"token=" + b"x" * (MAX_BODY - 6)
     assert signing_in.client.post(path, content=fits, headers=FORM).status_code in (400, 401)
 
 
@@ -103,10 +109,10 @@ def test_a_name_of_another_site_is_refused(server: Server, host: str, path: str)
     for method in ("GET", "POST", "DELETE", "OPTIONS"):
         answer = server.client.request(method, path, headers={"Host": host})
         assert answer.status_code == 421
-        assert f"the name '{host}' is none of this service" in answer.json()["message"]
+        assert f"the host '{host}' is not allowed" in answer.json()["message"]
         assert "public_url" in answer.json()["message"]
     page = server.get(path, headers={"Host": host} | HTML)
-    assert (page.status_code, "Not by this name" in page.text) == (421, True)
+    assert (page.status_code, "Host not allowed" in page.text) == (421, True)
     assert server.counts()["requests"] == before
 
 

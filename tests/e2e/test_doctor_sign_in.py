@@ -1,15 +1,14 @@
 """What ``doctor`` finds about sign-in: issuers that can be used, and who decides on accounts."""
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from servicex_server.cli import doctor as doctor_checks
+from tests.command_line import invoke
 from tests.e2e.test_issuer_tokens import key_holder
 from tests.identity_provider import IdentityProvider
 from tests.support import doctor
@@ -35,37 +34,52 @@ def issuer(name: str, url: str, **more: Any) -> dict[str, Any]:
     }
 
 
-def found(tmp_path: Path, code: int, *issuers: dict[str, Any], **environment: str) -> str:
-    """Return what is said of sign-in."""
-    options = {
+Found = Callable[..., str]
+
+
+@pytest.fixture
+def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Found:
+    """Give a function that returns what is said of sign-in, without looking at anything else."""
+    monkeypatch.setattr(doctor_checks, "_CHECKS", {"Sign-in": doctor_checks._CHECKS["Sign-in"]})
+
+    def ask(code: int, *issuers: dict[str, Any], **environment: str) -> str:
+        options = ("doctor", "--data-dir", str(tmp_path / "data"))
+        ended, said = invoke(*options, environment=sign_in(*issuers) | environment)
+        assert ended == code, said
+        assert "hush" not in said
+        return said.partition("\nSign-in\n")[2].partition("\n\n")[0]
+
+    return ask
+
+
+def sign_in(*issuers: dict[str, Any]) -> dict[str, str]:
+    """Return the settings of a service with these issuers."""
+    return {
         "SERVICEX_SERVER_SIGN_IN": "true",
-        "SERVICEX_SERVER_ISSUERS": json.dumps(issuers),
-        **environment,
+        "SERVICEX_SERVER_ACCOUNTS__ISSUERS": json.dumps(issuers),
     }
-    ran = doctor("--data-dir", str(tmp_path / "data"), **options)
-    assert ran.returncode == code, ran.stdout + ran.stderr
-    assert "hush" not in ran.stdout + ran.stderr
-    return ran.stdout.partition("\nSign-in\n")[2].partition("\n\n")[0]
 
 
 def test_an_issuer_that_can_be_used_is_well(provider: IdentityProvider, tmp_path: Path) -> None:
-    """With the address that is to be registered there."""
-    said = found(
-        tmp_path,
-        0,
-        issuer("lab", provider.issuer, title="The Lab"),
+    """With the address that is to be registered there, in a process of its own."""
+    ran = doctor(
+        *("--data-dir", str(tmp_path / "data")),
+        **sign_in(issuer("lab", provider.issuer, title="The Lab")),
         SERVICEX_SERVER_PUBLIC_URL="https://servicex.example.org/",
-        SERVICEX_SERVER_ADMINISTRATORS='["Jane@Example.org"]',
-        SERVICEX_SERVER_APPROVE_DOMAINS='["cern.ch"]',
+        SERVICEX_SERVER_ACCOUNTS__ADMINISTRATORS='["Jane@Example.org"]',
+        SERVICEX_SERVER_ACCOUNTS__APPROVE_DOMAINS='["cern.ch"]',
     )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "hush" not in ran.stdout + ran.stderr
+    said = ran.stdout.partition("\nSign-in\n")[2].partition("\n\n")[0]
     assert f"ok      The Lab answers at {provider.metadata}, with PKCE" in said
     assert "redirect URI: https://servicex.example.org/sign-in/lab/callback" in said
     assert "administrators: jane@example.org" in said
-    assert "no approval is needed by e-mails of cern.ch" in said
+    assert "accounts with e-mails of cern.ch do not need approval" in said
     assert "missing" not in said
 
 
-def test_what_cannot_be_used_is_said_of_each_issuer(tmp_path: Path) -> None:
+def test_what_cannot_be_used_is_said_of_each_issuer(found: Found) -> None:
     """One that is away, of another name, without PKCE or keys; and one that leaves it open."""
     with key_holder() as open_, key_holder() as other, key_holder() as plain, key_holder() as bare:
         other.more = {"issuer": "https://elsewhere.example.org"}
@@ -78,30 +92,29 @@ def test_what_cannot_be_used_is_said_of_each_issuer(tmp_path: Path) -> None:
             issuer("plain", plain.url),
             issuer("bare", bare.url),
         ]
-        said = found(tmp_path, 1, *issuers)
+        said = found(1, *issuers)
     assert "wrong   away does not answer as it should; try again in a minute: " in said
     assert "ok      open answers" in said
     assert "does not say whether it supports PKCE" in said
     assert "wrong   the metadata of other are those of another issuer" in said
-    assert "wrong   plain cannot be used: it supports no PKCE by S256" in said
-    assert "wrong   bare cannot be used: it names no jwks_uri" in said
+    assert "wrong   plain cannot be used: it does not support PKCE with S256" in said
+    assert "wrong   bare cannot be used: its metadata have no jwks_uri" in said
     assert "missing public_url" in said
     assert "https://<this service>/sign-in/open/callback" in said
 
 
-def test_somebody_has_to_decide_on_accounts(tmp_path: Path) -> None:
+def test_somebody_has_to_decide_on_accounts(found: Found, tmp_path: Path) -> None:
     """Who is named without an issuer is nobody; an account of an administrator is somebody."""
-    said = found(tmp_path, 0, SERVICEX_SERVER_ADMINISTRATORS='["jane@example.org"]')
-    assert "missing nobody is an administrator" in said
+    said = found(0, SERVICEX_SERVER_ACCOUNTS__ADMINISTRATORS='["jane@example.org"]')
+    assert "missing there is no administrator" in said
     assert "servicex-server user add you@example.org --role administrator" in said
-    program = str(Path(sys.executable).with_name("servicex-server"))
-    add = [program, "user", "add", "jo@example.org", "--role", "administrator"]
-    subprocess.run([*add, "--data-dir", str(tmp_path / "data")], check=True, env=dict(os.environ))
-    assert "administrators: jo@example.org" in found(tmp_path, 0)
+    add = ("user", "add", "jo@example.org", "--role", "administrator")
+    assert invoke(*add, "--data-dir", str(tmp_path / "data"))[0] == 0
+    assert "administrators: jo@example.org" in found(0)
 
 
-def test_without_sign_in_there_is_nobody_to_ask(tmp_path: Path) -> None:
+def test_without_sign_in_there_is_nobody_to_ask(found: Found) -> None:
     """Issuers are then for nobody, which is hardly meant."""
-    said = found(tmp_path, 0, issuer("x", "http://127.0.0.1:9"), SERVICEX_SERVER_SIGN_IN="false")
-    assert "nobody signs in" in said
-    assert "the issuers are for nobody" in said
+    said = found(0, issuer("x", "http://127.0.0.1:9"), SERVICEX_SERVER_SIGN_IN="false")
+    assert "sign-in is off" in said
+    assert "the issuers are not used" in said

@@ -106,7 +106,7 @@ BODIES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(body=BODIES)
 def test_no_body_is_a_crash(server: Server, body: dict[str, Any]) -> None:
     """Whatever JSON is submitted is accepted or refused with a sentence."""
@@ -115,7 +115,7 @@ def test_no_body_is_a_crash(server: Server, body: dict[str, Any]) -> None:
     check(server.client.post("/servicex/transformation", content=content, headers=headers))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     name=st.text(min_size=1, max_size=20).filter(lambda t: "/" not in t and t not in (".", ".."))
 )

@@ -1,7 +1,8 @@
 """A large file is done in parts by several workers, and the user gets all of it."""
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import awkward as ak
@@ -28,6 +29,16 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def splitting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Give a server that splits the file."""
+    environment = {"SERVICEX_SERVER_READING__PART_BYTES": str(1 << 20)}
+    folder = tmp_path_factory.mktemp("splitting") / "data"
+    running = Server(folder, ["--workers", "2"], environment).start()
+    yield running
+    running.stop()
+
+
 def selection(language: str) -> str:
     """Return one query in two languages: events with an energetic jet."""
     if language == "uproot-raw":
@@ -42,31 +53,29 @@ def selection(language: str) -> str:
 
 
 @pytest.mark.parametrize("language", ["uproot-raw", "uproot"])
-@pytest.mark.parametrize("result_format", ["parquet", "root-file"])
-def test_parts_together_are_the_file(
-    new_server: Callable[..., Server], large: Path, language: str, result_format: str
+@pytest.mark.parametrize("result_format", ["parquet", "root-file", "root-rntuple"])
+def test_parts_become_one_result(
+    splitting: Server, large: Path, language: str, result_format: str
 ) -> None:
-    """Sorted by name the parts are what the whole file gives, and they are counted as files."""
-    server = new_server("--workers", "2", SERVICEX_SERVER_PART_BYTES=str(1 << 20))
+    """One file gives one result with its events in their order, and nothing else is left."""
+    server = splitting
+    before = len(server.output)
     query = {"codegen": language, "selection": selection(language), "result_format": result_format}
     status = server.run(file_list=[str(large)], **query)
     assert status["status"] == "Complete", server.errors(status["request_id"])
-    results = sorted(server.results(status["request_id"]), key=lambda one: one["s3-object-name"])
-    assert len(results) == status["files"] == status["files-completed"] >= 2
-    edges = [one["entries"] for one in results]
-    assert edges[0][0] == 0
-    assert edges[-1][1] == EVENTS
-    assert [end for _, end in edges[:-1]] == [start for start, _ in edges[1:]]
-    assert all(start % CLUSTER == 0 for start, _ in edges)
-    assert sum(one["total-events"] for one in results) == EVENTS
+    assert (status["files"], status["files-completed"]) == (1, 1)
+    (result,) = server.results(status["request_id"])
+    assert result["total-events"] == EVENTS
+    rows = "select count(*), sum(parts) > 1 from tasks where request_id = ?"
+    assert server.rows(rows, status["request_id"]) == [(1, 1)]
+    assert re.search(r"file is split into \d+ parts", server.output[before:])
 
-    paths = sorted(server.stored(status["request_id"]), key=lambda path: path.name)
+    (path,) = server.stored(status["request_id"])
     if result_format == "parquet":
-        got = ak.concatenate([ak.from_parquet(path) for path in paths])
+        got = ak.from_parquet(path)
     else:
-        got = uproot.concatenate(
-            [{path: "servicex" if language == "uproot" else "events"} for path in paths]
-        )
+        with uproot.open({path: "servicex" if language == "uproot" else "events"}) as tree:
+            got = tree.arrays(["number", "jets"])
     with uproot.open({large: "events"}) as tree:
         whole = tree.arrays(["number", "jets"])
     expected = whole[ak.fill_none(ak.max(whole.jets, axis=1), 0) > 60]
@@ -77,5 +86,6 @@ def test_parts_together_are_the_file(
 def test_a_small_file_stays_whole(server: Server, large: Path) -> None:
     """With the default size of a part, a file of a few megabytes gives one result."""
     status = server.run(file_list=[str(large)], selection=selection("uproot-raw"))
-    (one,) = server.results(status["request_id"])
-    assert (status["files"], one["entries"]) == (1, None)
+    assert len(server.results(status["request_id"])) == status["files"] == 1
+    query = "select parts from tasks where request_id = ?"
+    assert server.rows(query, status["request_id"]) == [(0,)]

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import uproot
 
-from tests.support import Server, sample
+from tests.support import Server, copies, sample
 
 ZMUMU = sample("uproot-Zmumu.root")
 HZZ = sample("uproot-HZZ.root")
@@ -135,9 +135,9 @@ def test_histograms_are_copied(server: Server) -> None:
         assert got["hpx"].axis().edges().tolist() == expected["hpx"].axis().edges().tolist()
 
 
-def test_counters_and_results_agree(server: Server) -> None:
+def test_counters_and_results_agree(server: Server, tmp_path: Path) -> None:
     """All polls of a running request are consistent: never more completed than results listed."""
-    files = [str(ZMUMU), str(HZZ)] * 10
+    files = [*copies(tmp_path / "a", 10), *copies(tmp_path / "b", 10, HZZ.name)]
     answer = server.submit(
         file_list=[f"file://{f}" if n % 2 else f for n, f in enumerate(files)],
         selection='[{"treename": "events"}]',

@@ -16,8 +16,11 @@ from tests.e2e.test_accounts import People
 from tests.support import Server, sample
 
 SEED = 1
-EXAMPLES = 20
-"""Requests that are made up for each route, beside those that try each limit of the document."""
+EXAMPLES = pytest.mark.parametrize("examples", [5, pytest.param(20, marks=pytest.mark.long)])
+"""Requests that are made up for each route, beside those that try each limit of the document.
+
+The short lane makes up fewer of the same kinds.
+"""
 
 CONFIGURATION = """
 # not all that is wrong with a query, or with a moment, can be said in a schema
@@ -42,11 +45,13 @@ parameters = {{ "path.request_id" = "{request_id}", "path.dataset_id" = "{datase
 """What GET asks for, if there is to be something."""
 
 
-def hold(server: Server, folder: Path, *, configuration: str = "", token: str = "") -> None:
+def hold(
+    server: Server, folder: Path, examples: int, *, configuration: str = "", token: str = ""
+) -> None:
     """Hold a server against its document: no 5xx, and what is said of answers is so."""
     (folder / "schemathesis.toml").write_text(CONFIGURATION + configuration)
     command = [str(Path(sys.executable).with_name("st")), "run", f"{server.url}/openapi.json"]
-    command += ["--seed", str(SEED), "--max-examples", str(EXAMPLES)]
+    command += ["--seed", str(SEED), "--max-examples", str(examples)]
     command += ["--generation-database", "none", "--no-color", "--warnings", "off"]
     command += ["--header", f"Authorization: Bearer {token}"] if token else []
     ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -61,7 +66,9 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Iterator[People]:
     folder = tmp_path_factory.mktemp("openapi") / "data"
     environment = {
         "SERVICEX_SERVER_SIGN_IN": "true",
-        "SERVICEX_SERVER_LOCAL_FOLDERS": json.dumps([str(sample("uproot-Zmumu.root").parent)]),
+        "SERVICEX_SERVER_READING__LOCAL_FOLDERS": json.dumps(
+            [str(sample("uproot-Zmumu.root").parent)]
+        ),
     }
     made = People(Server(folder, ["--workers", "1"], environment).start())
     try:
@@ -71,22 +78,26 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Iterator[People]:
         made.server.stop()
 
 
+@EXAMPLES
 def test_where_everybody_is_an_administrator(
-    new_server: Callable[..., Server], tmp_path: Path
+    new_server: Callable[..., Server], tmp_path: Path, examples: int
 ) -> None:
     """As on a laptop."""
-    hold(new_server(), tmp_path)
+    hold(new_server(), tmp_path, examples)
 
 
-def test_who_has_not_signed_in(people: People, tmp_path: Path) -> None:
+@EXAMPLES
+def test_who_has_not_signed_in(people: People, tmp_path: Path, examples: int) -> None:
     """Is told so, in the way that the document says."""
-    hold(people.server, tmp_path)
+    hold(people.server, tmp_path, examples)
 
 
-def test_who_has_signed_in_and_has_a_request(people: People, tmp_path: Path) -> None:
+@EXAMPLES
+def test_who_has_signed_in_and_has_a_request(people: People, tmp_path: Path, examples: int) -> None:
     """Is shown what there is, in the way that the document says."""
     request_id = people.ended(people.submit())["request_id"]
     query = "select dataset_id from requests where id = ?"
     ((dataset_id,),) = people.server.rows(query, request_id)
     there = THERE.format(request_id=request_id, dataset_id=dataset_id)
-    hold(people.server, tmp_path, configuration=there, token=people.access["owner"])
+    access = people.access["owner"]
+    hold(people.server, tmp_path, examples, configuration=there, token=access)

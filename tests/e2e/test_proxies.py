@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from servicex_server.errors import StartupError
-from servicex_server.settings import load
+from servicex_server.settings.loading import load
 from tests.support import Server, refused
 
 NewServer = Callable[..., Server]
@@ -42,10 +42,14 @@ def described(client: httpx.Client, request_id: str) -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-def behind(new_server: NewServer) -> Server:
+@pytest.fixture(scope="module")
+def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Give a server that knows a proxy at 127.0.0.1."""
-    return new_server(SERVICEX_SERVER_TRUSTED_PROXIES='["127.0.0.1", "10.1.0.0/16"]')
+    environment = {"SERVICEX_SERVER_TRUSTED_PROXIES": '["127.0.0.1", "10.1.0.0/16"]'}
+    folder = tmp_path_factory.mktemp("behind") / "data"
+    server = Server(folder, ["--workers", "1", "--allow-anonymous"], environment).start()
+    yield server
+    server.stop()
 
 
 def test_https_links_are_given_through_a_known_proxy(behind: Server) -> None:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from hashlib import md5
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from tests.support import Server, sample, until
 
 ZMUMU = sample("uproot-Zmumu.root")
 HZZ = sample("uproot-HZZ.root")
+SAME = sample("uproot-HZZ-zlib.root")
+"""The same events as in `HZZ`, compressed otherwise."""
 
 
 @pytest.fixture
@@ -41,7 +44,7 @@ def configured(server: Server, folder: Path) -> Path:
 
 MUONS = [{"treename": "events", "filter_name": ["E1", "Q1"], "cut": "(Q1 > 0) & (E1 > 50)"}]
 JETS = [{"treename": "events", "filter_name": "Jet_P*"}]
-TWO_SAMPLES = {"muons": ([str(ZMUMU)], MUONS), "jets": ([str(HZZ), str(HZZ)], JETS)}
+TWO_SAMPLES = {"muons": ([str(ZMUMU)], MUONS), "jets": ([str(HZZ), str(SAME)], JETS)}
 
 
 def ask(
@@ -83,13 +86,37 @@ def read_root(path: str) -> Any:
         return tree.arrays()
 
 
+@pytest.fixture(scope="module")
+def delivered(
+    server: Server, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], dict[str, Any]]:
+    """Give a function that returns what is delivered in a format, of samples of all kinds."""
+
+    @cache
+    def deliver(output: str) -> dict[str, Any]:
+        config = configured(server, tmp_path_factory.mktemp("delivered"))
+        samples: dict[str, Any] = TWO_SAMPLES | {"func_adl": ([str(HZZ)], "func_adl")}
+        if output == "parquet":
+            samples |= {
+                "half": ([str(HZZ), "/no/such.root"], JETS),
+                "none": (["/no/such.root"], JETS),
+                "wrong": ([str(ZMUMU)], [{"treename": "events", "cut": "sqroot(E1) > 3"}]),
+                "python": ([str(ZMUMU)], "python"),
+            }
+        return ask(config, samples, OutputFormat=output)
+
+    return deliver
+
+
+@pytest.mark.long
 def test_a_dataset_with_bad_replicas_is_delivered_whole(
     new_server: Callable[..., Server], tmp_path: Path
 ) -> None:
     """Of twenty files of Rucio six have a bad replica at a site that is read first.
 
     All are delivered, the same as from files without a fault; Rucio has the six as suspicious,
-    with the reasons, and nothing else.
+    with the reasons, and nothing else. Otherwise test_replicas.py guards that no file is lost, and
+    test_finder_rucio.py what Rucio is told.
     """
     names = [f"data18:set.{n:02d}.root" for n in range(20)]
     content = ZMUMU.read_bytes()
@@ -128,7 +155,7 @@ def test_a_dataset_with_bad_replicas_is_delivered_whole(
         options |= {"PASSWORD": rucio.PASSWORD, "PREFER": '["ONE", "TWO"]'}
         server = new_server(
             *("--workers", "2"),
-            SERVICEX_SERVER_REPORT_TO_CATALOGUE="true",
+            SERVICEX_SERVER_REPORTS__TO_CATALOGUE="true",
             **{f"SERVICEX_SERVER_FINDERS__RUCIO__{name}": one for name, one in options.items()},
         )
         config = configured(server, tmp_path)
@@ -156,12 +183,21 @@ def reported(server: Server) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("output", ["parquet", "root-ttree", "root-rntuple"])
-def test_deliver_puts_columns_on_disk(config: Path, output: str) -> None:
-    """The local files that deliver() names hold the columns, in each format, and are cached."""
-    found = ask(config, OutputFormat=output)
+def test_deliver_puts_columns_on_disk(
+    delivered: Callable[[str], dict[str, Any]], output: str
+) -> None:
+    """The local files that deliver() names hold the columns, in each format."""
+    found = delivered(output)
     check(found, ak.from_parquet if output == "parquet" else read_root)
-    assert all(Path(path).is_file() for paths in found.values() for path in paths)
-    assert ask(config, OutputFormat=output) == found
+    assert all(Path(path).is_file() for name in TWO_SAMPLES for path in found[name])
+
+
+def test_what_was_delivered_is_cached(config: Path) -> None:
+    """The next process names the same files."""
+    samples = {"muons": TWO_SAMPLES["muons"]}
+    found = ask(config, samples, OutputFormat="parquet")
+    assert len(found["muons"]) == 1
+    assert ask(config, samples, OutputFormat="parquet") == found
 
 
 def test_deliver_is_the_same_on_postgresql(postgresql_server: Server, tmp_path: Path) -> None:
@@ -197,18 +233,16 @@ def test_a_pattern_of_xrootd_is_delivered(config: Path) -> None:
     assert "Dataset does not exist" in found["none"]
 
 
-def test_a_failed_file_is_told(config: Path) -> None:
+def test_a_failed_file_is_told(delivered: Callable[[str], dict[str, Any]]) -> None:
     """deliver() returns what could be made, and raises where nothing could."""
-    samples = {"half": ([str(HZZ), "/no/such.root"], JETS), "none": (["/no/such.root"], JETS)}
-    found = ask(config, samples, OutputFormat="parquet")
+    found = delivered("parquet")
     assert len(found["half"]) == 1
     assert "Fatal issue in ServiceX server" in found["none"]
 
 
-def test_a_wrong_query_is_told_at_once(config: Path) -> None:
-    """The sentence of the server reaches the user when the request is submitted."""
-    samples = {"wrong": ([str(ZMUMU)], [{"treename": "events", "cut": "sqroot(E1) > 3"}])}
-    assert "did you mean sqrt" in ask(config, samples)["wrong"]
+def test_a_wrong_query_is_told(delivered: Callable[[str], dict[str, Any]]) -> None:
+    """The sentence of the server reaches the user, and others of the samples are delivered."""
+    assert "did you mean sqrt" in delivered("parquet")["wrong"]
 
 
 def test_what_a_file_says_against_a_query_is_told_at_once(server: Server, config: Path) -> None:
@@ -221,18 +255,18 @@ def test_what_a_file_says_against_a_query_is_told_at_once(server: Server, config
     assert server.counts() == before
 
 
-def test_a_python_function_is_run(config: Path) -> None:
+def test_a_python_function_is_run(delivered: Callable[[str], dict[str, Any]]) -> None:
     """A function of the user runs on every file and its columns come back."""
-    (path,) = ask(config, {"f": ([str(ZMUMU)], "python")}, OutputFormat="parquet")["f"]
+    (path,) = delivered("parquet")["python"]
     with uproot.open({ZMUMU: "events"}) as tree:
         expected = tree["E1"].array()
     assert ak.array_equal(ak.from_parquet(path)["E1"], expected)
 
 
 @pytest.mark.parametrize("output", ["parquet", "root-ttree", "root-rntuple"])
-def test_func_adl_is_run(config: Path, output: str) -> None:
+def test_func_adl_is_run(delivered: Callable[[str], dict[str, Any]], output: str) -> None:
     """A query of lambdas gives its columns in the tree that upstream's users know."""
-    (path,) = ask(config, {"q": ([str(HZZ)], "func_adl")}, OutputFormat=output)["q"]
+    (path,) = delivered(output)["func_adl"]
     got = ak.from_parquet(path) if output == "parquet" else uproot.open(path)["servicex"].arrays()
     with uproot.open({HZZ: "events"}) as tree:
         events = tree.arrays(["NJet", "Jet_Px"], "NJet > 2")

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from servicex_server.replicas import SHUT_AFTER
+from servicex_server.cli.main import cli
+from servicex_server.replicas.health import OPEN_AFTER
 from tests import listed
 from tests.integration.grid import cache
 from tests.integration.servers import Http, XRootD, free_port, http, put, xrootd
@@ -35,11 +37,37 @@ def doors() -> Iterator[tuple[XRootD, XRootD]]:
         yield first, second
 
 
+@pytest.fixture(scope="module")
+def files() -> Iterator[Http]:
+    """Give a server of files by HTTP."""
+    with http() as door:
+        yield door
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory, files: Http) -> dict[str, str]:
+    """Give an environment with the catalogue of the tests, and with the finder of the page."""
+    folder = tmp_path_factory.mktemp("finders") / "installed"
+    text = PAGE.read_text(encoding="utf-8")
+    source = next(iter(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)))
+    environment = plug_in(folder, "listed", "Listed", inspect.getsource(listed))
+    environment |= plug_in(folder, "mylab", "MyLab", source)
+    return environment | {"SERVICEX_SERVER_FINDERS__MYLAB__DOOR": files.url("").rstrip("/")}
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory, installed: dict[str, str]) -> Iterator[Server]:
+    """Give a server of two workers that is set as it is by default."""
+    folder = tmp_path_factory.mktemp("usual") / "data"
+    running = Server(folder, ["--workers", "2"], installed).start()
+    yield running
+    running.stop()
+
+
 @pytest.fixture
-def start(tmp_path: Path, new_server: Callable[..., Server]) -> Callable[..., Server]:
-    """Give a function that starts a server of two workers with the catalogue of the test."""
-    environment = plug_in(tmp_path / "installed", "listed", "Listed", inspect.getsource(listed))
-    return lambda **more: new_server("--workers", "2", **environment, **more)
+def start(new_server: Callable[..., Server], installed: dict[str, str]) -> Callable[..., Server]:
+    """Give a function that starts a server with other settings."""
+    return lambda workers, **more: new_server("--workers", str(workers), **installed, **more)
 
 
 def ask(server: Server, folder: Path, places: list[list[str]]) -> dict[str, Any]:
@@ -65,7 +93,7 @@ def site(server: Server, door: str, state: str) -> dict[str, Any]:
 
     def seen() -> bool:
         for one in server.get("/servicex/sites").json()["sites"]:
-            if one["door"].startswith(door):
+            if one["endpoint"].startswith(door):
                 found.update(one)
         return found.get("state") == state
 
@@ -81,7 +109,7 @@ def tries_at(server: Server, request_id: str, door: str) -> int:
 
 
 def test_bad_replicas_cost_no_file_and_are_known(
-    doors: tuple[XRootD, XRootD], start: Callable[..., Server], tmp_path: Path
+    doors: tuple[XRootD, XRootD], usual: Server, tmp_path: Path
 ) -> None:
     """Of twenty files six have a bad replica first: it is told by its class, and no other is."""
     first, second = doors
@@ -100,12 +128,12 @@ def test_bad_replicas_cost_no_file_and_are_known(
         if broken is not None:
             put(first.folder, f"{number}.root", broken)
     names = [f"{number}.root" for number in range(20)]
-    server = start()
-    clean = ask(server, tmp_path, [[second.url(name)] for name in names])
+    server = usual
+    clean = ask(server, tmp_path, [[str(ZMUMU)]])
     found = ask(server, tmp_path, [[first.url(name), second.url(name)] for name in names])
     assert server.errors(found["request_id"]) == []
     assert (found["status"], found["files-completed"], found["files-failed"]) == ("Complete", 20, 0)
-    assert objects(server, found["request_id"]) == objects(server, clean["request_id"])
+    assert objects(server, found["request_id"]) == 20 * objects(server, clean["request_id"])
     told = server.get("/servicex/replicas/bad").json()["replicas"]
     expected = {first.url(f"{number}.root"): kind for number, (kind, _) in bad.items()}
     assert {one["replica"]: one["error"] for one in told} == expected
@@ -113,9 +141,12 @@ def test_bad_replicas_cost_no_file_and_are_known(
     assert {one["file"] for one in told} == {f"scope:file{number}" for number in bad}
     door = first.url("")[:-2]
     # what is shown is written down every two seconds
-    until(lambda: sum(site(server, door, "well")["failed"].values()) == 6, "six have failed there")
-    of_first = site(server, door, "well")
-    assert (of_first["site"], of_first["bad-replicas"], of_first["reported"]) == ("RSE_0", 6, 0)
+    until(
+        lambda: sum(site(server, door, "healthy")["failed"].values()) == 6, "six have failed there"
+    )
+    of_first = site(server, door, "healthy")
+    assert (of_first["site"], of_first["bad-replicas"]) == ("RSE_0", 6)
+    until(lambda: site(server, door, "healthy")["reported"] == 6, "all six are reported")
     answer = server.get("/servicex/replicas/bad?format=csv")
     assert answer.headers["content-type"] == "text/csv; charset=utf-8"
     table = list(csv.DictReader(io.StringIO(answer.text)))
@@ -124,27 +155,27 @@ def test_bad_replicas_cost_no_file_and_are_known(
 
 
 def test_a_dead_door_is_tried_a_few_times_only(
-    doors: tuple[XRootD, XRootD], start: Callable[..., Server], tmp_path: Path
+    doors: tuple[XRootD, XRootD], usual: Server, tmp_path: Path
 ) -> None:
     """Then its replicas come last; the next process knows it too, and an operator sees it."""
     _, second = doors
     dead = f"root://127.0.0.1:{free_port()}"
     put(second.folder, "x.root", ZMUMU)
     places = [[f"{dead}//{number}.root", second.url("x.root")] for number in range(40)]
-    server = start()
+    server = usual
     found = ask(server, tmp_path, places)
     assert (found["status"], found["files-completed"]) == ("Complete", 40)
     at_work = 2  # which had begun when it was shut
-    assert SHUT_AFTER <= tries_at(server, found["request_id"], dead) < SHUT_AFTER + at_work
-    shut = site(server, dead, "shut")
+    assert OPEN_AFTER <= tries_at(server, found["request_id"], dead) < OPEN_AFTER + at_work
+    shut = site(server, dead, "open")
     assert (shut["worked"], shut["attempts"]) == (0, shut["failed"]["Unreachable"])
     assert "cannot be reached" in shut["last-error"]
-    site(server, second.url("")[:-2], "well")
+    site(server, second.url("")[:-2], "healthy")
     program = str(Path(sys.executable).with_name("servicex-server"))
     command = [program, "sites", "--url", server.url]
     shown = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
-    assert re.search(rf"^{dead} +RSE_0 +shut ", shown, re.MULTILINE)
-    assert re.search(rf"^root://{second.address}\S* +RSE_1 +well ", shown, re.MULTILINE)
+    assert re.search(rf"^{dead} +RSE_0 +open ", shown, re.MULTILINE)
+    assert re.search(rf"^root://{second.address}\S* +RSE_1 +healthy ", shown, re.MULTILINE)
     server.stop()
     server.start()
     again = ask(server, tmp_path, places)
@@ -158,7 +189,9 @@ def test_a_door_that_is_frozen_costs_a_few_deadlines(
     """Those that the operator has set, and not one for each file."""
     _, second = doors
     put(second.folder, "x.root", ZMUMU)
-    server = start(SERVICEX_SERVER_OPEN_SECONDS="2", SERVICEX_SERVER_SILENCE_SECONDS="2")
+    server = start(
+        2, SERVICEX_SERVER_READING__OPEN_SECONDS="2", SERVICEX_SERVER_READING__SILENCE_SECONDS="2"
+    )
     with xrootd("127.0.0.3") as third:
         put(third.folder, "x.root", ZMUMU)
         urls = [third.url("x.root"), second.url("x.root")]
@@ -167,7 +200,7 @@ def test_a_door_that_is_frozen_costs_a_few_deadlines(
     assert (found["status"], found["files-completed"]) == ("Complete", 30)
     door = f"root://{third.address}"
     assert 1 <= tries_at(server, found["request_id"], door) <= 2  # once for each worker
-    assert set(site(server, door, "shut")["failed"]) == {"Slow"}
+    assert set(site(server, door, "open")["failed"]) == {"Slow"}
 
 
 def test_a_slow_replica_is_raced_by_another_one(
@@ -180,14 +213,18 @@ def test_a_slow_replica_is_raced_by_another_one(
     with xrootd("127.0.0.5") as slow:
         put(slow.folder, "x.root", ZMUMU)
         places = [[good]] * 40 + [[slow.url("x.root"), good]]
-        server = start(SERVICEX_SERVER_RACE_REPLICAS="true", SERVICEX_SERVER_SILENCE_SECONDS="60")
+        server = start(
+            2,
+            SERVICEX_SERVER_READING__SPECULATIVE_READS="true",
+            SERVICEX_SERVER_READING__SILENCE_SECONDS="60",
+        )
         with slow.frozen():
             found = ask(server, tmp_path, places)
         assert (found["status"], found["files-completed"]) == ("Complete", 41)
         query = "select max(seconds) from tasks where request_id = ?"
         [(longest,)] = server.rows(query, found["request_id"])
         assert longest < 20  # of the 60 that are waited for a byte
-        assert server.says("(file is raced) after")
+        assert server.says("(speculative read) after")
         assert tries_at(server, found["request_id"], f"root://{slow.address}") == 0
         assert len(server.stored(found["request_id"])) == 41
         # the worker that waited was started again, and there are two as before
@@ -208,20 +245,20 @@ def test_files_are_read_through_caches_while_these_are_up(
     places = [[first.url(name), second.url(name)] for name in names]
     with cache("127.0.0.4", allowed=first.address) as near:
         caches = [f"root://{near.address}:{near.port}", dead]
-        server = start(SERVICEX_SERVER_CACHES=json.dumps(caches))
+        server = start(1, SERVICEX_SERVER_READING__CACHES=json.dumps(caches))
         found = ask(server, tmp_path, places)
         assert (found["status"], found["files-completed"]) == ("Complete", 24)
         request_id = found["request_id"]
-        assert 0 < tries_at(server, request_id, dead) < SHUT_AFTER + 2
+        assert 0 < tries_at(server, request_id, dead) < OPEN_AFTER + 2
         through = tries_at(server, request_id, caches[0])
-        assert through >= 24 - SHUT_AFTER - 2
+        assert through >= 24 - OPEN_AFTER - 2
         assert {path.name for path in near.folder.rglob("*.root")} <= set(names[1:])
         told = server.get("/servicex/replicas/bad").json()["replicas"]
         assert [one["replica"] for one in told] == [first.url(names[0])]
         # what users know files by has no cache in it
         paths = {path for (path,) in server.rows("select path from tasks")}
         assert paths == {first.url(name) for name in names[1:]} | {second.url(names[0])}
-    site(server, caches[1], "shut")
+    site(server, caches[1], "open")
     again = ask(server, tmp_path, places)  # the other one has ended by now
     assert (again["status"], again["files-completed"]) == ("Complete", 24)
 
@@ -241,10 +278,18 @@ def probed(*arguments: str, **environment: str) -> tuple[int, list[list[str]]]:
     return ran.returncode, [line.split() for line in ran.stdout.splitlines()[1:-1]]
 
 
+def probed_by(server: Server) -> tuple[int, list[list[str]]]:
+    """Run the command in this process, which asks a server; return what `probed` returns."""
+    ran = CliRunner().invoke(cli, ["probe", "--url", server.url])
+    assert ran.stderr == ""
+    return ran.exit_code, [line.split() for line in ran.stdout.splitlines()[1:-1]]
+
+
 def test_doors_are_looked_at_by_hand_and_on_a_schedule(
     doors: tuple[XRootD, XRootD],
     files: Http,
     start: Callable[..., Server],
+    installed: dict[str, str],
     tmp_path: Path,
 ) -> None:
     """What is found counts; the exit code tells how many failed."""
@@ -263,49 +308,35 @@ def test_doors_are_looked_at_by_hand_and_on_a_schedule(
         [here[3], "Unreachable"],
         [here[4], "ok"],
     ]
-    server = start(SERVICEX_SERVER_PROBE_SECONDS="1")
-    assert probed("--url", server.url) == (0, [])
+    server = start(1, SERVICEX_SERVER_REPORTS__PROBE_SECONDS="1")
+    assert probed_by(server) == (0, [])
     put(second.folder, "x.root", ZMUMU)
-    found = ask(server, tmp_path, [[gone, second.url("x.root")]] * SHUT_AFTER)
-    assert found["files-completed"] == SHUT_AFTER
-    code, lines = probed("--url", server.url)
+    found = ask(server, tmp_path, [[gone, second.url("x.root")]] * OPEN_AFTER)
+    assert found["files-completed"] == OPEN_AFTER
+    code, lines = probed_by(server)
     assert (code, [line[:2] for line in lines]) == (
         1,
         [[gone, "Unreachable"], [second.url("x.root"), "ok"]],
     )
-    site(server, gone.removesuffix("//x.root"), "shut")
+    site(server, gone.removesuffix("//x.root"), "open")
     with xrootd("127.0.0.3", port=port) as back:
         put(back.folder, "x.root", ZMUMU)
         # nobody asks for a file, and it is seen
-        site(server, gone.removesuffix("//x.root"), "well")
+        site(server, gone.removesuffix("//x.root"), "healthy")
     listed_urls = tmp_path / "installed.json"
     listed_urls.write_text(json.dumps([here[:2], here[2:]]))
-    paths = {"PYTHONPATH": str(tmp_path / "installed")}
-    code, lines = probed(f"listed://{listed_urls}", **paths)
+    code, lines = probed(f"listed://{listed_urls}", **installed)
     assert (code, [line[1] for line in lines]) == (1, ["ok", "Missing"])
-    code, lines = probed(f"listed://{listed_urls}?files=2", **paths)
+    code, lines = probed(f"listed://{listed_urls}?files=2", **installed)
     assert (code, len(lines)) == (2, 5)
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> Iterator[Http]:
-    """Give a server of files by HTTP."""
-    with http() as door:
-        yield door
-
-
-def test_the_finder_of_the_page_works(
-    files: Http, new_server: Callable[..., Server], tmp_path: Path
-) -> None:
+def test_the_finder_of_the_page_works(files: Http, usual: Server) -> None:
     """As it stands there, with the option that it has, on files that are there."""
-    text = PAGE.read_text(encoding="utf-8")
-    source = next(iter(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)))
-    environment = plug_in(tmp_path / "installed", "mylab", "MyLab", source)
+    server = usual
     (files.folder / "2024-a").mkdir()
     for number in range(3):
         put(files.folder / "2024-a", f"{number}.root", ZMUMU)
-    door = files.url("").rstrip("/")
-    server = new_server(**environment, SERVICEX_SERVER_FINDERS__MYLAB__DOOR=door)
     for asked, count in (("2024-a", 3), ("2024-a?files=2", 2)):
         request_id = server.submit(file_list=None, did=f"mylab://{asked}", selection=QUERY).json()[
             "request_id"

@@ -11,17 +11,35 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from typer.testing import CliRunner
 
+from servicex_server.cli.main import cli
+from servicex_server.errors import ServiceXError
 from tests.integration.servers import free_port
-from tests.support import HALTS, Server, copies, refused, until
+from tests.support import HALTS, Server, copies, let_go, refused, until
 
 
 def command(*words: str) -> str:
+    """Run a command that asks the service, in this process; return what it prints."""
+    ran = CliRunner().invoke(cli, words)
+    assert (ran.exit_code, ran.stderr) == (0, "")
+    return ran.stdout
+
+
+def process(*words: str) -> str:
     """Run a command that asks the service; return what it prints."""
     program = str(Path(sys.executable).with_name("servicex-server"))
     ran = subprocess.run([program, *words], capture_output=True, text=True, timeout=30, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")
     return ran.stdout
+
+
+def fails(*words: str) -> str:
+    """Run a command that cannot work, in this process; return what it says."""
+    ran = CliRunner().invoke(cli, words)
+    assert isinstance(ran.exception, ServiceXError)
+    assert ran.output == ""
+    return str(ran.exception)
 
 
 def metrics(server: Server) -> dict[tuple[str, ...], float]:
@@ -73,7 +91,7 @@ def test_a_long_task_is_seen_while_it_runs(
     assert 0 < queued["seconds-left"] <= age
     assert queued["files-per-minute"] == pytest.approx(60 / queued["seconds-left"], rel=0.1)
 
-    shown = command("workers", "--url", server.url)
+    shown = process("workers", "--url", server.url)
     (line,) = [line for line in shown.splitlines() if files[2] in line]
     assert busy["name"] in line
     assert "busy" in line
@@ -91,7 +109,7 @@ def test_a_long_task_is_seen_while_it_runs(
     assert (numbers["servicex_workers", "busy"], numbers["servicex_workers", "idle"]) == (1, 1)
     assert request_id not in server.get("/metrics").text
 
-    (tmp_path / "files" / "go").touch()
+    let_go(tmp_path / "files")
     assert server.wait(request_id)["files-completed"] == 3
     until(lambda: [w["state"] for w in workers(server)] == ["idle", "idle"], "all are idle")
     assert (
@@ -107,7 +125,7 @@ def test_a_long_task_is_seen_while_it_runs(
 
 def test_no_workers_is_said_in_words(new_server: Callable[..., Server]) -> None:
     """A service whose workers have all been sent home has none, and that is no empty table."""
-    environment = {"SERVICEX_SERVER_LEAST_WORKERS": "0"}
+    environment = {"SERVICEX_SERVER_SCALING__LEAST_WORKERS": "0"}
     server = new_server("--workers", "1", **environment)
     assert command("workers", "--url", server.url).splitlines()[:2] == [
         "There are no workers.",
@@ -115,19 +133,22 @@ def test_no_workers_is_said_in_words(new_server: Callable[..., Server]) -> None:
     ]
 
 
-def test_a_service_that_does_not_answer_is_one_line(server: Server) -> None:
-    """Nobody there, an address that is none, or somebody else: one line says which."""
+def test_a_service_that_does_not_answer_is_named(server: Server) -> None:
+    """Nobody there, an address that is none, or somebody else: it is said which."""
     nobody = f"http://127.0.0.1:{free_port()}"
     for name in ("workers", "queue"):
-        line = refused("--url", nobody, command=name)
+        line = fails(name, "--url", nobody)
         assert f"no service answers at {nobody}" in line
         assert "--url" in line
-    assert "no service answers at nonsense" in refused("--url", "nonsense", command="queue")
-    assert "answers 404" in refused("--url", f"{server.url}/servicex", command="queue")
+    assert "no service answers at nonsense" in fails("queue", "--url", "nonsense")
+    assert "answers 404" in fails("queue", "--url", f"{server.url}/servicex")
 
 
 def test_the_address_is_that_of_the_settings() -> None:
-    """Without an address the service is where it would listen with these settings."""
+    """Without an address the service is where it would listen with these settings.
+
+    If it is not there, the command says so in one line.
+    """
     port = str(free_port())
     line = refused(command="queue", SERVICEX_SERVER_PORT=port, SERVICEX_SERVER_HOST="0.0.0.0")
     assert f"no service answers at http://127.0.0.1:{port}" in line

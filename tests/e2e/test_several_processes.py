@@ -2,6 +2,7 @@
 
 import base64
 import itertools
+import secrets
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -11,44 +12,47 @@ from typing import Literal
 import psutil
 import pytest
 
-from servicex_server.database.locks import SPACE, Lock
+from servicex_server.database.advisory_locks import SPACE, Lock
 from tests.postgres import Postgres, postgres
-from tests.support import Server, sample
+from tests.support import Server, copies, sample, until
 
-ZMUMU = sample("uproot-Zmumu.root")
 HZZ = sample("uproot-HZZ.root")
 QUERY = '[{"treename": "events", "filter_name": ["E1"]}]'
 TAKEOVER_SECONDS = 10
 
 
 class Facility:
-    """Processes that share a PostgreSQL server and a data folder."""
+    """Processes that share a PostgreSQL server and a data folder.
+
+    One does everything, one only dispatches, and one only answers (`api`).
+    """
 
     def __init__(self, folder: Path, server: Postgres) -> None:
-        self.folder = folder
         self.postgres = server
-        self.processes: list[Server] = []
+        at = {"SERVICEX_SERVER_STORAGE__DATABASE_URL": server.url()}
+        workers = ["--workers", "1"]
+        self.everything = Server(folder / "data", workers, at, name="-everything")
+        self.dispatcher = Server(folder / "data", workers, at, name="-dispatch")
+        self.api = Server(folder / "data", ["--no-dispatch"], at, name="-api")
+        self.processes = [self.everything, self.dispatcher, self.api]
 
-    def add(self, command: str, *options: str) -> Server:
-        """Start a process; wait for it if it serves."""
-        made = Server(
-            self.folder / "data",
-            [*options],
-            {"SERVICEX_SERVER_DATABASE_URL": self.postgres.url()},
-            name=f"-{len(self.processes)}",
-        )
-        self.processes.append(made)
-        if command == "serve":
-            return made.start()
-        made.launch(command)
-        return made
+    def complete(self) -> None:
+        """Start the processes that do not run, and wait until one leads and one waits."""
+        for one in self.processes:
+            if one.process is not None and one.process.poll() is None:
+                continue
+            if one is self.dispatcher:
+                one.launch("dispatch")
+                assert one.says(r"is ready and (leads|waits)") == "waits"
+            else:
+                one.start()
+        until(lambda: len(self.leaders()) == 1, "one leads")
+        until(lambda: "this process leads" in self.terms()[-1], "it says so")
 
-    def dispatchers(self, count: int) -> list[Server]:
-        """Start processes that dispatch, and wait until each of them leads or waits."""
-        made = [self.add("dispatch", "--workers", "1") for _ in range(count)]
-        for one in made:
-            one.says(r"is ready and (leads|waits)")
-        return made
+    def terms(self) -> list[str]:
+        """Return the lines of the logs that say when a process began to lead, or ceased to."""
+        lines = [line for one in self.processes for line in one.output.splitlines()]
+        return sorted(line for line in lines if "this process leads" in line or "has lost" in line)
 
     def leaders(self) -> list[int]:
         """Return the sessions that hold the lock."""
@@ -78,18 +82,26 @@ class Facility:
                 one.stop()
 
 
-@pytest.fixture
-def facility(tmp_path: Path) -> Iterator[Facility]:
-    """Give a facility with nothing but its PostgreSQL server, which the test may break."""
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Facility]:
+    """Give a facility with a PostgreSQL server of its own, which a test may break."""
     with postgres() as server:
-        made = Facility(tmp_path, server)
+        made = Facility(tmp_path_factory.mktemp("facility"), server)
         yield made
         made.stop()
 
 
+@pytest.fixture
+def facility(shared: Facility) -> Facility:
+    """Give the facility with all of its processes."""
+    shared.complete()
+    return shared
+
+
 def submit(api: Server, count: int) -> str:
-    """Ask for so many files."""
-    answer = api.submit(file_list=[str(ZMUMU)] * count, selection=QUERY)
+    """Ask for so many files, copies of one."""
+    files = copies(api.data_dir.parent / f"files-{secrets.token_hex(4)}", count)
+    answer = api.submit(file_list=files, selection=QUERY)
     assert answer.status_code == 200, answer.text
     request_id: str = answer.json()["request_id"]
     return request_id
@@ -126,21 +138,16 @@ def test_one_leads_and_its_work_is_taken_over(facility: Facility) -> None:
     The next one has the lead within ten seconds, and no file is lost or made twice. A request can
     be cancelled at a process that has no workers.
     """
-    first, second = facility.dispatchers(2)
-    assert sorted(one.says(r"is ready and (leads|waits)") for one in (first, second)) == [
-        "leads",
-        "waits",
-    ]
-    api = facility.add("serve", "--no-dispatch")
+    api = facility.api
     assert api.get("/readyz").json() == {"status": "ready", "leads": False}
-    assert api.descendants() == []
+    assert api.descendants(helpers=False) == []
     every_file_once(api, submit(api, 3), 3)
 
     request_id = submit(api, 60)
     some_done(api, request_id)
     (session,) = facility.leaders()
     leader = facility.leader()
-    workers = leader.descendants()
+    workers = leader.descendants(helpers=False)
     assert leader.process is not None
     leader.process.kill()
     began = time.monotonic()
@@ -168,8 +175,7 @@ def test_a_restart_of_the_database_costs_nothing(facility: Facility) -> None:
 
     Meanwhile nobody is answered with a crash.
     """
-    facility.dispatchers(2)
-    api = facility.add("serve", "--no-dispatch")
+    api = facility.api
     request_id = submit(api, 60)
     ways: tuple[Literal["fast", "immediate"], ...] = ("fast", "immediate")
     for how in ways:
@@ -193,10 +199,11 @@ def test_two_that_do_everything_never_both_lead(facility: Facility) -> None:
     A leader that loses its connection, and lives, stops and ends its workers; what it believes to
     have does not matter.
     """
-    one, two = (facility.add("serve", "--workers", "1") for _ in range(2))
-    assert [server.get("/readyz").json()["leads"] for server in (one, two)] == [True, False]
-    request_id = submit(two, 40)
-    servers = itertools.cycle((one, two))
+    one = facility.everything
+    assert one.get("/readyz").json()["leads"] == (facility.leader() is one)
+    before = len(facility.terms())
+    request_id = submit(one, 40)
+    servers = itertools.cycle((one, facility.api))
     for done in (5, 10):
         some_done(next(servers), request_id, done)
         (session,) = facility.leaders()
@@ -207,7 +214,9 @@ def test_two_that_do_everything_never_both_lead(facility: Facility) -> None:
             time.sleep(0.05)
         assert len(found) == 1
     every_file_once(one, request_id, 40)
-    terms = [line for server in (one, two) for line in server.output.splitlines()]
-    terms = sorted(line for line in terms if "this process leads" in line or "has lost" in line)
+
+    # the last leader may still start its workers: the files may have ended before
+    until(lambda: len(facility.terms()) == before + 4, "each term is in the log")
     # a log line is written after what it tells, so two terms may touch but never overlap
-    assert ["leads" in line for line in terms] == [True, False, True, False, True]
+    found = ["leads" in line for line in facility.terms()[before - 1 :]]
+    assert found == [True, False, True, False, True]

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,8 +13,13 @@ from typing import Any
 import httpx
 import pytest
 
+from servicex_server.settings.groups import AccountSettings
+from servicex_server.settings.issuers import Issuer
+from servicex_server.settings.service import Settings
+from tests.command_line import invoke
 from tests.e2e.test_accounts import bearer, command
 from tests.identity_provider import IdentityProvider
+from tests.in_process import client_of
 from tests.support import Server
 
 HTML = {"Accept": "text/html"}
@@ -115,9 +120,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     ]
     environment = {
         "SERVICEX_SERVER_SIGN_IN": "true",
-        "SERVICEX_SERVER_ISSUERS": json.dumps(issuers),
-        "SERVICEX_SERVER_ADMINISTRATORS": json.dumps(["Boss@Lab.org"]),
-        "SERVICEX_SERVER_APPROVE_DOMAINS": json.dumps(["known.org"]),
+        "SERVICEX_SERVER_SCALING__LEAST_WORKERS": "0",  # no request is run
+        "SERVICEX_SERVER_ACCOUNTS__ISSUERS": json.dumps(issuers),
+        "SERVICEX_SERVER_ACCOUNTS__ADMINISTRATORS": json.dumps(["Boss@Lab.org"]),
+        "SERVICEX_SERVER_ACCOUNTS__APPROVE_DOMAINS": json.dumps(["known.org"]),
         "SERVICEX_SERVER_LOG_LEVEL": "DEBUG",  # whose log holds no secret either
     }
     folder = tmp_path_factory.mktemp("sign-in") / "data"
@@ -165,9 +171,9 @@ def test_somebody_new_signs_up_waits_and_is_let_in(service: Service) -> None:
     [
         ("name", "", "name: this field is needed"),
         ("name", "x" * 201, "name: 201 characters are too many; 200 fit"),
-        ("name", "a\u202eb", "name: there are characters in it that cannot be shown"),
+        ("name", "a\u202eb", "name: some of its characters cannot be printed"),
         ("institution", "   ", "institution: this field is needed"),
-        ("experiment", "UA1", "experiment: 'UA1' is none of ATLAS, CMS"),
+        ("experiment", "UA1", "experiment: 'UA1' is not one of ATLAS, CMS"),
         ("reason", "", "reason: this field is needed"),
         ("reason", "x" * 2001, "reason: 2001 characters are too many"),
     ],
@@ -224,6 +230,46 @@ def test_users_are_joined_by_an_e_mail_that_is_verified(service: Service) -> Non
         assert "jane@example.org" in browser.get("/users").text
 
 
+def test_an_e_mail_that_was_given_to_somebody_else_opens_no_account(service: Service) -> None:
+    """A new subject of the same issuer is refused, with whom to write to; nothing is changed."""
+    service.one.change("first", **person("recycled@known.org"))
+    service.one.change("second", **person("Recycled@known.org"))
+    command(service.server, "add", "admin@known.org", "--role", "administrator")
+    with service.browser() as first, service.browser() as second:
+        first.vouched("first")
+        assert first.led_to == "/sign-up"
+        first.post("/sign-up", **FORM)
+        assert first.led_to == "/requests"
+        answer = second.vouched("second")
+        assert answer.status_code == 403
+        assert "belongs to another identity" in second.says
+        # other tests have made administrators too, and three are named
+        known = service.server.rows("select email from users where role = 'administrator'")
+        assert any(email in second.says for (email,) in known)
+        assert second.get("/requests").headers["Location"].startswith("/sign-in")
+        assert second.get("/sign-up").headers["Location"] == "/sign-in"
+        # nor by a token of the issuer that a program brings
+        given = bearer(service.one.access_token("second"))
+        program = service.server.get("/servicex/transformation", headers=given)
+        assert program.status_code in (401, 403)
+        # the first one, and another issuer that has verified the address, come in as before
+        assert first.vouched("first").status_code == 303
+        service.two.change("first", **person("recycled@known.org"))
+        second.vouched("first", "two")
+        assert second.led_to == "/requests"
+    query = "select count(*) from identities join users on users.id = user_id where email = ?"
+    assert service.server.rows(query, "recycled@known.org") == [(2,)]
+
+
+def test_an_e_mail_with_a_character_like_another_is_refused(service: Service) -> None:
+    """The Kelvin sign is a k in lower case, and would open the account of somebody else."""
+    command(service.server, "add", "kate@known.org", "--role", "administrator")
+    service.one.change("kelvin", **person("\u212aate@known.org"))
+    with service.browser() as browser:
+        assert browser.vouched("kelvin").status_code == 401
+        assert browser.get("/requests").headers["Location"].startswith("/sign-in")
+
+
 @pytest.mark.parametrize(
     ("issuer", "claims"),
     [
@@ -242,7 +288,7 @@ def test_an_e_mail_that_nobody_has_verified_is_nobody(
     getattr(service, issuer).change("liar", **claims)
     with service.browser() as browser:
         assert browser.vouched("liar", issuer).status_code == 401
-        assert "does not say that it has verified an e-mail address of yours" in browser.says
+        assert "does not report a verified e-mail address for you" in browser.says
         assert browser.get("/sign-up").headers["Location"] == "/sign-in"
 
 
@@ -296,10 +342,10 @@ def test_what_does_not_come_from_the_issuer_signs_nobody_in(service: Service) ->
         back = away.headers["Location"]
         for place in (back, "/sign-in/one/callback", "/sign-in/one/callback?state=x&code=y"):
             assert other.get(place).status_code == 401
-            assert "this is no answer to a sign-in that was started in this browser" in other.says
+            assert "this browser has not started this sign-in" in other.says
         assert browser.get(back.replace("/one/", "/two/")).status_code == 401
         assert browser.get(re.sub("code=[^&]*", "code=made-up", back)).status_code == 401
-        assert "what Lab one answered proves nothing" in browser.says
+        assert "the answer of Lab one could not be verified" in browser.says
         assert browser.get(back).headers["Location"] == "/sign-up"
         assert browser.get(back).status_code == 401
         state = re.search("state=([^&]*)", browser.get("/sign-in/one").headers["Location"])
@@ -446,60 +492,61 @@ def test_administrators_decide_on_accounts_and_operators_look(service: Service) 
         assert "this is your own account" in admin.says
         assert admin.post("/users/99999/approve").status_code == 404
         assert admin.post(f"{target}/crown").status_code == 400
-        assert "gone for good" in admin.post(f"{target}/delete").text
+        assert "deleted permanently" in admin.post(f"{target}/delete").text
         assert admin.post(f"{target}/delete", sure="yes").status_code == 303
         assert "new@example.org" not in admin.get("/users").text
 
 
-def test_an_issuer_that_is_away_is_said_so_and_keeps_nobody_else_out(
-    service: Service, new_server: Callable[..., Server]
+@pytest.mark.anyio
+async def test_an_issuer_that_is_away_is_said_so_and_keeps_nobody_else_out(
+    service: Service, tmp_path: Path
 ) -> None:
     """The service starts without it, and the other ways in are open."""
-    gone = {
-        "name": "gone",
-        "metadata_url": "http://127.0.0.1:9/.well-known/openid-configuration",
-        "client_id": "x",
-    }
-    other = {**gone, "name": "other", "metadata_url": service.one.metadata.replace(":", ":", 1)}
-    server = new_server(
-        "--workers",
-        "1",
-        SERVICEX_SERVER_SIGN_IN="true",
-        SERVICEX_SERVER_ISSUERS=json.dumps([gone, other]),
+    there = Issuer(name="other", metadata_url=service.one.metadata, client_id="x")
+    url = "http://127.0.0.1:9/.well-known/openid-configuration"
+    gone = Issuer(name="gone", metadata_url=url, client_id="x")
+    settings = Settings(
+        data_dir=tmp_path / "data", sign_in=True, accounts=AccountSettings(issuers=(gone, there))
     )
-    answer = server.get("/sign-in/gone", headers=HTML)
-    assert answer.status_code == 503
-    assert "gone does not answer as it should" in answer.text
-    assert server.get("/sign-in/other", headers=HTML).status_code == 303
-    command(server, "add", "a@example.org")
-    token = command(server, "token", "a@example.org")
-    assert server.client.post("/sign-in", data={"token": token}).status_code == 303
+    async with client_of(settings) as client:
+        answer = await client.get("/sign-in/gone", headers=HTML)
+        assert answer.status_code == 503
+        assert "gone does not answer as it should" in answer.text
+        assert (await client.get("/sign-in/other", headers=HTML)).status_code == 303
+        form = {"token": new_token(settings, "a@example.org")}
+        assert (await client.post("/sign-in", data=form)).status_code == 303
 
 
-def test_cookies_are_for_this_host_and_by_tls_only_where_there_is_tls(
-    new_server: Callable[..., Server],
+def new_token(settings: Settings, email: str) -> str:
+    """Return an API token of somebody new."""
+    user = (email, "--data-dir", str(settings.data_dir))
+    assert invoke("user", "add", *user)[0] == 0
+    code, token = invoke("user", "token", *user)
+    assert code == 0
+    return token.strip()
+
+
+@pytest.mark.anyio
+async def test_cookies_are_for_this_host_and_by_tls_only_where_there_is_tls(
+    tmp_path: Path,
 ) -> None:
     """No script reads them, and no other site makes a browser send them with a form."""
-    server = new_server(
-        "--workers",
-        "1",
-        SERVICEX_SERVER_SIGN_IN="true",
-        SERVICEX_SERVER_PUBLIC_URL="https://servicex.example.org",
-    )
-    command(server, "add", "tls@example.org")
-    token = command(server, "token", "tls@example.org")
-    answer = httpx.post(f"{server.url}/sign-in", data={"token": token})
-    assert re.fullmatch(
-        r"__Host-servicex=[\w-]{43}; HttpOnly; Max-Age=604800; Path=/; SameSite=lax; Secure",
-        answer.headers["Set-Cookie"],
-    )
-    secret = answer.headers["Set-Cookie"].partition(";")[0]
-    page = httpx.get(f"{server.url}/requests", headers={**HTML, "Cookie": secret})
-    assert page.status_code == 200
-    plain = httpx.get(
-        f"{server.url}/requests", headers={**HTML, "Cookie": secret.removeprefix("__Host-")}
-    )
-    assert plain.status_code == 303
+    url = "https://servicex.example.org"
+    settings = Settings(data_dir=tmp_path / "data", sign_in=True, public_url=url)
+    async with client_of(settings) as client:
+        form = {"token": new_token(settings, "tls@example.org")}
+        answer = await client.post("/sign-in", data=form)
+        assert re.fullmatch(
+            r"__Host-servicex=[\w-]{43}; HttpOnly; Max-Age=604800; Path=/; SameSite=lax; Secure",
+            answer.headers["Set-Cookie"],
+        )
+        client.cookies.clear()
+        secret = answer.headers["Set-Cookie"].partition(";")[0]
+        page = await client.get("/requests", headers={**HTML, "Cookie": secret})
+        assert page.status_code == 200
+        client.cookies.clear()
+        plain = {**HTML, "Cookie": secret.removeprefix("__Host-")}
+        assert (await client.get("/requests", headers=plain)).status_code == 303
 
 
 def test_tokens_of_an_issuer_are_taken_as_they_are(service: Service) -> None:
@@ -511,15 +558,16 @@ def test_tokens_of_an_issuer_are_taken_as_they_are(service: Service) -> None:
     good = service.one.access_token("wlcg")
     refused = get(path, headers=bearer(good))
     assert refused.status_code == 401
-    assert "there is no account of whom it is" in refused.json()["message"]
+    assert "its user has no account on this service" in refused.json()["message"]
     with service.browser() as browser:
         browser.vouched("wlcg")
         browser.post("/sign-up", **FORM)
     assert get(path, headers=bearer(good)).status_code == 200
     wrong = {
-        service.one.access_token("wlcg", audience="https://other.test"): "for somebody else",
-        service.two.access_token("wlcg"): "not one of this service",  # none is taken of that one
-        good[:-8] + "AAAAAAAA": "the signature of the token is not one of Lab one",
+        service.one.access_token("wlcg", audience="https://other.test"): "for another service",
+        # the second provider has no audience, so its access tokens are not accepted
+        service.two.access_token("wlcg"): "this service did not issue the access token",
+        good[:-8] + "AAAAAAAA": "Lab one did not sign the token",
     }
     for token, words in wrong.items():
         answer = get(path, headers=bearer(token))

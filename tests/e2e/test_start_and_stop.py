@@ -1,8 +1,7 @@
 """Starting, stopping and dying: one clear line, a few seconds, and nothing lost or left."""
 
+import asyncio
 import json
-import os
-import signal
 import socket
 import sqlite3
 import subprocess
@@ -14,12 +13,33 @@ from pathlib import Path
 import psutil
 import pytest
 
+from servicex_server.app import App
+from servicex_server.errors import StartupError
+from servicex_server.settings.loading import load
+from servicex_server.worker.sandbox import sandbox_problem
 from tests.integration.servers import free_port
 from tests.postgres import Postgres
-from tests.support import Server, doctor, refused, sample
+from tests.support import Server, copies, doctor, refused, sample
 
 ZMUMU = sample("uproot-Zmumu.root")
 COMMAND = str(Path(sys.executable).with_name("servicex-server"))
+
+
+def does_not_start(folder: Path, content: str = "", *, at: Path | None = None) -> str:
+    """Start a service in this process with settings that are wrong; return what it says.
+
+    A command would print that as one line, see `test_a_wrong_setting_stops_the_command`.
+    """
+    config = folder / "config.yaml"
+    config.write_text(content, encoding="utf-8")
+
+    async def start() -> None:
+        async with App(load(config, data_dir=at or folder / "d", port=0)):
+            pass
+
+    with pytest.raises(StartupError) as said:
+        asyncio.run(start())
+    return str(said.value)
 
 
 def test_a_taken_port_is_one_line(tmp_path: Path) -> None:
@@ -31,29 +51,34 @@ def test_a_taken_port_is_one_line(tmp_path: Path) -> None:
     assert "--port 0" in line
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     """A data folder that is a file is named, with the way out."""
     (tmp_path / "file").touch()
-    line = refused("--port", "0", "--data-dir", str(tmp_path / "file" / "d"))
+    line = does_not_start(tmp_path, at=tmp_path / "file" / "d")
     assert "cannot be written" in line
     assert "--data-dir" in line
 
 
-def test_a_folder_of_a_newer_version_is_one_line(new_server: Callable[..., Server]) -> None:
-    """A database that a newer version wrote is not touched."""
-    server = new_server()
+def test_settings_come_from_file_environment_and_flag(
+    new_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    """A flag wins over the environment; and what a newer version wrote is not touched."""
+    server = new_server("--workers", "1", SERVICEX_SERVER_WORKERS="2")
+    assert server.get("/readyz").json() == {"status": "ready", "leads": True, "workers": 1}
+    assert "1 workers" in server.output
+    assert f"endpoint: {server.url}" in server.output
     server.stop()
     database = server.data_dir / "servicex.sqlite"
     with sqlite3.connect(database) as connection:
         connection.execute("update alembic_version set version_num = '9999'")
     connection.close()
-    line = refused("--port", "0", "--data-dir", str(server.data_dir))
+    line = does_not_start(tmp_path, at=server.data_dir)
     assert "newer version of servicex-server" in line
 
 
-def test_a_folder_in_use_is_one_line(server: Server) -> None:
+def test_a_folder_in_use_is_refused(server: Server, tmp_path: Path) -> None:
     """Two servers never share a data folder."""
-    line = refused("--port", "0", "--data-dir", str(server.data_dir))
+    line = does_not_start(tmp_path, at=server.data_dir)
     assert server.process is not None
     assert f"is used by another server (process {server.process.pid})" in line
 
@@ -71,76 +96,84 @@ def test_other_machines_are_refused_without_sign_in(tmp_path: Path) -> None:
         ("prot: 5000\n", "there is no setting prot (did you mean port?)"),
         ("workers: many\n", "setting workers (or SERVICEX_SERVER_WORKERS)"),
         ("a: [\n", "is no YAML"),
+        (
+            "queries: {languages: {python3: user}}\n",
+            "setting queries.languages: 'python3' is not installed",
+        ),
+        ("queries: {languages: {python3: user}}\n", "did you mean python?"),
     ],
 )
-def test_a_wrong_setting_is_one_line(tmp_path: Path, content: str, words: str) -> None:
+def test_a_wrong_setting_is_named(tmp_path: Path, content: str, words: str) -> None:
     """A setting that is wrong is named, with where it may be given."""
+    assert words in does_not_start(tmp_path, content)
+
+
+def test_a_wrong_setting_stops_the_command(tmp_path: Path) -> None:
+    """With one line, as everything that is wrong at the start."""
     config = tmp_path / "config.yaml"
-    config.write_text(content, encoding="utf-8")
-    ran = subprocess.run(
-        [COMMAND, "serve", "--config", str(config)],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert ran.returncode == 1
-    assert words in ran.stderr
-    assert "Traceback" not in ran.stderr
+    config.write_text("prot: 5000\n", encoding="utf-8")
+    assert "there is no setting prot (did you mean port?)" in refused("--config", str(config))
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("database_url: [hunter2]\n", "setting database_url"),
-        ("database_url: 'hunter2\n", "is no YAML: line 2"),
-        ("database_url: oracle://me:hunter2@host/d\n", "oracle is not supported"),
-        ("database_url: sqlite:////hunter2.sqlite\n", "only a PostgreSQL database"),
-        ("objects_url: ftp://me:hunter2@host/d\n", "results cannot be kept at ftp"),
-        ("objects_url: 's3://?secret_access_key=hunter2'\n", "an s3 URL names its bucket"),
+        ("storage: {database_url: [hunter2]}\n", "setting storage.database_url"),
+        ("storage:\n  database_url: 'hunter2\n", "is no YAML: line 3"),
+        ("storage:\n  database_url: oracle://me:hunter2@host/d\n", "oracle is not supported"),
+        ("storage:\n  database_url: sqlite:////hunter2.sqlite\n", "only PostgreSQL is supported"),
+        ("storage:\n  objects_url: ftp://me:hunter2@host/d\n", "results cannot be stored at ftp"),
+        (
+            "storage:\n  objects_url: 's3://?secret_access_key=hunter2'\n",
+            "an s3 URL needs a bucket",
+        ),
     ],
 )
 def test_a_wrong_secret_is_not_shown(tmp_path: Path, content: str, words: str) -> None:
     """What is said of a setting that may hold a password does not repeat it."""
-    config = tmp_path / "config.yaml"
-    config.write_text(content, encoding="utf-8")
-    data = str(tmp_path / "d")
-    line = refused("--config", str(config), "--port", "0", "--data-dir", data)
+    line = does_not_start(tmp_path, content)
     assert words in line
     assert "hunter2" not in line
 
 
+def test_a_wrong_secret_is_not_shown_by_the_command(tmp_path: Path) -> None:
+    """Neither is it in what the process prints."""
+    config = tmp_path / "config.yaml"
+    config.write_text("storage:\n  objects_url: ftp://me:hunter2@host/d\n", encoding="utf-8")
+    data = str(tmp_path / "d")
+    line = refused("--config", str(config), "--port", "0", "--data-dir", data)
+    assert "results cannot be stored at ftp" in line
+    assert "hunter2" not in line
+
+
 def test_processes_of_one_kind_need_postgresql(tmp_path: Path) -> None:
-    """With SQLite the line says what to set, or to start instead."""
-    options = ("--data-dir", str(tmp_path))
-    for line in (
-        refused("--no-dispatch", "--port", "0", *options),
-        refused(*options, command="dispatch"),
-    ):
-        assert "need PostgreSQL" in line
-        assert "database_url" in line
+    """With SQLite the line says what to set, or to start instead; see also test_leadership.py."""
+    line = refused("--data-dir", str(tmp_path), command="dispatch")
+    assert "need PostgreSQL" in line
+    assert "database_url" in line
 
 
-def test_a_database_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
+def test_a_database_that_does_not_answer_is_named(tmp_path: Path) -> None:
     """The line names the place and nothing that is secret."""
     url = f"postgresql://me:secret@127.0.0.1:{free_port()}/d"
-    line = refused("--port", "0", "--data-dir", str(tmp_path), SERVICEX_SERVER_DATABASE_URL=url)
+    line = does_not_start(tmp_path, f"storage: {{database_url: {url}}}\n")
     assert "database d cannot be opened" in line
     assert "secret" not in line
 
 
-def test_settings_come_from_file_environment_and_flag(new_server: Callable[..., Server]) -> None:
-    """A flag wins over the environment."""
-    server = new_server("--workers", "1", SERVICEX_SERVER_WORKERS="2")
-    assert server.get("/readyz").json() == {"status": "ready", "leads": True, "workers": 1}
-    assert "1 workers" in server.output
-    assert f"endpoint: {server.url}" in server.output
+def test_a_stopped_request_goes_on_at_the_next_start(
+    new_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    """A server that is stopped in the middle of work loses no file and makes none twice.
 
-
-def test_a_signal_stops_everything(new_server: Callable[..., Server]) -> None:
-    """SIGTERM in the middle of work ends the server and all its processes within 5 seconds."""
+    It ends with all its processes within 5 seconds. Of one that is killed see test_bad_days.py.
+    """
     server = new_server("--workers", "2")
-    server.submit(file_list=[str(ZMUMU)] * 200, selection='[{"treename": "events"}]')
+    query = json.dumps([{"treename": "events", "filter_name": ["E1"]}])
+    answer = server.submit(file_list=copies(tmp_path / "files", 60), selection=query)
+    request_id = answer.json()["request_id"]
+    while not server.results(request_id):
+        time.sleep(0.01)
     below = server.descendants()
     assert len(below) >= 2
     assert server.stop() < 5
@@ -149,27 +182,8 @@ def test_a_signal_stops_everything(new_server: Callable[..., Server]) -> None:
     gone, alive = psutil.wait_procs(below, timeout=5)
     assert alive == []
     assert len(gone) == len(below)
-
-
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_request_goes_on_at_the_next_start(
-    new_server: Callable[..., Server], how: signal.Signals
-) -> None:
-    """A server that is stopped or killed in the middle loses no file and makes none twice."""
-    server = new_server("--workers", "2")
-    query = json.dumps([{"treename": "events", "filter_name": ["E1"]}])
-    answer = server.submit(file_list=[str(ZMUMU)] * 60, selection=query)
-    request_id = answer.json()["request_id"]
-    while not server.results(request_id):
-        time.sleep(0.01)
-    below = server.descendants()
-    server.stop(how)
-    psutil.wait_procs(below, timeout=10)
-    assert not any(process.is_running() for process in below)
     done = server.rows("select count(*) from tasks where state = 'done'")[0][0]
     assert 0 < done < 60
-    # a worker that is killed while it uploads leaves this
-    (server.stored(request_id)[0].parent / ".part-left").write_bytes(b"half")
     server.start()
     status = server.wait(request_id)
     assert (status["status"], status["files-completed"]) == ("Complete", 60)
@@ -196,35 +210,32 @@ def test_no_secret_is_logged(server: Server) -> None:
         assert secret not in server.output
 
 
-def test_doctor_says_what_there_is(tmp_path: Path) -> None:
-    """``doctor`` checks libraries, parts, credentials, folder and a worker, and what to do."""
-    ran = doctor("--data-dir", str(tmp_path / "d"))
+def test_doctor_says_what_there_is(tmp_path: Path, postgresql: Postgres) -> None:
+    """``doctor`` checks libraries, parts, credentials, folder, database, sandbox and a worker.
+
+    It says where the database is and that it is empty, shows no password, and changes nothing.
+    """
+    postgresql.run("create database patient")
+    url = postgresql.url("patient")
+    ran = doctor("--data-dir", str(tmp_path / "d"), SERVICEX_SERVER_STORAGE__DATABASE_URL=url)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     for words in ("uproot", "language uproot-raw", "delivered a column", "The service can work"):
         assert words in ran.stdout
-    (tmp_path / "file").touch()
-    ran = doctor("--data-dir", str(tmp_path / "file" / "d"))
-    assert ran.returncode == 1
-    assert "cannot be written" in ran.stdout
-
-
-def test_doctor_looks_at_postgresql_and_changes_nothing(
-    tmp_path: Path, postgresql: Postgres
-) -> None:
-    """``doctor`` says where the database is and that it is empty, and shows no password."""
-    postgresql.run("create database patient")
-    ran = subprocess.run(
-        [COMMAND, "doctor", "--data-dir", str(tmp_path / "d")],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=True,
-        env=os.environ | {"SERVICEX_SERVER_DATABASE_URL": postgresql.url("patient")},
-    )
+    assert ("user code runs in a sandbox" in ran.stdout) == (not sandbox_problem()), ran.stdout
     assert "database patient: empty; the first start makes the tables" in ran.stdout
     assert postgresql.password not in ran.stdout + ran.stderr
     assert postgresql.run("select * from pg_tables where schemaname = 'public'") == []
     postgresql.run("drop database patient")
+
+
+def test_doctor_says_what_is_wrong(tmp_path: Path) -> None:
+    """And its exit code does."""
+    (tmp_path / "file").touch()
+    environment = {"SERVICEX_SERVER_QUERIES__SANDBOX": "bubblewrap", "PATH": str(tmp_path)}
+    ran = doctor("--data-dir", str(tmp_path / "file" / "d"), **environment)
+    assert ran.returncode == 1
+    assert "cannot be written" in ran.stdout
+    assert "no sandbox: there is no bubblewrap" in ran.stdout
 
 
 def test_help_and_wrong_commands(tmp_path: Path) -> None:

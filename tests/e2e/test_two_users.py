@@ -57,17 +57,16 @@ class User:
         (answer,) = self.answers(list(step))
         return answer["gave"]
 
-    def submit(self, **changes: str) -> str:
-        """Ask for a column of a file."""
-        request = {
+    def order(self, **changes: str) -> dict[str, Any]:
+        """Return what to ask for: a column of a file."""
+        return {
             "title": f"of {self.name}",
             "file_list": [ZMUMU],
             "selection": json.dumps([{"treename": "events", "filter_name": ["E1"]}]),
             "codegen": "uproot-raw",
             "result_destination": "object-store",
             "result_format": "parquet",
-        }
-        return str(self.gets("submit_transform", request | changes))
+        } | changes
 
     @property
     def id(self) -> str:
@@ -111,10 +110,11 @@ def user(people: People, name: str) -> User:
     """Give somebody an account and two requests."""
     people.add(name)
     made = User(name, people, {})
-    done = made.submit()
-    people.ended(done, name)
-    made.done = made.gets("get_transform_status", done)
-    made.runs = made.submit(codegen="python", selection=b64encode(SLEEPS).decode())
+    halts = made.order(codegen="python", selection=b64encode(SLEEPS).decode())
+    done, runs = made.answers(["submit_transform", made.order()], ["submit_transform", halts])
+    made.runs = runs["gave"]
+    people.ended(done["gave"], name)
+    made.done = made.gets("get_transform_status", done["gave"])
     query = "select state from requests where id = ?"
     until(lambda: people.server.rows(query, made.runs) == [("Running",)], "it runs")
     return made
@@ -125,8 +125,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[User, User]]
     """Give two users of one service."""
     environment = {
         "SERVICEX_SERVER_SIGN_IN": "true",
-        "SERVICEX_SERVER_LOCAL_FOLDERS": json.dumps([str(Path(ZMUMU).parent)]),
-        "SERVICEX_SERVER_SHARE_RESULTS": "all",  # the files that they keep are the same ones
+        "SERVICEX_SERVER_READING__LOCAL_FOLDERS": json.dumps([str(Path(ZMUMU).parent)]),
+        "SERVICEX_SERVER_STORAGE__SHARE_RESULTS": "all",  # their files are the same ones
     }
     folder = tmp_path_factory.mktemp("two") / "data"
     server = Server(folder, ["--workers", "3"], environment).start()
@@ -162,23 +162,15 @@ def datasets_of(owner: User) -> list[int]:
     return [number for (number,) in rows]
 
 
-def test_the_client_lists_what_is_its_user_s(pair: tuple[User, User]) -> None:
-    """Of requests and of datasets."""
-    one, other = pair
-    transforms, datasets, more = one.answers(
-        ["get_transforms"], ["get_datasets"], ["get_datasets", None, True]
-    )
-    assert {found["request_id"] for found in transforms["gave"]} == {one.id, one.runs}
-    for found in (datasets, more):
-        assert {dataset["id"] for dataset in found["gave"]} == set(datasets_of(one))
-    assert not set(datasets_of(one)) & set(datasets_of(other))
+def test_the_client_is_given_what_is_its_user_s(pair: tuple[User, User], tmp_path: Path) -> None:
+    """By any of its methods: it finds, changes and opens nothing of another's.
 
-
-def test_the_client_finds_nothing_of_another_s(pair: tuple[User, User]) -> None:
-    """By any of its methods; and nothing is changed by those that would."""
+    The program that has the client is started once for all of it.
+    """
     one, other = pair
     before = kept(other)
-    steps: list[list[Any]] = [
+    lists: list[list[Any]] = [["get_transforms"], ["get_datasets"], ["get_datasets", None, True]]
+    strange: list[list[Any]] = [
         [method, request]
         for request in (other.id, other.runs)
         for method in (
@@ -188,14 +180,32 @@ def test_the_client_finds_nothing_of_another_s(pair: tuple[User, User]) -> None:
             "delete_transform",
         )
     ]
-    steps += [
+    strange += [
         [method, dataset]
         for dataset in datasets_of(other)
         for method in ("get_dataset", "delete_dataset")
     ]
-    for step, answer in zip(steps, one.answers(*steps), strict=True):
+    buckets: list[list[Any]] = [
+        ["bucket.list_bucket", one.keys(one.id)],
+        ["bucket.list_bucket", one.keys(other.id)],
+        ["bucket.download_file", one.keys(other.id), other.result, str(tmp_path)],
+        ["bucket.get_signed_url", one.keys(other.id), other.result],
+    ]
+    answers = one.answers(*lists, *strange, *buckets)
+    transforms, datasets, more = answers[: len(lists)]
+    assert {found["request_id"] for found in transforms["gave"]} == {one.id, one.runs}
+    for found in (datasets, more):
+        assert {dataset["id"] for dataset in found["gave"]} == set(datasets_of(one))
+    assert not set(datasets_of(one)) & set(datasets_of(other))
+    for step, answer in zip(strange, answers[len(lists) : -len(buckets)], strict=True):
         assert answer["failed"].startswith("ValueError: "), step
         assert answer["failed"].endswith("not found"), step
+    own, listed, fetched, signed = answers[-len(buckets) :]
+    assert [file["filename"] for file in own["gave"]] == [one.result]
+    assert "InvalidAccessKeyId" in listed["failed"]
+    assert "403" in fetched["failed"]
+    assert list(tmp_path.iterdir()) == []
+    assert httpx.get(signed["gave"]).status_code == 403
     assert kept(other) == before
 
 
@@ -252,22 +262,6 @@ def test_lists_of_others_are_not_given_to_who_asks_for_them(pair: tuple[User, Us
         text = one.ask("GET", path).text
         for secret in (other.id, other.runs, email, f"of {other.name}"):
             assert secret not in text, path
-
-
-def test_the_client_opens_no_bucket_of_another_s(pair: tuple[User, User], tmp_path: Path) -> None:
-    """With the keys of its own one, which open that."""
-    one, other = pair
-    own, listed, fetched, signed = one.answers(
-        ["bucket.list_bucket", one.keys(one.id)],
-        ["bucket.list_bucket", one.keys(other.id)],
-        ["bucket.download_file", one.keys(other.id), other.result, str(tmp_path)],
-        ["bucket.get_signed_url", one.keys(other.id), other.result],
-    )
-    assert [file["filename"] for file in own["gave"]] == [one.result]
-    assert "InvalidAccessKeyId" in listed["failed"]
-    assert "403" in fetched["failed"]
-    assert list(tmp_path.iterdir()) == []
-    assert httpx.get(signed["gave"]).status_code == 403
 
 
 def attempts(s3: Any, bucket: str, name: str) -> list[Callable[[], Any]]:
@@ -332,7 +326,7 @@ def test_after_a_deletion_its_keys_open_nothing(two: tuple[User, User], tmp_path
     """Of the own request; the other's, of the same file, is as it was."""
     one, other = two
     fresh = User(one.name, one.people, {})
-    request = fresh.submit()
+    request = one.people.submit(one.name)
     one.people.ended(request, one.name)
     fresh.done = fresh.gets("get_transform_status", request)
     name, before = fresh.result, kept(other)

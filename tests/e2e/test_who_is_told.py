@@ -45,10 +45,11 @@ def test_a_sign_up_is_told_and_so_is_that_it_was_approved(
                 "--workers",
                 "1",
                 SERVICEX_SERVER_SIGN_IN="true",
-                SERVICEX_SERVER_ISSUERS=json.dumps([issuer]),
-                SERVICEX_SERVER_ADMINISTRATORS=json.dumps(["Boss@example.org"]),
-                SERVICEX_SERVER_MAIL_URL=f"smtp://127.0.0.1:{mail.port}",
-                SERVICEX_SERVER_MAIL_FROM="servicex@example.org",
+                SERVICEX_SERVER_SCALING__LEAST_WORKERS="0",
+                SERVICEX_SERVER_ACCOUNTS__ISSUERS=json.dumps([issuer]),
+                SERVICEX_SERVER_ACCOUNTS__ADMINISTRATORS=json.dumps(["Boss@example.org"]),
+                SERVICEX_SERVER_MAIL__URL=f"smtp://127.0.0.1:{mail.port}",
+                SERVICEX_SERVER_MAIL__SENDER="servicex@example.org",
             )
             provider.redirect_to(f"{server.url}/sign-in/lab/callback")
             command(server, "add", "chief@example.org", "--role", "administrator")

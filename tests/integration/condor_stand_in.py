@@ -89,7 +89,7 @@ def main() -> None:
         remove(*arguments)
     else:
         for number, _ in alive(arguments[arguments.index("-constraint") + 1]):
-            sys.stdout.write(f"{number} 0\n")
+            sys.stdout.write(f"{number} 0 2\n")  # 2 is "running"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ are started with the arguments and the environment of their containers, on loopb
 
 import asyncio
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -64,6 +65,7 @@ class Kubernetes:
                 (f"{GROUP}/daskworkergroups", "DaskWorkerGroup"),
                 (f"{GROUP}/daskautoscalers", "DaskAutoscaler"),
                 ("v1/pods", "Pod"),
+                ("v1/secrets", "Secret"),
                 ("v1/services", "Service"),
                 ("v1/nodes", "Node"),
             ):
@@ -85,31 +87,44 @@ class Kubernetes:
             if str(key[0].plural) == resource and not found.deleted:
                 yield key, found.raw
 
-    def _put(self, resource: str, name: str, **parts: Any) -> None:
-        meta = {"name": name, "namespace": NAMESPACE}
+    def _put(
+        self, resource: str, name: str, labels: Mapping[str, str] | None = None, **parts: Any
+    ) -> None:
+        meta = {"name": name, "namespace": NAMESPACE, "uid": name, "labels": dict(labels or {})}
         self._api.objects[resource, NAMESPACE, name] = {"metadata": meta, **parts}
 
     def _operate(self) -> None:
         clusters = list(self._objects("daskclusters"))
         for key, cluster in clusters:
-            if "status" not in cluster:
+            # a pod waits for the Secrets that it mounts
+            if "status" not in cluster and _mounted(cluster) <= self._secrets().keys():
                 self._start(cluster)
                 self._api.objects[key].patch({"status": {"phase": "Running"}})
         for _, group in self._objects("daskworkergroups"):
             wanted = group["spec"]["worker"]["replicas"]
             if not self.replicas or self.replicas[-1] != wanted:
                 self.replicas.append(wanted)
-            workers = self.running("worker")
+            there = {key[-1] for key, _ in self._objects("pods")}
+            for name in set(self.running("worker")) - there:
+                self.pods[name].kill()  # somebody has deleted the pod
+            workers = [name for name in self.running("worker") if name in there]
             for _ in range(len(workers), wanted):
                 self._run(f"worker-{len(self.pods)}", group["spec"]["worker"]["spec"])
             for name in workers[wanted:]:
                 self.pods[name].terminate()
         if not clusters:
-            for resource in ("daskworkergroups", "pods", "services"):
+            for resource in ("daskworkergroups", "pods", "services", "secrets"):
                 for key, _ in self._objects(resource):
                     self._api.objects[key].delete()
             for name in self.running(""):
                 self.pods[name].terminate()
+
+    def _secrets(self) -> dict[str, dict[str, str]]:
+        """Return the contents of the Secrets that there are."""
+        return {
+            secret["metadata"]["name"]: secret["stringData"]
+            for _, secret in self._objects("secrets")
+        }
 
     def _start(self, cluster: dict[str, Any]) -> None:
         """Do what the operator does with a new cluster."""
@@ -132,16 +147,33 @@ class Kubernetes:
         """Do what a kubelet does, but for the image and the limits."""
         (container,) = pod["containers"]
         given = {one["name"]: one["value"] for one in container["env"]}
-        given |= {
-            "DASK_WORKER_NAME": name,
-            "DASK_SCHEDULER_ADDRESS": f"tcp://127.0.0.1:{self._ports[0]}",
-        }
+        given["DASK_WORKER_NAME"] = name
+        if "worker" in name:
+            labels = {
+                "dask.org/cluster-name": self.made[-1]["metadata"]["name"],
+                "dask.org/component": "worker",
+            }
+            env = [{"name": "DASK_WORKER_NAME", "value": name}]
+            self._put(
+                "v1/pods",
+                name,
+                labels,
+                spec={"containers": [{"name": "worker", "env": env}]},
+                status={"phase": "Running"},
+            )
+        # the name of a service is its address, and a volume is a folder
+        places = {"servicex-scheduler:8786": f"127.0.0.1:{self._ports[0]}"}
+        places |= self._volumes(name, pod, container)
+        for place, here in places.items():
+            given = {key: value.replace(place, here) for key, value in given.items()}
         program, *arguments = container["args"]
         arguments = [one.replace("$(DASK_WORKER_NAME)", name) for one in arguments]
-        if arguments[0] == "scheduler":
+        if arguments[0] == "spec":
             # a pod has an address of its own, with all ports free
-            arguments += ["--host", "127.0.0.1", "--port", str(self._ports[0])]
-            arguments += ["--dashboard-address", f"127.0.0.1:{self._ports[1]}"]
+            spec = json.loads(arguments[-1])
+            spec["opts"] |= {"host": "127.0.0.1", "port": self._ports[0]}
+            spec["opts"]["dashboard_address"] = f"127.0.0.1:{self._ports[1]}"
+            arguments[-1] = json.dumps(spec)
         else:
             arguments += ["--host", "127.0.0.1"]
         self.pods[name] = subprocess.Popen(
@@ -151,6 +183,23 @@ class Kubernetes:
             stderr=subprocess.DEVNULL,
         )
 
+    def _volumes(
+        self, name: str, pod: Mapping[str, Any], container: Mapping[str, Any]
+    ) -> dict[str, str]:
+        """Put Secrets into folders; return where each mount is."""
+        secrets = self._secrets()
+        sources = {one["name"]: one.get("secret") for one in pod["volumes"]}
+        places = {}
+        for mount in container["volumeMounts"]:
+            if (source := sources[mount["name"]]) is None or source["secretName"] not in secrets:
+                continue
+            folder = self.kubeconfig.parent / name / mount["name"]
+            folder.mkdir(parents=True)
+            for file, content in secrets[source["secretName"]].items():
+                (folder / file).write_text(content)
+            places[mount["mountPath"]] = str(folder)
+        return places
+
     def health(self) -> str:
         """Return what the probes of the scheduler's pod see."""
         (path,) = {
@@ -159,6 +208,16 @@ class Kubernetes:
         }
         with urlopen(f"http://127.0.0.1:{self._ports[1]}{path}", timeout=10) as answer:
             return str(answer.read().decode())
+
+
+def _mounted(cluster: Mapping[str, Any]) -> set[str]:
+    """Return the Secrets of ours that the pods of a cluster mount."""
+    return {
+        volume["secret"]["secretName"]
+        for part in ("scheduler", "worker")
+        for volume in cluster["spec"][part]["spec"]["volumes"]
+        if volume["name"] == "servicex-tls"
+    }
 
 
 def _kubeconfig(url: str) -> dict[str, Any]:

@@ -254,11 +254,13 @@ class Http:
     elsewhere: str = ""
     scheme: str = "http"
     asked: list[str] = field(default_factory=list)
+    shown: list[str] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
+    address: str = "127.0.0.1"
 
     def url(self, name: str) -> str:
         """Return the URL of a file by its name in the folder."""
-        return f"{self.scheme}://127.0.0.1:{self.port}/{quote(name)}"
+        return f"{self.scheme}://{self.address}:{self.port}/{quote(name)}"
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -272,6 +274,7 @@ class _Handler(BaseHTTPRequestHandler):
         assert isinstance(self.server, _Server)
         door = self.server.door
         door.asked.append(f"{self.path} {self.headers.get('Range', '')}".strip())
+        door.shown.append(self.headers.get("Authorization", ""))
         manner: Manner = door.manner
         status = door.status
         if door.well > 0:
@@ -329,8 +332,10 @@ class _Server(ThreadingHTTPServer):
 
     door: Http
 
-    def __init__(self, handler: type[BaseHTTPRequestHandler] = _Handler) -> None:
-        super().__init__(("127.0.0.1", 0), handler)
+    def __init__(
+        self, handler: type[BaseHTTPRequestHandler] = _Handler, address: str = "127.0.0.1"
+    ) -> None:
+        super().__init__((address, 0), handler)
         self.open: set[socket.socket] = set()
 
     def get_request(self) -> tuple[socket.socket, Any]:
@@ -348,12 +353,16 @@ class _Server(ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def http(
-    manner: Manner = "ranges", *, elsewhere: str = "", certificate: tuple[Path, Path] | None = None
+    manner: Manner = "ranges",
+    *,
+    elsewhere: str = "",
+    certificate: tuple[Path, Path] | None = None,
+    address: str = "127.0.0.1",
 ) -> Iterator[Http]:
     """Serve a new folder in a thread, faults included; by HTTPS with a certificate and its key."""
     with tempfile.TemporaryDirectory(prefix="sx-") as folder:
-        server = _Server()
-        door = Http(Path(folder), server.server_port, manner, elsewhere=elsewhere)
+        server = _Server(address=address)
+        door = Http(Path(folder), server.server_port, manner, elsewhere=elsewhere, address=address)
         if certificate:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(*certificate)
@@ -438,6 +447,13 @@ def stand_in(
             else:
                 self._reply(said.status, said.body, said.headers, sent=said.sent)
 
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
+
+        def do_PUT(self) -> None:
+            self.do_POST()
+
     server = _Server(Handler)
     if context:
         server.socket = context.wrap_socket(
@@ -476,21 +492,28 @@ def webhook(*statuses: int) -> Iterator[tuple[str, list[Any]]]:
 
 
 def certificate(
-    folder: Path, *, name: str = "a test", days: float = 1, stem: str = "certificate"
+    folder: Path,
+    *,
+    name: str = "a test",
+    days: float = 1,
+    stem: str = "certificate",
+    host: str = "",
 ) -> tuple[Path, Path]:
-    """Make a certificate for 127.0.0.1 that vouches for itself; return its file and its key's.
+    """Make a self-signed certificate for a host name, or 127.0.0.1; return its file and its key's.
 
     It is good for so many days from today; with less than none it has expired.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    host = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    subject_alternative = x509.SubjectAlternativeName(
+        [x509.DNSName(host) if host else x509.IPAddress(ip_address("127.0.0.1"))]
+    )
     today = datetime.now(UTC)
     made = (
         x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
         .not_valid_before(today - timedelta(days=10))
         .not_valid_after(today + timedelta(days=days))
-        .add_extension(host, critical=False)
+        .add_extension(subject_alternative, critical=False)
         .sign(key, hashes.SHA256())
     )
     private = key.private_bytes(
@@ -500,6 +523,39 @@ def certificate(
     )
     public = made.public_bytes(serialization.Encoding.PEM)
     return put(folder, f"{stem}.pem", public), put(folder, f"{stem}-key.pem", private)
+
+
+@dataclass
+class Listener:
+    """A TCP port on which connections are counted, and nothing is said."""
+
+    address: str
+    port: int
+    connections: int = 0
+
+
+@contextlib.contextmanager
+def listener(address: str = "127.0.0.1") -> Iterator[Listener]:
+    """Listen on a port of an address."""
+    ended = threading.Event()
+    with socket.create_server((address, 0)) as server:
+        made = Listener(address, server.getsockname()[1])
+
+        def accept() -> None:
+            while not ended.is_set():
+                with contextlib.suppress(OSError):
+                    connection, _ = server.accept()
+                    made.connections += 1
+                    connection.close()
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            yield made
+        finally:
+            ended.set()
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
 def put(folder: Path, name: str, content: bytes | Path) -> Path:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -9,28 +10,29 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from distributed.comm.core import CommClosedError
+from distributed.client import Future, FutureState
 
-from servicex_server.engines import address
-from servicex_server.engines.address import ExistingScheduler
-from servicex_server.engines.clusters import CONFIG, variables
-from servicex_server.engines.dask import DaskEngine
-from servicex_server.engines.options import AddressOptions
-from servicex_server.engines.roster import Job, Worker
+from servicex_server.clusters import existing
+from servicex_server.clusters.dask_config import CONFIG, variables
+from servicex_server.clusters.existing import ExistingScheduler
+from servicex_server.engine.dask_engine import DaskEngine
+from servicex_server.engine.workers import RunningTask, WorkerState
 from servicex_server.errors import StartupError
 from servicex_server.model import Limits, Outcome, Replica, ResultFormat, TaskSpec
+from servicex_server.settings.clusters import AddressOptions
 from tests.integration.servers import certificate, free_port, http
-from tests.support import Server, copies, doctor, refused
+from tests.support import Server, copies, doctor, refused, until
 
-FILES = 4
+FILES = 2
 
 
 @dataclass
 class Foreign:
-    """A scheduler and two workers, by TLS with a certificate that vouches for itself."""
+    """A scheduler and a worker, by TLS with a certificate that vouches for itself."""
 
     address: str
     files: Mapping[str, str]
@@ -62,7 +64,7 @@ def tls(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Foreign]:
-    """Give a scheduler with its workers."""
+    """Give a scheduler with its worker."""
     found = tls(tmp_path_factory.mktemp("foreign") / "tls")
     options = ["--tls-ca-file", found["tls_ca_file"], "--tls-cert", found["tls_cert_file"]]
     options += ["--tls-key", found["tls_key_file"], "--protocol", "tls", "--host", "127.0.0.1"]
@@ -71,29 +73,36 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Foreign]:
     scheduler = ["scheduler", "--port", port, "--dashboard-address", "127.0.0.1:0", *options]
     worker = ["worker", where, "--nthreads", "1", "--memory-limit", "1GiB", "--no-dashboard"]
     with ExitStack() as started:
-        commands = (scheduler, [*worker, *options], [*worker, *options])
+        commands = (scheduler, [*worker, *options])
         running = [started.enter_context(process(*command)) for command in commands]
+        until(lambda: listens(int(port)), "the scheduler listens")
         yield Foreign(where, found, running)
 
 
+def listens(port: int) -> bool:
+    """Whether somebody takes connections at a port."""
+    with socket.socket() as tried:
+        return tried.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.mark.anyio
-async def test_a_result_that_a_lost_scheduler_does_not_hand_out_costs_no_attempt(
-    tmp_path: Path,
-) -> None:
+async def test_a_task_that_a_lost_scheduler_forgets_costs_no_attempt(tmp_path: Path) -> None:
     """The task is queued again, once, whether the loss was seen before or is seen now."""
-    options = AddressOptions(kind="address", scheduler="tcp://127.0.0.1:9")
+    options = AddressOptions(kind="address", scheduler="tcp://127.0.0.1:9", allow_plain_tcp=True)
     engine = DaskEngine(ExistingScheduler(options), workers=0)
     for seen in (False, True):
-        job, worker = Job(task(tmp_path, f"seen {seen}", "/x")), Worker("tcp://127.0.0.1:8", "w")
-        worker.take(job)
-        broken = asyncio.get_running_loop().create_future()
-        broken.set_exception(CommClosedError("in <ConnectionPool.gather>: Stream is closed"))
-        job.future = broken
+        running = RunningTask(task(tmp_path, f"seen {seen}", "/x"))
+        worker = WorkerState("tcp://127.0.0.1:8", "w")
+        worker.take(running)
+        future: Any = Future(f"seen {seen}")
+        running.future = future
+        future._state = FutureState(future.key)
+        future._state.cancel(reason="scheduler-connection-lost")
         if seen:
-            engine._again(worker, job)
-        await engine._wait(worker, job, broken)
-        assert list(engine._ready) == [job]
-        assert (job.over, job.future, worker.job) == (False, None, None)
+            engine._requeue(worker, running)
+        await engine._wait(worker, running, future)
+        assert list(engine._ready) == [running]
+        assert (running.over, running.future, worker.task) == (False, None, None)
         engine._ready.clear()
 
 
@@ -108,13 +117,14 @@ async def test_a_scheduler_that_is_lost_costs_no_attempt(
     scheduler += ["--dashboard-address", "127.0.0.1:0"]
     worker = ["worker", where, "--nthreads", "1", "--no-dashboard"]
     engine = DaskEngine(
-        ExistingScheduler(AddressOptions(kind="address", scheduler=where)), workers=0
+        ExistingScheduler(AddressOptions(kind="address", scheduler=where, allow_plain_tcp=True)),
+        workers=0,
     )
     ended: asyncio.Queue[Outcome] = asyncio.Queue()
     with ExitStack() as running, http("silent") as door:
         first = [running.enter_context(process(*command)) for command in (scheduler, worker)]
         await engine.start(ended.put_nowait)
-        monkeypatch.setattr(address, "CONNECT_SECONDS", 0.5)
+        monkeypatch.setattr(existing, "CONNECT_SECONDS", 0.5)
         try:
             engine.submit(task(tmp_path, "hangs", door.url("x.root")))
             engine.submit(task(tmp_path, "waits", path))
@@ -163,7 +173,7 @@ def task(folder: Path, name: str, url: str) -> TaskSpec:
 def configured(folder: Path, **engine: str) -> list[str]:
     """Write the settings; return the options that name them."""
     config = folder / "settings.yaml"
-    config.write_text(yaml.safe_dump({"workers": 2, "engine": {"kind": "address"} | engine}))
+    config.write_text(yaml.safe_dump({"workers": 1, "engine": {"kind": "address"} | engine}))
     return ["--config", str(config)]
 
 
@@ -177,16 +187,16 @@ def test_a_request_runs_on_workers_of_others(
     assert server.dask_processes() == []
     assert "allowed-failures" not in server.output
     server.stop()
-    assert [process.poll() for process in foreign.processes] == [None] * 3
+    assert [process.poll() for process in foreign.processes] == [None] * 2
 
 
 @pytest.mark.anyio
 async def test_a_scheduler_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """So is how long it was tried, which is no longer than that."""
-    assert address.CONNECT_SECONDS == 10
-    monkeypatch.setattr(address, "CONNECT_SECONDS", 2)
+    assert existing.CONNECT_SECONDS == 10
+    monkeypatch.setattr(existing, "CONNECT_SECONDS", 2)
     nobody = f"tcp://127.0.0.1:{free_port()}"
-    options = AddressOptions(kind="address", scheduler=nobody)
+    options = AddressOptions(kind="address", scheduler=nobody, allow_plain_tcp=True)
     began = time.monotonic()
     with pytest.raises(StartupError) as refusal:
         await ExistingScheduler(options).open()
@@ -212,8 +222,11 @@ def others(tmp_path: Path) -> dict[str, str]:
     [
         (("tls_ca_file", "tls_cert_file", "tls_key_file"), "certificate verify failed"),
         (("tls_ca_file",), "certificate verify failed"),
-        (("tls_cert_file", "tls_key_file"), "trust who signed the other's certificate"),
-        (("tls_key_file",), "do not fit together: "),
+        (
+            ("tls_cert_file", "tls_key_file"),
+            "trust the authority that signed the other's certificate",
+        ),
+        (("tls_key_file",), "do not match: "),
     ],
 )
 async def test_certificates_that_do_not_fit_are_told_apart(
@@ -229,7 +242,7 @@ async def test_certificates_that_do_not_fit_are_told_apart(
         await ExistingScheduler(options).open()
     assert said in str(refusal.value)
     assert "\n" not in str(refusal.value)
-    assert time.monotonic() - began < address.CONNECT_SECONDS + 2
+    assert time.monotonic() - began < existing.CONNECT_SECONDS + 2
 
 
 def test_a_file_that_is_not_there_is_one_line(foreign: Foreign, tmp_path: Path) -> None:

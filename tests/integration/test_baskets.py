@@ -11,15 +11,12 @@ import uproot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from servicex_server.columnar.codecs import DecompressionError, decompress
-from servicex_server.columnar.read import open_root
+from servicex_server.columnar.reading.decompression import DecompressionError, decompress
+from servicex_server.columnar.reading.trees import open_root
 from servicex_server.errors import ServiceXError
 from tests.support import sample
 
-FILES = sorted(sample("").glob("*.root"))
 EVENTS = 5_000
-MOST = 400
-"""Entries of each branch that are compared."""
 
 
 @pytest.fixture(scope="module", params=["zlib", "zstd", "lz4", "lzma", "none"])
@@ -78,6 +75,34 @@ def test_any_ranges_give_the_entries_asked_for(made: Path, edges: list[int]) -> 
             for name in names:
                 assert str(got[name].type) == str(whole[name][start:stop].type)
                 assert got[name].tolist() == whole[name][start:stop].tolist()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "uproot-HZZ.root",
+        "uproot-vectorVectorDouble.root",
+        "uproot-issue31.root",
+        "uproot-sample-6.20.04-uncompressed.root",
+        "uproot-small-evnt-tree-fullsplit.root",
+    ],
+)
+def test_a_range_of_no_entries_has_the_types(name: str) -> None:
+    """At the beginning, within a basket and at the end, of each branch that has no others."""
+    compared = set()
+    with uproot.open(sample(name)) as plain, open_root(str(sample(name))) as file:
+        path = next(iter(plain.keys(filter_classname="TTree", cycle=False)))
+        tree = file.tree(path)
+        for column, branch in plain[path].iteritems(full_paths=False):
+            if branch.branches or column not in tree.names:
+                continue
+            compared.add(column)
+            for at in {0, 1, tree.entries}:
+                expected = branch.array(entry_start=at, entry_stop=at)
+                got = tree.read([column], at, at)[column]
+                assert len(got) == 0
+                assert str(got.type) == str(expected.type), column
+    assert compared
 
 
 @settings(max_examples=60, deadline=None)

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import uproot
 
-from servicex_server import transform
-from servicex_server.errors import ErrorRecord
+from servicex_server.columnar.column_plan import ColumnPlan
+from servicex_server.columnar.reading.trees import Tree
+from servicex_server.errors import ErrorRecord, QueryTypeError
 from servicex_server.model import CheckSpec, Limits, Replica, ResultFormat, TaskSpec
+from servicex_server.worker import transform
 from tests.support import sample
 
 HZZ = sample("uproot-HZZ.root")
@@ -64,11 +66,15 @@ def test_a_check_refuses_what_the_work_would(
         ({"treename": "evnts"}, "UnknownName"),
         ({"expressions": ["Jet_Px"], "cut": "Jet_Px > 20"}, None),
         ({"expressions": ["NJet"], "cut": "Jet_Px > 20"}, "QueryType"),
-        ({"expressions": ["Jet_Px"], "aliases": {"Jet_Px": "Jet_Px"}}, None),
+        ({"expressions": ["Jet_Px"], "aliases": {"Jet_Px": "Jet_Px"}}, "Query"),
         ({"expressions": ["x"], "aliases": {"x": "x + 1"}}, "Query"),
         ({"expressions": ["max(Jet_Px)"]}, "Format"),
         ({"expressions": ["fill_none(max(Jet_Px), 0)"]}, None),
-        ({"expressions": ["NJet / max(NJet, axis=None)"]}, None),
+        ({"expressions": ["NJet / max(NJet, axis=None)"]}, "QueryType"),
+        ({"expressions": ["sort(NJet)"]}, "QueryType"),
+        ({"expressions": ["NJet"], "cut": "combinations(Jet_Px, 2)"}, "QueryType"),
+        ({"expressions": ["Jet_Px[argmax(Jet_Py)]"]}, "QueryType"),
+        ({"expressions": ["Jet_Px[:, 0]"], "cut": "NJet > 0"}, None),
         ({"treename": ["events", "nope"]}, None),
         ({"treename": ["events", "nope"], "fail_on_missing_trees": True}, "UnknownName"),
     ],
@@ -92,13 +98,17 @@ def test_two_trees_that_make_no_table_are_refused(tmp_path: Path) -> None:
     assert said == worked
 
 
-def test_an_error_that_entries_cure_is_none(tmp_path: Path) -> None:
-    """A function that fails on no numbers and works on some refuses nothing."""
-    path = tmp_path / "some.root"
-    with uproot.recreate(path) as file:
-        file.mktree("events", {"x": "f4"}).extend({"x": np.arange(3, dtype="f4")})
-    whole = "x - x[0]"
-    said, worked = found(path, ResultFormat.PARQUET, expressions=[whole])
+def test_an_error_that_entries_cure_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails on no numbers and works on some refuses nothing."""
+    compute = ColumnPlan.compute
+
+    def on_some(plan: ColumnPlan, tree: Tree, start: int, stop: int, *, typed: bool) -> Any:
+        if start == stop:
+            raise QueryTypeError("an empty column has no type")
+        return compute(plan, tree, start, stop, typed=typed)
+
+    monkeypatch.setattr(ColumnPlan, "compute", on_some)
+    said, worked = found(HZZ, ResultFormat.PARQUET, expressions=["NJet"])
     assert (said, worked) == (None, None)
 
 

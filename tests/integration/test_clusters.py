@@ -11,9 +11,9 @@ import uproot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from servicex_server.columnar import clusters
 from servicex_server.columnar.plan import parts
-from servicex_server.columnar.read import RNTupleTree, open_root
+from servicex_server.columnar.reading import rntuple_pages
+from servicex_server.columnar.reading.trees import RNTupleTree, open_root
 from servicex_server.errors import CorruptError
 from servicex_server.languages.uproot_raw import UprootRaw
 from servicex_server.model import ResultFormat
@@ -92,7 +92,7 @@ def test_all_fields_by_chunks_are_the_whole(made: Path) -> None:
     """Ranges that end with a cluster and others give together what uproot gives."""
     with uproot.open(made) as plain, open_root(str(made)) as file:
         tree = file.tree("events")
-        names = tree.select((), ())
+        names = tree.select((), ()).names
         bounds = [0, 100, CLUSTER, 2 * CLUSTER, 2 * CLUSTER + 1, EVENTS]
         pieces = [tree.read(names, start, stop) for start, stop in pairwise(bounds)]
         for name in names:
@@ -104,13 +104,13 @@ def test_all_fields_by_chunks_are_the_whole(made: Path) -> None:
 def test_a_page_is_decoded_once(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranges that cut through clusters do not decompress their pages again."""
     decoded: list[int] = []
-    decode = clusters._decode
+    decode = rntuple_pages._decode
 
     def counted(page: Any, *rest: Any) -> None:
         decoded.append(page.locator.offset)
         decode(page, *rest)
 
-    monkeypatch.setattr(clusters, "_decode", counted)
+    monkeypatch.setattr(rntuple_pages, "_decode", counted)
     with open_root(str(made)) as file:
         tree = file.tree("events")
         for start in range(0, EVENTS, 250):
@@ -127,7 +127,7 @@ def test_sizes_are_known_before_anything_is_read(made: Path) -> None:
         tree = file.tree("events")
         assert tree.bytes_per_entry(["int64"]) == 8
         assert tree.bytes_per_entry(["int8", "float32"]) == 5
-        size = round(tree.bytes_per_entry(tree.select((), ())) * EVENTS)
+        size = round(tree.bytes_per_entry(tree.select((), ()).names) * EVENTS)
         found = parts(extraction.bind(tree), tree, size=size // 3)
     assert [start % CLUSTER for start, _ in found] == [0, 0, 0]
     assert found[-1][1] == EVENTS
@@ -142,8 +142,8 @@ def test_a_corrupt_page_is_an_error_with_its_field(tmp_path: Path, at: int) -> N
     with open_root(str(path)) as file:
         tree = file.tree("Events")
         assert isinstance(tree, RNTupleTree)
-        *_, values = tree._clusters._columns_of([tree.names["Jet_pt"]])
-        ((start, stop),) = tree._clusters._spans(0, values)
+        *_, values = tree._page_reader._columns_of([tree.names["Jet_pt"]])
+        ((start, stop),) = tree._page_reader._spans(0, values)
     content[range(start, stop - 8)[at]] ^= 0x01
     path.write_bytes(content)
     with open_root(str(path)) as file:

@@ -1,6 +1,8 @@
 """The columnar engine on files: what goes in comes out, in every format and at any chunk size."""
 
 import itertools
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,11 @@ import uproot
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from servicex_server.columnar.columns import Column, Columns
+from servicex_server.columnar.column_plan import Column, ColumnQuery
 from servicex_server.columnar.expression import parse
 from servicex_server.columnar.plan import chunks
-from servicex_server.columnar.read import open_root
-from servicex_server.columnar.write import Format, open_writer
+from servicex_server.columnar.reading.trees import open_root
+from servicex_server.columnar.writing.writer import Format, open_writer
 from servicex_server.errors import FormatError, QueryTypeError, ServiceXError
 from tests.support import sample
 
@@ -29,7 +31,7 @@ def column(text: str, name: str = "") -> Column:
     return Column(name or text, text, parse(text))
 
 
-def extract(source: Path, extraction: Columns, *, budget: int = 32 << 20) -> Any:
+def extract(source: Path, extraction: ColumnQuery, *, budget: int = 32 << 20) -> Any:
     """Return all ranges of an extraction, put together."""
     with open_root(str(source)) as file:
         tree = file.tree(extraction.tree)
@@ -111,8 +113,8 @@ def test_half_precision_is_kept_in_parquet(tmp_path: Path) -> None:
         ("root-file", NESTED["deep"], "lists lie in lists"),
         ("root-file", NESTED["words"], "texts lie in lists"),
         ("root-file", NESTED["missing"], "fill_none"),
-        ("root-file", np.array([1], "f2"), "no float16"),
-        ("root-rntuple", np.array([1], "f2"), "no float16"),
+        ("root-file", np.array([1], "f2"), "no type float16"),
+        ("root-rntuple", np.array([1], "f2"), "cannot write float16"),
         ("root-rntuple", np.array([1], "c16"), "complex128"),
         ("parquet", np.array([1], "c16"), "column x"),
     ],
@@ -231,7 +233,7 @@ def test_trees_with_other_columns_make_no_table(tmp_path: Path) -> None:
 @given(budget=st.integers(1_000, 300_000), cut=st.sampled_from(["", "NJet > 1", "any(Jet_E > 60)"]))
 def test_chunks_do_not_change_the_result(budget: int, cut: str) -> None:
     """However small the ranges are, the columns are those that one range gives."""
-    extraction = Columns(
+    extraction = ColumnQuery(
         tree="events",
         output="events",
         columns=(column("sqrt(Jet_Px**2 + Jet_Py**2)", "pt"), column("NJet"), column("MET_px")),
@@ -246,7 +248,7 @@ def test_chunks_do_not_change_the_result(budget: int, cut: str) -> None:
 
 def test_a_file_is_taken_up_in_the_middle() -> None:
     """Ranges from an entry on are those that the whole run gives from there."""
-    extraction = Columns("events", "events", columns=(column("NJet"),))
+    extraction = ColumnQuery("events", "events", columns=(column("NJet"),))
     with open_root(str(HZZ)) as file:
         tree = file.tree("events")
         plan = extraction.bind(tree)
@@ -259,38 +261,48 @@ def test_a_file_is_taken_up_in_the_middle() -> None:
 def test_aliases_refer_to_each_other() -> None:
     """An alias may stand on another; a circle is refused with its names."""
     aliases = {"pt2": column("Jet_Px**2 + Jet_Py**2"), "pt": column("sqrt(pt2)")}
-    got = extract(HZZ, Columns("events", "e", columns=(column("pt"),), aliases=aliases))
+    got = extract(HZZ, ColumnQuery("events", "e", columns=(column("pt"),), aliases=aliases))
     with uproot.open({HZZ: "events"}) as tree:
         expected = np.hypot(tree["Jet_Px"].array(), tree["Jet_Py"].array())
     assert ak.all(ak.isclose(got.pt, expected), axis=None)
     circle = {"a": column("b + 1"), "b": column("a + 1")}
     with pytest.raises(ServiceXError, match="a is defined by itself"):
-        extract(HZZ, Columns("events", "e", columns=(column("a"),), aliases=circle))
+        extract(HZZ, ColumnQuery("events", "e", columns=(column("a"),), aliases=circle))
 
 
 def test_many_aliases_on_one_another_cost_no_more() -> None:
     """Forty aliases, each twice the one before, are computed once each."""
     aliases = {f"a{n}": column(f"a{n - 1} + a{n - 1}") for n in range(1, 41)}
     aliases["a0"] = column("NJet * 0.0 + 1")
-    got = extract(HZZ, Columns("events", "e", columns=(column("a40"),), aliases=aliases))
+    got = extract(HZZ, ColumnQuery("events", "e", columns=(column("a40"),), aliases=aliases))
     assert got.a40[0] == 2.0**40
 
 
 def test_a_cut_on_objects_fits_only_such_columns() -> None:
     """A jagged cut filters jagged columns, and is refused for others with the way out."""
-    jets = Columns("events", "e", filter_name=("Jet_P*",), cut=column("Jet_Px > 0"))
+    jets = ColumnQuery("events", "e", filter_name=("Jet_P*",), cut=column("Jet_Px > 0"))
     got = extract(HZZ, jets)
     assert len(got) == 2421
     assert ak.all(got.Jet_Px > 0, axis=None)
-    mixed = Columns("events", "e", filter_name=("Jet_Px", "NJet"), cut=column("Jet_Px > 0"))
+    mixed = ColumnQuery("events", "e", filter_name=("Jet_Px", "NJet"), cut=column("Jet_Px > 0"))
     with pytest.raises(QueryTypeError, match="does not fit column NJet"):
         extract(HZZ, mixed)
 
 
 def test_constants_stand_beside_columns() -> None:
     """A constant is a column with one value for each event."""
-    got = extract(HZZ, Columns("events", "e", columns=(column("NJet"), column("13.6", "s"))))
+    got = extract(HZZ, ColumnQuery("events", "e", columns=(column("NJet"), column("13.6", "s"))))
     assert got.s.tolist() == [13.6] * 2421
+
+
+@pytest.mark.parametrize("symbol", ["/", "//", "%"])
+@pytest.mark.parametrize(("left", "right"), [(-300, 0), (0, 0), (7, -2), (7.5, 0), (3, 0.0)])
+def test_constants_are_divided_as_columns_are(symbol: str, left: float, right: float) -> None:
+    """By zero too, where Python itself refuses."""
+    texts = f"{left} {symbol} {right}", f"(NJet*0 + {left}) {symbol} (NJet*0 + {right})"
+    columns = tuple(column(text, name) for text, name in zip(texts, "ab", strict=True))
+    got = extract(HZZ, ColumnQuery("events", "e", columns=columns))
+    assert got.a.tolist() == got.b.tolist() or ak.all(np.isnan(got.a) & np.isnan(got.b))
 
 
 def test_filters_are_those_of_uproot() -> None:
@@ -303,10 +315,67 @@ def test_filters_are_those_of_uproot() -> None:
         (("*",), ("int32_t",)),
     ):
         with open_root(str(HZZ)) as file:
-            chosen = file.tree("events").select(names, types)
+            chosen = file.tree("events").select(names, types).names
         with uproot.open({HZZ: "events"}) as tree:
             expected = tree.keys(
                 filter_name=list(names) or None, filter_typename=list(types) or None
             )
         assert chosen == expected
         assert chosen
+
+
+def test_columns_are_computed_after_a_cut_on_events() -> None:
+    """An element that the cut asks for is there; without the cut the error says what to write."""
+    columns = (column("Jet_Px[:, 0]"), column("second"), column("NJet"))
+    aliases = {"second": column("Jet_Px[:, 1]")}
+    chosen = ColumnQuery(
+        "events", "e", columns=columns, aliases=aliases, cut=column("num(Jet_Px) > 1")
+    )
+    with uproot.open({HZZ: "events"}) as tree:
+        jets = tree["Jet_Px"].array()
+    jets = jets[ak.num(jets) > 1]
+    for budget in (1_000, 1 << 30):
+        got = extract(HZZ, chosen, budget=budget)
+        assert got["Jet_Px[:, 0]"].tolist() == jets[:, 0].tolist()
+        assert got.second.tolist() == jets[:, 1].tolist()
+        assert got.NJet.tolist() == ak.num(jets).tolist()
+    with pytest.raises(QueryTypeError, match="some event has no element 0") as error:
+        extract(HZZ, ColumnQuery("events", "e", columns=columns, aliases=aliases))
+    assert "firsts" in error.value.hint
+    assert "pad_none" in error.value.hint
+
+
+def test_an_alias_of_the_cut_is_cut_too() -> None:
+    """What was computed for all events is not taken for the events that are left."""
+    aliases = {"lead": column("firsts(Jet_Px)")}
+    chosen = ColumnQuery(
+        "events", "e", columns=(column("lead"),), aliases=aliases, cut=column("lead > 10")
+    )
+    with uproot.open({HZZ: "events"}) as tree:
+        lead = ak.firsts(tree["Jet_Px"].array())
+    assert extract(HZZ, chosen).lead.tolist() == ak.drop_none(lead[lead > 10]).tolist()
+
+
+def test_combinations_are_computed_in_pieces() -> None:
+    """Memory is that of a few combinations at a time, and the values are those of the whole."""
+    triples = "combinations(Jet_E, 3, replacement=True)"
+    chosen = ColumnQuery(
+        "events", "e", columns=(column("max(t['0'] + t['1'] - t['2'])", "m"), column("NJet"))
+    )
+    chosen = replace(chosen, aliases={"t": column(triples)}, cut=column("NJet > 0"))
+    with uproot.open({HZZ: "events"}) as tree:
+        jets = tree["Jet_E"].array()
+    jets = jets[ak.num(jets) > 0]
+    ways = ak.combinations(jets, 3, replacement=True)
+    expected = ak.max(ways["0"] + ways["1"] - ways["2"], axis=1)
+    with open_root(str(HZZ)) as file:
+        tree = file.tree("events")
+        plan = chosen.bind(tree)
+        budget = 40_000
+        wide = math.ceil(tree.bytes_per_entry((*plan.first, *plan.rest)) * tree.entries / budget)
+        found = list(chunks(plan, tree, budget=budget))
+    assert len(found) > 2 * wide
+    assert sum(kept for _, kept, _ in found) == len(jets)
+    assert [end for end, _, _ in found] == sorted({end for end, _, _ in found})
+    got = ak.concatenate([arrays["m"] for _, _, arrays in found if arrays])
+    assert got.tolist() == expected.tolist()

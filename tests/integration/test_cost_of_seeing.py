@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event, insert, select, text
 
-from servicex_server.database import browsing, ended_files, open_requests, progress, use
+from servicex_server.database import (
+    active_requests,
+    finished_files,
+    page_queries,
+    request_timeline,
+    usage,
+)
 from servicex_server.database import datasets as dataset_rows
 from servicex_server.database import requests as request_rows
 from servicex_server.database.connection import Database
@@ -17,19 +23,22 @@ from servicex_server.model import LOCAL_USER, RequestState, TaskState, now
 
 pytestmark = pytest.mark.anyio
 
-ENDED_REQUESTS, ENDED_FILES = 3000, 20_000
+ENDED_REQUESTS, ENDED_FILES = 1000, 10_000
 RUNNING, LATELY, WAITING = 3, 4, 5
 
 
-def fill(connection: Connection) -> None:
+def fill(
+    connection: Connection, ended_requests: int = ENDED_REQUESTS, ended_files: int = ENDED_FILES
+) -> None:
     """Make many requests that have ended, and one that goes on, most of whose files have ended."""
+    all_ids = range(1, ended_files + LATELY + RUNNING + WAITING + 1)
     moment = now()
     old, fresh = moment - timedelta(hours=5), moment - timedelta(seconds=20)
     about = {"id": 1, "name": "d", "finder": "file-list", "reference": {}, "state": "complete"}
     connection.execute(insert(datasets).values(**about, last_used=old, last_updated=old))
     connection.execute(
         insert(files),
-        [{"id": n, "dataset_id": 1, "position": n, "replicas": []} for n in all_ids()],
+        [{"id": n, "dataset_id": 1, "position": n, "replicas": []} for n in all_ids],
     )
     same = {
         "owner": "local",
@@ -41,14 +50,14 @@ def fill(connection: Connection) -> None:
         "app_version": "0",
         "submitted_at": old,
     }
-    ended = [{"id": f"e{n}", "state": RequestState.COMPLETE} for n in range(ENDED_REQUESTS)]
-    counters = {"files": len(all_ids()), "completed": ENDED_FILES + LATELY, "failed": 0}
+    ended = [{"id": f"e{n}", "state": RequestState.COMPLETE} for n in range(ended_requests)]
+    counters = {"files": len(all_ids), "completed": ended_files + LATELY, "failed": 0}
     going_on = {"id": "open", "state": RequestState.RUNNING}
     none = dict.fromkeys(counters, 0)
     rows = [one | same | none for one in ended] + [going_on | same | counters]
     connection.execute(insert(requests), rows)
     states = (
-        [(TaskState.DONE, old)] * ENDED_FILES
+        [(TaskState.DONE, old)] * ended_files
         + [(TaskState.DONE, fresh)] * LATELY
         + [(TaskState.RUNNING, None)] * RUNNING
         + [(TaskState.WAITING, None)] * WAITING
@@ -57,7 +66,7 @@ def fill(connection: Connection) -> None:
         insert(tasks),
         [
             {"request_id": "open", "file_id": n, "state": state, "finished_at": finished}
-            for n, (state, finished) in zip(all_ids(), states, strict=True)
+            for n, (state, finished) in zip(all_ids, states, strict=True)
         ],
     )
 
@@ -66,11 +75,6 @@ def know(connection: Connection) -> None:
     """Let PostgreSQL know what is in its tables, as it does by itself; SQLite never does."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("analyze"))
-
-
-def all_ids() -> range:
-    """Return the ids of all files."""
-    return range(1, ENDED_FILES + LATELY + RUNNING + WAITING + 1)
 
 
 def read_rows(plan: dict[str, Any]) -> Iterator[float]:
@@ -118,13 +122,13 @@ async def test_nothing_that_has_ended_is_looked_at(database: Database) -> None:
     """The numbers are right, and found by what is open alone."""
     await database.write(fill)
     await database.write(know)
-    (found,) = await database.read(open_requests.queue, LOCAL_USER)
+    (found,) = await database.read(active_requests.queue, LOCAL_USER)
     assert (found.waiting, found.running) == (WAITING, RUNNING)
     assert found.done == ENDED_FILES + LATELY
     assert 60 * found.rate == pytest.approx(LATELY)
     assert found.seconds_left == pytest.approx(60 * (WAITING + RUNNING) / LATELY)
-    assert await database.read(costs, open_requests.queue, LOCAL_USER) == []
-    totals = await database.read(open_requests.totals)
+    assert await database.read(costs, active_requests.queue, LOCAL_USER) == []
+    totals = await database.read(active_requests.totals)
     assert totals.files == {
         TaskState.WAITING: WAITING,
         TaskState.RUNNING: RUNNING,
@@ -134,7 +138,7 @@ async def test_nothing_that_has_ended_is_looked_at(database: Database) -> None:
     assert {state: number for state, number in totals.requests.items() if number} == {
         RequestState.RUNNING: 1
     }
-    assert await database.read(costs, open_requests.totals) == []
+    assert await database.read(costs, active_requests.totals) == []
 
 
 async def test_a_look_at_all_is_seen(database: Database) -> None:
@@ -152,12 +156,12 @@ STEP = 1_000_000
 """Larger than any id."""
 
 LOOKS: dict[str, Callable[[Connection], object]] = {
-    "requests": lambda one: browsing.requests_page(one, LOCAL_USER),
-    "queue": lambda one: open_requests.queue(one, LOCAL_USER),
+    "requests": lambda one: page_queries.requests_page(one, LOCAL_USER),
+    "queue": lambda one: active_requests.queue(one, LOCAL_USER),
     "request": lambda one: request_rows.get(one, LOCAL_USER, "open"),
-    "files": lambda one: browsing.tasks_page(one, LOCAL_USER, "open"),
-    "failures": lambda one: browsing.failures(one, LOCAL_USER, "open"),
-    "plots": lambda one: progress.steps(
+    "files": lambda one: page_queries.tasks_page(one, LOCAL_USER, "open"),
+    "failures": lambda one: page_queries.failures(one, LOCAL_USER, "open"),
+    "plots": lambda one: request_timeline.steps(
         one,
         LOCAL_USER,
         "open",
@@ -165,13 +169,13 @@ LOOKS: dict[str, Callable[[Connection], object]] = {
         length=timedelta(minutes=31),
         count=12,
     ),
-    "results": lambda one: ended_files.listed(one, LOCAL_USER, "open"),
-    "errors": lambda one: ended_files.failed(one, LOCAL_USER, "open"),
-    "statistics": lambda one: ended_files.statistics(one, LOCAL_USER, "open"),
-    "datasets": lambda one: browsing.datasets_page(one, LOCAL_USER),
-    "files of a dataset": lambda one: browsing.files_page(one, LOCAL_USER, 1),
-    "places": lambda one: browsing.places_of(one, LOCAL_USER, 1, most=2000),
-    "users": lambda one: use.stored_by_user(one, most=10),
+    "results": lambda one: finished_files.listed(one, LOCAL_USER, "open"),
+    "errors": lambda one: finished_files.failed(one, LOCAL_USER, "open"),
+    "statistics": lambda one: finished_files.statistics(one, LOCAL_USER, "open"),
+    "datasets": lambda one: page_queries.datasets_page(one, LOCAL_USER),
+    "files of a dataset": lambda one: page_queries.files_page(one, LOCAL_USER, 1),
+    "places": lambda one: page_queries.places_of(one, LOCAL_USER, 1, most=2000),
+    "users": lambda one: usage.stored_by_user(one, most=10),
 }
 """What the pages, and the API for the same, read."""
 
@@ -209,7 +213,7 @@ async def test_a_page_asks_as_often_however_much_there_is(database: Database) ->
             for what, look in looks.items()
         }
 
-    await database.write(fill)
+    await database.write(fill, 300, 1000)
     before = await database.read(asked)
     await database.write(more)
     after = await database.read(asked)

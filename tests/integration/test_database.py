@@ -16,14 +16,14 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from servicex_server.app import App
 from servicex_server.database import datasets as dataset_rows
 from servicex_server.database.connection import Database
-from servicex_server.database.leadership import NotLeadingError, ping
-from servicex_server.engines.memory import MemoryEngine
+from servicex_server.database.leader_lock import NotLeadingError, ping
 from servicex_server.errors import StartupError
 from servicex_server.model import LOCAL_USER, Outcome, TaskSpec
-from servicex_server.objects.bucket import bucket_keys
-from servicex_server.settings import Settings
-from servicex_server.web.server import web_app
-from servicex_server.web.signatures import presigned_query
+from servicex_server.settings.service import Settings
+from servicex_server.storage.bucket import bucket_keys
+from servicex_server.testing.memory_engine import MemoryEngine
+from servicex_server.web.application import web_app
+from servicex_server.web.s3.signatures import presigned_query
 from tests.postgres import Postgres, postgres
 
 pytestmark = pytest.mark.anyio
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.anyio
 def own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Postgres]:
     """Give a PostgreSQL server that only this test has, for it is going to be broken."""
     with postgres() as server:
-        monkeypatch.setenv("SERVICEX_SERVER_DATABASE_URL", server.url())
+        monkeypatch.setenv("SERVICEX_SERVER_STORAGE__DATABASE_URL", server.url())
         monkeypatch.setenv("SERVICEX_SERVER_DATA_DIR", str(tmp_path / "data"))
         yield server
 
@@ -128,8 +128,8 @@ async def test_a_guard_stands_before_every_write(database: Database) -> None:
         ("postgresql://u:se%40cret@127.0.0.1:1/d", "PostgreSQL at 127.0.0.1:1, database d cannot"),
         ("postgresql://u:secret@127.0.0.1:1/d?user=secret", "cannot be opened"),
         ("postgresql://u:a@secret@host/d", "the password has an @"),
-        ("postgresql://u:p@host:secret/d", "this is no URL"),
-        ("secret", "this is no URL"),
+        ("postgresql://u:p@host:secret/d", "this is not a URL"),
+        ("secret", "this is not a URL"),
         ("mysql://u:secret@host/d", "mysql is not supported"),
         ("postgresql+psycopg2://u:secret@host/d", "psycopg2 is not supported"),
         ("sqlite:////dev/null/x.sqlite", "cannot be opened"),
@@ -263,7 +263,7 @@ async def test_the_api_says_503_while_the_database_is_away(own_server: Postgres)
             assert answer.json()["message"].startswith("the database of the service does not")
         assert (await web.get("/healthz")).status_code == 200
         bucket = str(uuid.uuid4())
-        signed = presigned_query(f"/{bucket}/x", bucket_keys(app.keys.newest, bucket), 2**33)
+        signed = presigned_query(f"/{bucket}/x", bucket_keys(app.keys.current, bucket), 2**33)
         answer = await web.get(f"/{bucket}/x?{signed}")
         assert (answer.status_code, "ServiceUnavailable" in answer.text) == (503, True)
         own_server.start()

@@ -12,12 +12,11 @@ import pytest
 from sqlalchemy import func, select
 
 from servicex_server.app import App
-from servicex_server.database import ended_files
+from servicex_server.database import finished_files
 from servicex_server.database import outcomes as outcome_rows
 from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
 from servicex_server.database.tables import tasks
-from servicex_server.engines.memory import MemoryEngine
 from servicex_server.errors import (
     CorruptError,
     NotFoundError,
@@ -34,13 +33,18 @@ from servicex_server.model import (
     Sharing,
     TaskSpec,
 )
-from servicex_server.objects.contract import UNFINISHED
-from servicex_server.retention import clear
-from servicex_server.settings import Settings
-from servicex_server.submission import Order
+from servicex_server.requests.deletion import clear
+from servicex_server.requests.submission import Order
+from servicex_server.settings.groups import LimitSettings, ScalingSettings, StorageSettings
+from servicex_server.settings.service import Settings
+from servicex_server.storage.contract import UNFINISHED
+from servicex_server.testing.memory_engine import MemoryEngine
 from tests.services import SELECTION, ended, lose_an_answer, submit
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("database_url")]
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("compiled_here")]
+
+on_both_databases = pytest.mark.usefixtures("database_url")
+"""For tests whose statements PostgreSQL may answer otherwise; the others run on SQLite alone."""
 
 
 @pytest.fixture
@@ -78,16 +82,17 @@ def made(folder: Path, count: int) -> str:
     return str(folder)
 
 
+@on_both_databases
 async def test_every_file_ends_once(tmp_path: Path) -> None:
     """A request of many files completes, each file having run once, and each object is there."""
     engine = MemoryEngine(delivered, slots=4)
     async with service(tmp_path, engine) as app:
-        request_id = await submit(app, 300)
+        request_id = await submit(app, 100)
         found = await ended(app, request_id)
         objects = await app.objects.list(request_id)
-    assert (found.state, found.files, found.completed) == (RequestState.COMPLETE, 300, 300)
-    assert len({spec.file_id for spec in engine.seen}) == len(engine.seen) == 300
-    assert len(objects) == 300
+    assert (found.state, found.files, found.completed) == (RequestState.COMPLETE, 100, 100)
+    assert len({spec.file_id for spec in engine.seen}) == len(engine.seen) == 100
+    assert len(objects) == 100
 
 
 async def test_the_window_is_bounded(tmp_path: Path) -> None:
@@ -101,10 +106,11 @@ async def test_the_window_is_bounded(tmp_path: Path) -> None:
 
     engine = MemoryEngine(work, slots=3)
     async with service(tmp_path, engine) as app:
-        await ended(app, await submit(app, 200))
+        await ended(app, await submit(app, 60))
     assert most <= 6
 
 
+@on_both_databases
 async def test_a_worker_that_dies_costs_an_attempt(tmp_path: Path) -> None:
     """A file is tried again on worker death, and its attempts are all told."""
     tries: dict[int, int] = {}
@@ -127,7 +133,7 @@ async def test_attempts_are_limited(tmp_path: Path) -> None:
     async with service(tmp_path, engine) as app:
         request_id = await submit(app, 1)
         found = await ended(app, request_id)
-        (report,) = await app.database.read(ended_files.failed, LOCAL_USER, request_id)
+        (report,) = await app.database.read(finished_files.failed, LOCAL_USER, request_id)
     assert found.state is RequestState.FATAL
     assert "killed by signal 9" in found.failure
     assert [spec.attempt for spec in engine.seen] == [1, 2, 3]
@@ -135,11 +141,12 @@ async def test_attempts_are_limited(tmp_path: Path) -> None:
     assert report.error.kind == "WorkerDied"
 
 
+@on_both_databases
 async def test_one_query_error_stops_a_long_request(tmp_path: Path) -> None:
     """The same query error in the first files ends the request without running the rest."""
     engine = MemoryEngine(failing(UnknownNameError("no branch x", hint="did you mean y?")))
     async with service(tmp_path, engine) as app:
-        found = await ended(app, await submit(app, 1000))
+        found = await ended(app, await submit(app, 300))
     assert found.state is RequestState.FATAL
     assert found.failure.startswith("no branch x (did you mean y?)")
     assert len(engine.seen) < 20
@@ -157,6 +164,7 @@ async def test_bad_files_do_not_stop_a_long_request(tmp_path: Path) -> None:
     assert (found.state, found.completed, found.failed) == (RequestState.COMPLETE, 25, 5)
 
 
+@on_both_databases
 async def test_a_cancelled_request_runs_no_further(tmp_path: Path) -> None:
     """After a cancel no file of the request starts, and others go on."""
     seen_after: list[TaskSpec] = []
@@ -184,6 +192,7 @@ async def test_a_cancelled_request_runs_no_further(tmp_path: Path) -> None:
     assert len(objects) == stopped.completed
 
 
+@on_both_databases
 async def test_a_second_service_takes_up_the_rest(tmp_path: Path) -> None:
     """What a service leaves is done by the next one on the same folder, each file once."""
     first = MemoryEngine(delivered, slots=1)
@@ -194,12 +203,13 @@ async def test_a_second_service_takes_up_the_rest(tmp_path: Path) -> None:
     second = MemoryEngine(delivered, slots=4)
     async with service(tmp_path, second) as app:
         found = await ended(app, request_id)
-        files = await app.database.read(ended_files.listed, LOCAL_USER, request_id)
+        files = await app.database.read(finished_files.listed, LOCAL_USER, request_id)
     assert found.completed == 200
     assert len({file.object_name for file in files}) == 200
     assert second.seen
 
 
+@on_both_databases
 async def test_an_outcome_that_comes_twice_keeps_its_object(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +225,7 @@ async def test_an_outcome_that_comes_twice_keeps_its_object(
     assert len(objects) == 5
 
 
+@on_both_databases
 async def test_the_same_list_is_one_dataset(tmp_path: Path) -> None:
     """Two requests on one list share its dataset, and both get every file."""
     async with service(tmp_path, MemoryEngine(delivered)) as app:
@@ -233,26 +244,27 @@ async def test_a_refused_request_leaves_no_row(tmp_path: Path) -> None:
         assert await app.database.read(request_rows.listed, LOCAL_USER) == []
 
 
+@on_both_databases
 async def test_the_same_again_needs_no_worker(tmp_path: Path) -> None:
     """Results are used again while their file is the same, and stay as long as they are used."""
-    folder, engine = made(tmp_path / "in", 100), MemoryEngine(delivered)
+    folder, engine = made(tmp_path / "in", 30), MemoryEngine(delivered)
     async with service(tmp_path / "data", engine) as app:
-        first = await submit(app, 100, at=folder)
+        first = await submit(app, 30, at=folder)
         await ended(app, first)
-        assert len(engine.seen) == 100
-        again = await submit(app, 100, at=folder)
+        assert len(engine.seen) == 30
+        again = await submit(app, 30, at=folder)
         found = await ended(app, again)
-        assert (found.state, found.completed) == (RequestState.COMPLETE, 100)
-        assert len(engine.seen) == 100
+        assert (found.state, found.completed) == (RequestState.COMPLETE, 30)
+        assert len(engine.seen) == 30
         bucket = await app.buckets.objects(again)
         assert bucket is not None
-        assert len({one.name for one in bucket}) == 100
+        assert len({one.name for one in bucket}) == 30
         changed(folder, 7)
-        await ended(app, await submit(app, 100, at=folder))
-        assert [spec.replicas[0].url for spec in engine.seen[100:]] == [f"{folder}/7.root"]
+        await ended(app, await submit(app, 30, at=folder))
+        assert [spec.replicas[0].url for spec in engine.seen[30:]] == [f"{folder}/7.root"]
         # the third one has made 7.root anew, and shares the rest with both
-        for one, left in ((first, 100), (again, 99)):
-            await app.database.write(request_rows.hide, LOCAL_USER, one)
+        for one, left in ((first, 30), (again, 29)):
+            await app.database.write(request_rows.mark_deleted, LOCAL_USER, one)
             await clear(app.database, app.objects, one)
             assert len(await app.objects.list(first)) == left
 
@@ -268,13 +280,16 @@ def changed(folder: str, number: int) -> None:
 async def test_whose_results_are_used_again(tmp_path: Path, share: Sharing, works: int) -> None:
     """Nobody's, one's own, or everybody's, as the site has it."""
     folder, engine = made(tmp_path / "in", 3), MemoryEngine(delivered)
-    async with service(tmp_path / "data", engine, share_results=share) as app:
+    async with service(
+        tmp_path / "data", engine, storage=StorageSettings(share_results=share)
+    ) as app:
         for name in ("ann", "bob", "ann"):
             request_id = await submit(app, 3, who=Principal(name), at=folder)
             await ended(app, request_id)
     assert len(engine.seen) == works
 
 
+@on_both_databases
 async def test_what_was_finished_when_the_service_died_is_not_done_again(tmp_path: Path) -> None:
     """An object that is whole is recorded at the next start; one in part is removed."""
 
@@ -308,6 +323,7 @@ async def test_what_was_finished_when_the_service_died_is_not_done_again(tmp_pat
     assert not any(UNFINISHED in info.key for info in objects)
 
 
+@on_both_databases
 async def test_a_lost_answer_leaves_no_file_running_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,7 +340,7 @@ async def test_a_lost_answer_leaves_no_file_running_for_ever(
 async def test_three_files_never_start_a_fourth_worker(tmp_path: Path) -> None:
     """Workers are asked for by files, up to the cap, and down to the floor after a while."""
     engine = MemoryEngine(delivered, slots=1)
-    options = {"workers": 8, "least_workers": 0, "idle_seconds": 0.05}
+    options = {"workers": 8, "scaling": ScalingSettings(least_workers=0, idle_seconds=0.05)}
     async with service(tmp_path, engine, **options) as app:
         await ended(app, await submit(app, 3))
         async with asyncio.timeout(10):
@@ -349,8 +365,8 @@ async def test_no_more_files_are_at_work_than_a_site_allows(tmp_path: Path) -> N
         return delivered(spec)
 
     engine._work = work
-    caps = {"files_per_user_at_once": 5, "files_per_request_at_once": 4}
-    async with service(tmp_path, engine, **caps) as app:
+    caps = LimitSettings(files_per_user_at_once=5, files_per_request_at_once=4)
+    async with service(tmp_path, engine, limits=caps) as app:
         ids = [await submit(app, 40), await submit(app, 30)]
         for request_id in ids:
             await ended(app, request_id)
@@ -358,6 +374,7 @@ async def test_no_more_files_are_at_work_than_a_site_allows(tmp_path: Path) -> N
     assert max(most[request_id] for request_id in ids) <= 4
 
 
+@on_both_databases
 @pytest.mark.parametrize("rows_too", [False, True])
 async def test_a_deletion_is_taken_up_where_a_process_died(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, rows_too: bool
@@ -367,12 +384,12 @@ async def test_a_deletion_is_taken_up_where_a_process_died(
     async with service(tmp_path, MemoryEngine(delivered)) as app:
         request_id = await submit(app, 35)
         await ended(app, request_id)
-        await app.database.write(request_rows.hide, LOCAL_USER, request_id)
+        await app.database.write(request_rows.mark_deleted, LOCAL_USER, request_id)
         with pytest.raises(NotFoundError):
             await app.database.read(request_rows.get, LOCAL_USER, request_id)
         assert await app.database.read(request_rows.listed, LOCAL_USER) == []
         assert await app.buckets.objects(request_id) is None
-        task_ids, keys = await app.database.read(request_rows.doomed, request_id)
+        task_ids, keys = await app.database.read(request_rows.tasks_to_remove, request_id)
         assert len(task_ids) == len(keys) == 10
         await app.objects.delete(keys)
         if rows_too:
@@ -382,7 +399,7 @@ async def test_a_deletion_is_taken_up_where_a_process_died(
         # a worker that was killed leaves this
         (tmp_path / "objects" / left[0].key).with_name(f"{UNFINISHED}x").write_bytes(b"half")
     async with service(tmp_path, MemoryEngine(delivered)) as app, asyncio.timeout(10):
-        while await app.database.read(request_rows.hidden):
+        while await app.database.read(request_rows.marked_deleted):
             await asyncio.sleep(0.005)
         count = select(func.count()).select_from(tasks).where(tasks.c.request_id == request_id)
         assert await app.database.read(lambda connection: connection.scalar(count)) == 0
@@ -392,7 +409,7 @@ async def test_a_deletion_is_taken_up_where_a_process_died(
 async def test_a_request_may_allow_its_files_less_time(tmp_path: Path) -> None:
     """The limit of its own goes with its tasks; others have that of the service."""
     engine = MemoryEngine(delivered)
-    async with service(tmp_path, engine, file_seconds=60) as app:
+    async with service(tmp_path, engine, limits=LimitSettings(file_seconds=60)) as app:
         for seconds in (None, 5.0):
             order = Order(
                 SELECTION, "uproot-raw", ResultFormat.PARQUET, files=["/a"], file_seconds=seconds

@@ -8,14 +8,20 @@ ROWS = PAGE.read_text(encoding="utf-8").splitlines()
 MOST = 150
 """Branches of a tree; of more, some are looked at. ``make files`` looks at all, and takes long."""
 
-EVERY = 3
-"""Of the files so many are held against their rows; neighbours are alike."""
+EVERY, LONG_EVERY = 9, 3
+"""So many files apart are those that are held against their rows: neighbours are alike."""
 
 NAMES = [row.split(" ")[1] for row in ROWS if ".root |" in row]
 
+CHOSEN = [
+    pytest.param(name, marks=() if at % EVERY == 0 else pytest.mark.long)
+    for at, name in enumerate(NAMES)
+    if at % LONG_EVERY == 0
+]
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", NAMES[::EVERY])
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", CHOSEN)
 def test_a_file_is_as_the_page_about_it_says(name: str) -> None:
     """No column differs from uproot's, and the numbers of ``docs/reference/files.md`` are right."""
     path = next(path for package in PACKAGES for path in files(package) if path.name == name)

@@ -10,7 +10,7 @@ import pytest
 import uproot
 
 from servicex_server.model import Limits, Outcome, Replica, ResultFormat, TaskSpec
-from servicex_server.transform import transform
+from servicex_server.worker.transform import transform
 from tests.integration.servers import Http, http, put
 
 CLUSTERS, EVENTS = 24, 10_000
@@ -170,7 +170,7 @@ def test_a_replica_of_another_length_is_none(doors: tuple[Http, Http], tmp_path:
     assert (kinds, outcome.error) == (["Unreachable", "Corrupt", None], None)
     error = outcome.attempts[1].error
     assert error is not None
-    assert f"has {(CLUSTERS - 1) * EVENTS} entries where another replica has" in error.message
+    assert f"has {(CLUSTERS - 1) * EVENTS} entries, and another replica has" in error.message
     assert result(tmp_path, ResultFormat.PARQUET) == expected
 
 

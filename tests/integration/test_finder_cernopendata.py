@@ -253,11 +253,11 @@ def truncated(body: bytes) -> Answer:
     [
         (Answer(b"this is an error page", 503), "status 503"),
         (Answer(b"slow down", 429), "status 429"),
-        (Answer(b"<html>welcome</html>"), "cannot be read"),
-        (Answer(b"[]"), "cannot be read"),
-        (Answer(b'{"metadata": {"files": [{"key": "a.root"}]}}'), "cannot be read"),
-        (Answer(b'{"metadata": {"files": 3}}'), "cannot be read"),
-        (truncated(b'{"metadata": {"files": []}}'), "cannot be asked"),
+        (Answer(b"<html>welcome</html>"), "invalid answer"),
+        (Answer(b"[]"), "invalid answer"),
+        (Answer(b'{"metadata": {"files": [{"key": "a.root"}]}}'), "invalid answer"),
+        (Answer(b'{"metadata": {"files": 3}}'), "invalid answer"),
+        (truncated(b'{"metadata": {"files": []}}'), "failed: "),
     ],
 )
 @pytest.mark.parametrize("reference", ["12341", TITLE])
@@ -277,7 +277,7 @@ async def test_a_list_that_is_shorter_than_it_says_is_no_dataset(
     portal.records["80000"] = {"_file_indices": [index(entry("a.root"), number=2)]}
     error = await fault_of(finder, "80000")
     assert type(error) is CatalogueError
-    assert "only a part of the list CMS_file_index.json" in error.message
+    assert "file index CMS_file_index.json is incomplete" in error.message
 
 
 async def test_a_portal_that_refuses_is_not_asked_again(
@@ -302,4 +302,4 @@ async def test_a_portal_that_is_not_there() -> None:
     options = CernOpenDataOptions(url=f"http://127.0.0.1:{free_port()}")
     error = await fault_of(CernOpenData(options), "1")
     assert type(error) is CatalogueError
-    assert "cannot be asked" in error.message
+    assert "failed: " in error.message

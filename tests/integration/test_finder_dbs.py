@@ -234,8 +234,8 @@ WHOLE = [json.dumps(row(f"1-{n}")) + "\n" for n in range(3)]
         (lines(*WHOLE[:2], json.dumps([refused("ORA-03113")])), "ORA-03113"),
         (lines(*WHOLE, json.dumps(refused("ORA-03113"))), "ORA-03113"),
         (lines(*WHOLE, "{}"), "no logical_file_name"),
-        (lines(*WHOLE, "3"), "breaks off its files"),
-        (Answer(b"".join(map(str.encode, WHOLE)), sent=40), "cannot be asked"),
+        (lines(*WHOLE, "3"), "the answer for files failed"),
+        (Answer(b"".join(map(str.encode, WHOLE)), sent=40), "failed: "),
         (Answer(json.dumps([refused("too busy")]).encode(), 500), "too busy"),
         (Answer(json.dumps(refused("too busy")).encode(), 400), "too busy"),
         (Answer(b"<html>no</html>", 502), "status 502: <html>no</html>"),
@@ -367,7 +367,7 @@ async def test_a_proxy_that_cannot_be_shown_is_named(
         proxy.write_bytes(content)
     error = await fault_of(Dbs(DbsOptions(url=served.url, x509_file=proxy)))
     assert type(error) is CatalogueDeniedError
-    assert f"the certificate in {proxy} cannot be shown" in error.message
+    assert f"the certificate in {proxy} cannot be used" in error.message
     assert served.asked == []
 
 
@@ -389,4 +389,4 @@ async def test_a_silent_server_is_given_up(reader: Reader, served: StandIn) -> N
 async def test_a_server_that_is_not_there() -> None:
     error = await fault_of(Dbs(DbsOptions(url=f"http://127.0.0.1:{free_port()}")))
     assert type(error) is CatalogueError
-    assert "cannot be asked" in error.message
+    assert "failed: " in error.message

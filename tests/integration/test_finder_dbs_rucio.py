@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
+from servicex_server.datasets.finder_registry import open_finder
 from servicex_server.errors import CatalogueDeniedError, CatalogueError, StartupError
 from servicex_server.finders.dbs import Dbs, DbsOptions
-from servicex_server.finders.rucio_asking import Asking
-from servicex_server.lookup import open_finder
+from servicex_server.finders.rucio_session import RucioSession
 from servicex_server.model import BadReplica, InputFile, Replica, now
-from servicex_server.settings import load
+from servicex_server.settings.loading import load
 from tests.integration import rucio
 from tests.integration.dbs import LFN, Reader, lines, row
 from tests.integration.servers import StandIn, free_port, http, stand_in
@@ -108,7 +108,7 @@ def places(files: list[InputFile]) -> list[list[str]]:
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     """Return what an operator is warned of, without what the client of Rucio says."""
-    ours = [one for one in caplog.records if one.module in ("dbs", "dbs_places")]
+    ours = [one for one in caplog.records if one.module in ("dbs", "dbs_replicas")]
     return [one.getMessage() for one in ours if one.levelname == "WARNING"]
 
 
@@ -157,7 +157,7 @@ async def test_blocks_and_files_that_rucio_does_not_know_cost_only_the_nearness(
     files = await found(finder(served, server), whole)
     assert places(files) == [["T2_FAR", REDIRECTOR], [REDIRECTOR], [REDIRECTOR], [REDIRECTOR]]
     (said,) = warnings(caplog)
-    assert said.startswith(f"Rucio names no place of 2 of 3 blocks, as of {whole}#000")
+    assert said.startswith(f"Rucio has no replicas of 2 of 3 blocks, such as {whole}#000")
 
 
 async def test_a_rucio_that_refuses_the_service_is_said_once(
@@ -174,7 +174,7 @@ async def test_a_rucio_that_refuses_the_service_is_said_once(
     (said,) = warnings(caplog)
     assert "refuses the service" in said
     assert "see the settings finders.dbs.rucio" in said
-    assert "and of what follows are read through the redirector" in said
+    assert "and of all further blocks are read through the redirector" in said
     assert "guess" not in said
 
 
@@ -203,7 +203,7 @@ async def test_a_rucio_that_fails_costs_seconds_and_no_file(
     assert places(files) == [[REDIRECTOR]] * 40
     said = warnings(caplog)
     assert len(said) == (1 if wrong == "expression" else 3)
-    assert "and of what follows" in said[-1]
+    assert "and of all further blocks" in said[-1]
     assert "finders.dbs.rucio.rse_expression" in said[0] or wrong != "expression"
 
 
@@ -216,14 +216,14 @@ async def test_a_failure_that_passes_costs_the_nearness_of_one_block(
 ) -> None:
     whole = dataset(reader, server, "Passes-v1", *([f"f-{n:02d}"] for n in range(12)))
     ill = {f"{whole}#{n:04d}a-0" for n in (1, 4, 6, 8)}
-    asked = Asking.replicas_of
+    asked = RucioSession.replicas_of
 
-    def sometimes(self: Asking, dids: Any) -> Any:
+    def sometimes(self: RucioSession, dids: Any) -> Any:
         if dids[0].name in ill:
             raise CatalogueError("it is busy")
         return asked(self, dids)
 
-    monkeypatch.setattr(Asking, "replicas_of", sometimes)
+    monkeypatch.setattr(RucioSession, "replicas_of", sometimes)
     one_by_one = Dbs(finder(served, server).options.model_copy(update={"at_once": 1}))
     files = await found(one_by_one, whole)
     far = [len(file.replicas) == 2 for file in files]
@@ -245,14 +245,14 @@ async def test_blocks_are_still_a_stream(
     reader.held = {block: threading.Event() for block in list(reader.blocks)[3:]}
     asked: list[str] = []
     sessions: set[int] = set()
-    replicas_of = Asking.replicas_of
+    replicas_of = RucioSession.replicas_of
 
-    def noted(self: Asking, dids: Any) -> Any:
+    def noted(self: RucioSession, dids: Any) -> Any:
         asked.append(dids[0].name)
         sessions.add(id(self))
         return replicas_of(self, dids)
 
-    monkeypatch.setattr(Asking, "replicas_of", noted)
+    monkeypatch.setattr(RucioSession, "replicas_of", noted)
     before = asyncio.all_tasks()
     async with asyncio.timeout(20), aclosing(finder(served, server).find(whole)) as files:
         first = [await anext(files) for _ in range(3)]
@@ -369,7 +369,7 @@ def test_variables_of_the_environment_say_all_of_it(
     ("chosen", "says"),
     [
         ({}, "url: an address with https:// is needed"),
-        ({"url": "https://r", "auth": "userpass"}, "username: it is needed"),
+        ({"url": "https://r", "auth": "userpass"}, "username: a value is needed"),
         ({"url": "https://r", "report_as": "lost"}, "report_as: Input should be 'suspicious'"),
         ({"url": "https://r", "prefer": "["}, "prefer: Expecting value"),
     ],

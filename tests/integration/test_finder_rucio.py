@@ -18,8 +18,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from pydantic import ValidationError
 
-from servicex_server import blocking
-from servicex_server.columnar.read import open_root
+from servicex_server import concurrency
+from servicex_server.columnar.reading.trees import open_root
+from servicex_server.datasets.finder_registry import open_finder
 from servicex_server.errors import (
     CatalogueDeniedError,
     CatalogueError,
@@ -27,13 +28,12 @@ from servicex_server.errors import (
     StartupError,
     UnknownDatasetError,
 )
-from servicex_server.finders import rucio_asking, rucio_client
+from servicex_server.finders import rucio_client, rucio_session
 from servicex_server.finders.rucio import Rucio as Finder
 from servicex_server.finders.rucio import did_of
 from servicex_server.finders.rucio_client import RucioOptions
-from servicex_server.lookup import open_finder
 from servicex_server.model import BadReplica, InputFile, Replica, now
-from servicex_server.settings import load
+from servicex_server.settings.loading import load
 from tests.integration import rucio
 from tests.integration.servers import XRootD, certificate, free_port, http, put, xrootd
 from tests.support import Server, missing, sample, until
@@ -317,7 +317,7 @@ async def test_bad_replicas_are_told_to_rucio_and_cost_no_file(
                 put(place.parent, place.name, broken)
         server.dataset("data18:shared", names)
         running = new_server(
-            "--workers", "2", **variables, SERVICEX_SERVER_REPORT_TO_CATALOGUE="true"
+            "--workers", "2", **variables, SERVICEX_SERVER_REPORTS__TO_CATALOGUE="true"
         )
         # five bad replicas of a site are its files, and six are the site
         clean = running.run(did="rucio://data18:shared?files=14", file_list=None)
@@ -447,15 +447,15 @@ async def test_the_first_file_is_there_before_the_last_is_listed(
     server: rucio.Rucio, many: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed = 0
-    once = rucio_asking.Asking._once
+    once = rucio_session.RucioSession._once
 
     def counted(self: Any, record: dict[str, Any]) -> Iterator[InputFile]:
         nonlocal listed
         listed += 1
         return once(self, record)
 
-    monkeypatch.setattr(rucio_asking.Asking, "_once", counted)
-    monkeypatch.setattr(blocking, "AHEAD", 100)
+    monkeypatch.setattr(rucio_session.RucioSession, "_once", counted)
+    monkeypatch.setattr(concurrency, "AHEAD", 100)
     files = finder(server, sort="random").find(many)
     names = [(await anext(files)).name]
     await asyncio.sleep(0.5)  # whoever goes on without being asked would
@@ -483,7 +483,7 @@ async def test_one_who_gives_up_on_a_server_that_is_stuck_leaves_no_thread(
         began = time.monotonic()
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(rest(files), 1)
-        assert time.monotonic() - began < 2.5
+        assert time.monotonic() - began < 5
         assert threads() == []
 
 
@@ -512,12 +512,12 @@ async def test_look_ups_at_the_same_time_do_not_disturb_each_other(
         ("data18:x*", "is a pattern"),
         ("data18:?", "is a pattern"),
         ("data18:x y", "has a space"),
-        ("data18:x\x00", "has a space or a character that no name has"),
+        ("data18:x\x00", "has a space or a control character"),
         ("data18:x:y", "is not one scope and one name"),
         (":x", "is not one scope"),
         ("data18:", "is not one scope"),
         ("data18:/", "is not one scope"),
-        ("nodots", "has no scope, and none can be guessed"),
+        ("nodots", "has no scope, and the name does not imply one"),
         ("user.jdoe", "has no scope"),
         (".x", "has no scope"),
         ("/store/data/x.root", "has no scope"),
@@ -532,7 +532,7 @@ def test_what_is_no_name_is_refused_and_the_form_is_shown(reference: str, says: 
 
 
 def test_a_service_without_a_server_says_so() -> None:
-    with pytest.raises(DatasetError, match="knows no Rucio server"):
+    with pytest.raises(DatasetError, match="has no Rucio server"):
         Finder().check("data18:x")
 
 
@@ -542,7 +542,7 @@ async def test_what_is_not_there_is_unknown_and_near_names_are_told(server: ruci
         await found(server, "data18:data18.physics_Main.DAOD.p4901")
     assert "Rucio has no data18:data18.physics_Main.DAOD.p4901" in raised.value.message
     assert "data18.physics_Main.DAOD.p4910" in raised.value.hint
-    with pytest.raises(UnknownDatasetError, match="nothing in the scope nobody"):
+    with pytest.raises(UnknownDatasetError, match="the scope nobody has no name"):
         await found(server, "nobody:nothing.of.it")
     assert threads() == []
 
@@ -655,8 +655,8 @@ async def test_a_server_that_stops_in_the_middle_is_not_the_end(
     [
         ({"url": "rucio.example.org"}, "url: an address with https://"),
         ({"url": "https://r", "auth_url": "r"}, "auth_url: an address with https://"),
-        ({"url": "https://r", "auth": "userpass"}, "username: it is needed"),
-        ({"url": "https://r", "auth": "userpass", "username": "u"}, "password: it is needed"),
+        ({"url": "https://r", "auth": "userpass"}, "username: a value is needed"),
+        ({"url": "https://r", "auth": "userpass", "username": "u"}, "password: a value is needed"),
     ],
 )
 def test_settings_that_cannot_be_right_are_named(options: dict[str, Any], says: str) -> None:
@@ -666,7 +666,7 @@ def test_settings_that_cannot_be_right_are_named(options: dict[str, Any], says: 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rucio_client, "find_spec", lambda name: None)
-    with pytest.raises(StartupError, match=r"rucio-clients \(pip install 'servicex-server\[rucio"):
+    with pytest.raises(StartupError, match=r"rucio-clients \(pip install 'rucio-clients"):
         Finder(RucioOptions(url="https://rucio.example.org"))
 
 

@@ -9,7 +9,7 @@ import pytest
 import uproot
 
 from servicex_server.model import Limits, Replica, ResultFormat, TaskSpec
-from servicex_server.transform import transform
+from servicex_server.worker.transform import transform
 from tests.integration.func_adl_cases import query
 from tests.integration.func_adl_peer import ours
 from tests.support import sample

@@ -15,13 +15,13 @@ import psutil
 import pytest
 import yaml
 
-from servicex_server.engines.gateway import GatewayWorkers
-from servicex_server.engines.options import GatewayOptions
+from servicex_server.clusters.gateway import GatewayWorkers
 from servicex_server.errors import StartupError
+from servicex_server.settings.clusters import GatewayOptions
 from tests.integration.servers import free_port
 from tests.support import Server, copies, needed, until
 
-FILES = 4
+FILES = 2
 BIN = Path(sys.executable).parent
 CONFIG = """\
 from dask_gateway_server.options import Options, Integer
@@ -117,7 +117,7 @@ def test_a_request_runs_on_a_cluster_of_the_gateway(
     config = tmp_path / "settings.yaml"
     options = gateway.options(cluster_options={"worker_cores": 1})
     del options["password"]
-    config.write_text(yaml.safe_dump({"workers": 2, "engine": options}))
+    config.write_text(yaml.safe_dump({"workers": 1, "engine": options}))
     server = new_server("--config", str(config), SERVICEX_SERVER_ENGINE__PASSWORD="open sesame")
     (name,) = gateway.clusters()
     status = server.run(file_list=copies(tmp_path / "in", FILES))

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from servicex_server import reporter
 from servicex_server.app import App
-from servicex_server.database import history, use
 from servicex_server.database import requests as request_rows
+from servicex_server.database import service_history, usage
 from servicex_server.database.connection import Database
-from servicex_server.engines.memory import MemoryEngine
 from servicex_server.model import LOCAL_USER, Outcome, Principal, TaskSpec, now
-from servicex_server.settings import Settings
+from servicex_server.scheduling import status_writer
+from servicex_server.settings.service import Settings
+from servicex_server.testing.memory_engine import MemoryEngine
 from tests.services import ended, submit
 
 pytestmark = pytest.mark.anyio
@@ -24,9 +24,9 @@ pytestmark = pytest.mark.anyio
 ANN, BEN = Principal("ann"), Principal("ben")
 
 
-def moment(**changes: Any) -> history.Moment:
+def moment(**changes: Any) -> service_history.Moment:
     """Return how a service could be now."""
-    seen = history.Moment(at=now(), wanted=2, there=2, busy=1, waiting=0, stored=7, free=9)
+    seen = service_history.Moment(at=now(), wanted=2, there=2, busy=1, waiting=0, stored=7, free=9)
     return replace(seen, **changes)
 
 
@@ -35,22 +35,23 @@ def done(spec: TaskSpec) -> Outcome:
     return Outcome(spec.request_id, spec.file_id, spec.attempt, bytes_written=7)
 
 
-async def everything(database: Database) -> list[history.Moment]:
+async def everything(database: Database) -> list[service_history.Moment]:
     """Return all rows."""
-    return list(await database.read(history.since, now() - timedelta(days=9999)))
+    return list(await database.read(service_history.since, now() - timedelta(days=9999)))
 
 
 async def test_a_week_is_kept(database: Database) -> None:
-    """A row for each minute of two weeks: those of the second one are left."""
+    """Rows of two weeks, to the minute where one ends: those of the second one are left."""
     latest = now().replace(second=30, microsecond=0)
-    minutes = 14 * 24 * 60
-    rows = [moment(at=latest - timedelta(minutes=n)) for n in reversed(range(0, minutes, 7))]
+    week = 7 * 24 * 60
+    ages = {*range(0, 2 * week, 60), week - 1, week + 1}
+    rows = [moment(at=latest - timedelta(minutes=n)) for n in sorted(ages, reverse=True)]
     for row in rows:
-        await database.write(history.put, row)
+        await database.write(service_history.put, row)
     left = await everything(database)
     assert left == [row for row in rows if row.at >= latest - timedelta(days=7, seconds=30)]
     assert left[-1].at == latest
-    assert await database.read(history.since, latest) == [rows[-1]]
+    assert await database.read(service_history.since, latest) == [rows[-1]]
 
 
 async def test_a_minute_has_one_row_and_the_future_none(database: Database) -> None:
@@ -58,14 +59,14 @@ async def test_a_minute_has_one_row_and_the_future_none(database: Database) -> N
     start = now().replace(second=0, microsecond=0)
     for seconds, stored in ((-60, 1), (0, 2), (20, 3), (59, 4), (86400, 5), (10, 6)):
         await database.write(
-            history.put, moment(at=start + timedelta(seconds=seconds), stored=stored)
+            service_history.put, moment(at=start + timedelta(seconds=seconds), stored=stored)
         )
     assert [row.stored for row in await everything(database)] == [1, 6]
 
 
 async def test_a_bucket_has_no_disk(database: Database) -> None:
     """What is not known is not known, rather than nothing."""
-    await database.write(history.put, moment(free=None))
+    await database.write(service_history.put, moment(free=None))
     assert [row.free for row in await everything(database)] == [None]
 
 
@@ -74,7 +75,7 @@ async def test_the_leader_writes_at_once_and_then_again(
 ) -> None:
     """Workers, files that wait, bytes of results and the disk, as they are at that moment."""
     del database_url
-    monkeypatch.setattr(reporter, "HISTORY_SECONDS", 0.02)
+    monkeypatch.setattr(status_writer, "HISTORY_SECONDS", 0.02)
     async with App(Settings(data_dir=tmp_path, workers=2), engine=MemoryEngine(done)) as app:
         await ended(app, await submit(app, 3, who=LOCAL_USER))
         async with asyncio.timeout(20):
@@ -95,17 +96,17 @@ async def test_a_write_that_fails_is_tried_again(
 ) -> None:
     """It is a gap in the history, and neither its end nor that of the leader."""
     del database_url
-    put = history.put
-    failed: list[history.Moment] = []
+    put = service_history.put
+    failed: list[service_history.Moment] = []
 
-    def fail_twice(connection: Any, seen: history.Moment) -> None:
+    def fail_twice(connection: Any, seen: service_history.Moment) -> None:
         if len(failed) < 2:
             failed.append(seen)
             raise ValueError("made up")
         put(connection, seen)
 
-    monkeypatch.setattr(reporter, "HISTORY_SECONDS", 0.02)
-    monkeypatch.setattr(history, "put", fail_twice)
+    monkeypatch.setattr(status_writer, "HISTORY_SECONDS", 0.02)
+    monkeypatch.setattr(service_history, "put", fail_twice)
     async with App(Settings(data_dir=tmp_path, workers=2), engine=MemoryEngine(done)) as app:
         async with asyncio.timeout(20):
             while not await everything(app.database):
@@ -113,7 +114,7 @@ async def test_a_write_that_fails_is_tried_again(
         assert app.leader is not None
         await ended(app, await submit(app, 1))
     assert len(failed) == 2
-    said = [one.message for one in caplog.records if one.name == reporter.__name__]
+    said = [one.getMessage() for one in caplog.records if one.name == status_writer.__name__]
     assert said == ["the history cannot be written"] * 2
 
 
@@ -124,8 +125,8 @@ async def test_who_has_how_much(tmp_path: Path, database_url: str) -> None:
         gone = await submit(app, 5, who=ANN)
         for request_id in (gone, await submit(app, 2, who=ANN), await submit(app, 3, who=BEN)):
             await ended(app, request_id)
-        assert await app.database.read(use.stored_by_user, most=10) == [("ann", 49), ("ben", 21)]
-        await app.database.write(request_rows.hide, ANN, gone)
-        assert await app.database.read(use.stored_by_user, most=10) == [("ben", 21), ("ann", 14)]
-        assert await app.database.read(use.stored_by_user, most=1) == [("ben", 21)]
-        assert await app.database.read(use.stored) == 35
+        assert await app.database.read(usage.stored_by_user, most=10) == [("ann", 49), ("ben", 21)]
+        await app.database.write(request_rows.mark_deleted, ANN, gone)
+        assert await app.database.read(usage.stored_by_user, most=10) == [("ben", 21), ("ann", 14)]
+        assert await app.database.read(usage.stored_by_user, most=1) == [("ben", 21)]
+        assert await app.database.read(usage.stored) == 35

@@ -15,14 +15,14 @@ import dask
 import psutil
 import pytest
 
-from servicex_server.engines import jobqueue
-from servicex_server.engines.batch import HTCondor
-from servicex_server.engines.clusters import CONFIG
-from servicex_server.engines.jobqueue import JobQueue
-from servicex_server.engines.options import JobQueueOptions
+from servicex_server.clusters import jobqueue
+from servicex_server.clusters.batch_systems import HTCondor
+from servicex_server.clusters.dask_config import CONFIG
+from servicex_server.clusters.jobqueue import JobQueue
+from servicex_server.settings.clusters import JobQueueOptions
 from tests.integration import condor_stand_in
 from tests.integration.condor_stand_in import unquoted
-from tests.support import workers_of
+from tests.support import on_workers, workers_of
 
 OPTIONS = {
     "kind": "jobqueue",
@@ -97,8 +97,9 @@ async def test_workers_come_of_the_description(pool: Path, queue: Callable[..., 
         workers = await workers_of(client, 2)
         assert {(one["nthreads"], one["memory_limit"]) for one in workers} == {(1, 1 << 30)}
         for name, value in CONFIG.items():
-            assert list((await client.run(dask.config.get, name)).values()) == [value, value]
-        said = (await client.run(os.getenv, "SAID")).values()
+            found = await on_workers(client, dask.config.get, name)
+            assert list(found.values()) == [value, value]
+        said = (await on_workers(client, os.getenv, "SAID")).values()
         assert list(said) == ['its "quoted"'] * 2
         assert "hush" not in str(records(pool))
         (lost, process), _ = sorted(condor_stand_in.alive())

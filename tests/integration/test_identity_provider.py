@@ -16,9 +16,12 @@ CALLBACK = "http://127.0.0.1:9/callback"
 JANE = {"email": "jane@cern.ch", "email_verified": True, "name": "Jané Müller", "groups": ["atlas"]}
 
 
-@pytest.fixture(params=["RS256", "ES256"])
+@pytest.fixture(scope="module", params=["RS256", "ES256"])
 def provider(request: pytest.FixtureRequest) -> Iterator[IdentityProvider]:
-    """Give a provider; the one that signs with ES256 has its claims in ID tokens too."""
+    """Give a provider; the one that signs with ES256 has its claims in ID tokens too.
+
+    Tests that change it change it back.
+    """
     users: dict[str, dict[str, Any]] = {"jane": JANE, "bare": {"email": "bare@cern.ch"}}
     elliptic = request.param == "ES256"
     made = IdentityProvider(users, algorithm=request.param, claims_in_id_token=elliptic).start()
@@ -70,6 +73,7 @@ def test_a_user_signs_in_and_what_is_known_of_them_is_told(provider: IdentityPro
     assert changed == {"sub": "jane", "email": "jane@fnal.gov"} | {
         name: JANE[name] for name in ("name", "groups")
     }
+    provider.change("jane", **JANE)
 
 
 def test_who_is_signed_in_with_the_provider_is_not_asked_again(provider: IdentityProvider) -> None:
@@ -115,3 +119,6 @@ def test_an_access_token_is_signed_for_an_audience(provider: IdentityProvider) -
         read(provider, token)
     claims = read(provider, provider.access_token("jane"))
     assert claims["exp"] - claims["iat"] == 1
+    provider.stop()
+    provider.token_seconds = 3600
+    provider.start()

@@ -15,14 +15,22 @@ import jsonschema
 import pytest
 import yaml
 
-from servicex_server.engines.clusters import CONFIG
-from servicex_server.engines.kubernetes import POD_CONFIG, KubernetesPods, cluster_spec
-from servicex_server.engines.options import KubernetesOptions
+from servicex_server.clusters import kubernetes as of_kubernetes
+from servicex_server.clusters.contract import Repair
+from servicex_server.clusters.dask_config import CONFIG
+from servicex_server.clusters.kubernetes import (
+    POD_CONFIG,
+    SCHEDULER_PORT,
+    TLS_FOLDER,
+    KubernetesPods,
+    cluster_spec,
+)
 from servicex_server.errors import StartupError
+from servicex_server.settings.clusters import KubernetesOptions
 from tests.integration.pods import Kubernetes, kubernetes
-from tests.support import Server, copies, until, workers_of
+from tests.support import Server, copies, on_workers, until, workers_of
 
-FILES = 4
+FILES = 2
 IMAGE = "registry.example.org/servicex-server:1"
 
 
@@ -118,20 +126,20 @@ def test_the_object_is_what_the_operator_takes(tmp_path: Path, changes: dict[str
         path = tmp_path / "cluster.yaml"
         path.write_text(yaml.safe_dump(changes["spec_file"]))
         changes = changes | {"spec_file": path}
-    spec = cluster_spec(options(**changes), memory=2 << 30)
+    spec = cluster_spec(options(**changes), memory=2 << 30, mark="x")
     jsonschema.Draft7Validator(schema("daskcluster")).validate(spec)
     group = {"spec": {"cluster": spec["metadata"]["name"], "worker": spec["spec"]["worker"]}}
     jsonschema.Draft7Validator(schema("daskworkergroup")).validate(group)
     assert spec["spec"]["worker"]["replicas"] == 0
     assert " ".join(container(spec, "worker")["args"]) == (
         "dask worker --name $(DASK_WORKER_NAME) --nthreads 1 --nanny"
-        " --memory-limit 2147483648 --no-dashboard"
+        " --memory-limit 2147483648 --no-dashboard --local-directory /tmp"
     )
 
 
 def test_the_schema_would_see_a_mistake() -> None:
     """A name that the operator does not know, and a value of another type, are refused."""
-    spec = cluster_spec(options(), memory=2 << 30)
+    spec = cluster_spec(options(), memory=2 << 30, mark="x")
     validator = jsonschema.Draft7Validator(schema("daskcluster"))
     spec["spec"]["worker"]["spec"]["serviceAcountName"] = "x"
     assert not validator.is_valid(spec)
@@ -143,7 +151,7 @@ def test_the_schema_would_see_a_mistake() -> None:
 
 def test_a_pod_has_room_for_its_worker_and_no_credential() -> None:
     """Its memory is that of the worker and of the nanny; no account's token is in it."""
-    spec = cluster_spec(options(), memory=2 << 30)
+    spec = cluster_spec(options(), memory=2 << 30, mark="x")
     room = container(spec, "worker")["resources"]
     assert room == {
         "requests": {"cpu": "1", "memory": str((2 << 30) + (512 << 20))},
@@ -152,23 +160,65 @@ def test_a_pod_has_room_for_its_worker_and_no_credential() -> None:
     for part in ("scheduler", "worker"):
         assert spec["spec"][part]["spec"]["automountServiceAccountToken"] is False
         assert container(spec, part)["image"] == IMAGE
-    named = cluster_spec(options(service_account="columns"), memory=2 << 30)
+    named = cluster_spec(options(service_account="columns"), memory=2 << 30, mark="x")
     assert named["spec"]["worker"]["spec"]["serviceAccountName"] == "columns"
+
+
+def test_pods_speak_tls_and_may_do_little() -> None:
+    """Each part mounts its own certificates, read-only; it runs as nobody on a read-only root."""
+    spec = cluster_spec(options(), memory=2 << 30, mark="x")
+    for part in ("scheduler", "worker"):
+        pod, made = spec["spec"][part]["spec"], container(spec, part)
+        env = {one["name"]: one["value"] for one in made["env"]}
+        assert env["DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION"] == "True"
+        assert env[f"DASK_DISTRIBUTED__COMM__TLS__{part.upper()}__KEY"] == f"{TLS_FOLDER}/key.pem"
+        assert {one["name"]: one["readOnly"] for one in made["volumeMounts"]} == {
+            "servicex-tls": True,
+            "servicex-scratch": False,
+        }
+        secrets = [one["secret"]["secretName"] for one in pod["volumes"] if "secret" in one]
+        assert secrets == [f"servicex-{part}-tls-x"]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert made["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert pod["automountServiceAccountToken"] is False
+    assert "GuardedScheduler" in container(spec, "scheduler")["args"][-1]
+    address = {one["name"]: one["value"] for one in container(spec, "worker")["env"]}
+    assert address["DASK_SCHEDULER_ADDRESS"] == "tls://servicex-scheduler:8786"
+
+
+def test_the_network_policy_fits_the_pods() -> None:
+    """The documented policy selects the labels that the operator sets, and no other ports."""
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "run-at-a-facility.md"
+    text = page.read_text(encoding="utf-8").partition('yaml title="network-policy.yaml"\n')[2]
+    workers, scheduler = yaml.safe_load_all(text.partition("```")[0])
+    for policy, part in ((workers, "worker"), (scheduler, "scheduler")):
+        assert policy["spec"]["podSelector"]["matchLabels"] == {
+            "dask.org/cluster-name": "servicex",
+            "dask.org/component": part,
+        }
+        assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    (ingress,) = scheduler["spec"]["ingress"]
+    assert ingress["ports"] == [{"protocol": "TCP", "port": SCHEDULER_PORT}]
 
 
 def test_a_file_is_kept_but_for_what_has_to_be(tmp_path: Path) -> None:
     """Volumes, tolerations, limits and variables stay; name, number and commands are ours."""
     path = tmp_path / "cluster.yaml"
     path.write_text(yaml.safe_dump(FILE))
-    spec = cluster_spec(options(spec_file=path), memory=2 << 30)
+    spec = cluster_spec(options(spec_file=path), memory=2 << 30, mark="x")
     assert spec["metadata"] == {"name": "servicex", "labels": {"team": "columns"}}
     worker = container(spec, "worker")
     assert worker["resources"] == {"limits": {"memory": "6Gi"}}
-    assert worker["volumeMounts"] == [{"name": "proxy", "mountPath": "/proxy"}]
+    assert worker["volumeMounts"][0] == {"name": "proxy", "mountPath": "/proxy"}
+    assert spec["spec"]["worker"]["spec"]["volumes"][0]["name"] == "proxy"
     env = {one["name"]: one["value"] for one in worker["env"]}
     assert env["X509_USER_PROXY"] == "/proxy/x509"
     assert env["DASK_DISTRIBUTED__ADMIN__TICK__LIMIT"] == "60s"
-    assert len(env) == len(CONFIG) + 1
+    assert len(env) == len(CONFIG) + 6  # the proxy's, the scheduler's address, four of TLS
     assert spec["spec"]["scheduler"]["service"]["selector"] == {
         "dask.org/cluster-name": "servicex",
         "dask.org/component": "scheduler",
@@ -179,8 +229,8 @@ def test_a_file_is_kept_but_for_what_has_to_be(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("kind: [", "cannot be read"),
-        ("kind: Pod", "is no DaskCluster"),
-        (yaml.safe_dump(FILE | {"kind": "Pod"}), "is no DaskCluster"),
+        ("kind: Pod", "is not a DaskCluster"),
+        (yaml.safe_dump(FILE | {"kind": "Pod"}), "is not a DaskCluster"),
         (None, "cannot be read: .*No such file"),
     ],
 )
@@ -190,7 +240,7 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str | None, said: str) -> N
     if text is not None:
         path.write_text(text)
     with pytest.raises(StartupError, match=said) as refusal:
-        cluster_spec(options(spec_file=path), memory=2 << 30)
+        cluster_spec(options(spec_file=path), memory=2 << 30, mark="x")
     assert str(path) in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
@@ -201,7 +251,7 @@ def test_a_request_runs_on_what_the_objects_describe(
     """The service makes the cluster, has its files done by its pods, and deletes it."""
     config = tmp_path / "settings.yaml"
     engine = {"kind": "kubernetes", "image": IMAGE, "service_type": "NodePort"}
-    settings = {"workers": 2, "worker_memory": 1 << 30, "engine": engine}
+    settings = {"workers": 1, "limits": {"worker_memory": 1 << 30}, "engine": engine}
     config.write_text(yaml.safe_dump(settings))
     server = new_server(
         "--config", str(config), KUBECONFIG=str(cluster.kubeconfig), AWS_SECRET_ACCESS_KEY="hush"
@@ -210,7 +260,7 @@ def test_a_request_runs_on_what_the_objects_describe(
     status = server.run(file_list=copies(tmp_path / "in", FILES))
     assert (status["status"], status["files-completed"]) == ("Complete", FILES)
     assert server.dask_processes() == []
-    until(lambda: len(cluster.running("worker")) == 2, "there are two workers")
+    until(lambda: len(cluster.running("worker")) == 1, "there is a worker")
     (made,) = cluster.made
     jsonschema.Draft7Validator(schema("daskcluster")).validate(made)
     assert "hush" not in str(made)
@@ -238,7 +288,7 @@ async def test_workers_come_and_go_with_what_is_wanted(
         assert (worker["nthreads"], worker["memory_limit"]) == (1, 1 << 30)
         assert worker["nanny"] is not None
         for name, value in POD_CONFIG.items():
-            assert list((await client.run(dask.config.get, name)).values()) == [value]
+            assert list((await on_workers(client, dask.config.get, name)).values()) == [value]
         await pods.scale(0)
         assert await workers_of(client, 0) == []
         assert cluster.replicas[-3:] == [0, 1, 0]
@@ -249,6 +299,34 @@ async def test_workers_come_and_go_with_what_is_wanted(
     async with asyncio.timeout(20):
         while cluster.running(""):
             await asyncio.sleep(0.1)
+
+
+@pytest.mark.anyio
+@pytest.mark.filterwarnings("ignore:The URL was not found")  # kmock lists its resources elsewhere
+async def test_pod_that_hangs_is_deleted_and_replaced(
+    cluster: Kubernetes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker is not at the scheduler, although it runs; one whose worker is there stays."""
+    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
+    monkeypatch.setattr(of_kubernetes, "LISTING", 0.0)
+    pods = KubernetesPods(options(service_type="NodePort"), memory=1 << 30)
+    client: Any = await pods.open()
+    try:
+        await pods.scale(2)
+        named = sorted(one["name"] for one in await workers_of(client, 2))
+        assert set(named) == set(cluster.running("worker"))
+        assert await pods.repair(named) == Repair()
+        hung, well = named
+        assert await pods.repair([well]) == Repair()  # it may be starting
+        monkeypatch.setattr(of_kubernetes, "HUNG_SECONDS", -1.0)
+        assert await pods.repair([well]) == Repair(replaced=1)
+        async with asyncio.timeout(60):
+            while len(now := cluster.running("worker")) < 2 or hung in now:
+                await asyncio.sleep(0.1)
+        assert well in now
+    finally:
+        await client.close()
+        await pods.close()
 
 
 @pytest.mark.anyio
@@ -269,7 +347,7 @@ async def test_who_has_lost_the_lead_leaves_the_pods_of_the_next(
     assert len(list(cluster._objects("daskclusters"))) == 1
     await clients[1].close()
     await following.close()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while cluster.running(""):
             await asyncio.sleep(0.1)
 
@@ -282,7 +360,7 @@ async def test_without_an_operator_it_is_said(
     with kubernetes(tmp_path, works=False) as bare:
         monkeypatch.setenv("KUBECONFIG", str(bare.kubeconfig))
         pods = KubernetesPods(options(start_seconds=3), memory=1 << 30)
-        with pytest.raises(StartupError, match="does the Dask operator run"):
+        with pytest.raises(StartupError, match="check that the Dask operator runs"):
             await pods.open()
         assert list(bare._objects("daskclusters")) == []
 
@@ -298,4 +376,4 @@ async def test_an_api_that_is_not_there_is_one_line(
     with pytest.raises(StartupError) as refusal:
         await pods.open()
     assert "\n" not in str(refusal.value)
-    assert "cannot be made" in str(refusal.value)
+    assert "cannot be created" in str(refusal.value)

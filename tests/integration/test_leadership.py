@@ -12,12 +12,11 @@ from pydantic import SecretStr
 from sqlalchemy import Connection, text
 
 from servicex_server.app import App, Duty, lock_folder
-from servicex_server.database import ended_files, leadership
+from servicex_server.database import finished_files, leader_lock
 from servicex_server.database import requests as request_rows
+from servicex_server.database.advisory_locks import SPACE, Lock
 from servicex_server.database.connection import Database
-from servicex_server.database.leadership import AdvisoryLock, NotLeadingError, Undisputed
-from servicex_server.database.locks import SPACE, Lock
-from servicex_server.engines.memory import MemoryEngine
+from servicex_server.database.leader_lock import AdvisoryLock, NotLeadingError, Undisputed
 from servicex_server.errors import StartupError, UnknownNameError
 from servicex_server.model import (
     LOCAL_USER,
@@ -25,7 +24,9 @@ from servicex_server.model import (
     RequestState,
     TaskSpec,
 )
-from servicex_server.settings import Settings
+from servicex_server.settings.groups import StorageSettings
+from servicex_server.settings.service import Settings
+from servicex_server.testing.memory_engine import MemoryEngine
 from tests.postgres import Postgres
 from tests.services import ended, submit
 
@@ -119,14 +120,14 @@ async def test_a_leader_that_has_not_noticed_cannot_write(
     async with locks(shared) as (one, other):
         assert await one.take()
         old = shared.guarded(one.guard)
-        await old.write(leadership.ping)
+        await old.write(leader_lock.ping)
         end_leader(postgresql)
         assert await other.take()
         with closing(Database(str(shared.url.render_as_string(hide_password=False)))) as second:
-            writes = [db.guarded(one.guard).write(leadership.ping) for db in (shared, second) * 3]
+            writes = [db.guarded(one.guard).write(leader_lock.ping) for db in (shared, second) * 3]
             for answer in await asyncio.gather(*writes, return_exceptions=True):
                 assert isinstance(answer, NotLeadingError)
-        await shared.guarded(other.guard).write(leadership.ping)
+        await shared.guarded(other.guard).write(leader_lock.ping)
 
 
 async def test_a_leader_begins_behind_the_last_write_of_the_old_one(
@@ -164,16 +165,16 @@ async def test_what_is_told_is_heard_by_the_leader_after_the_commit(shared: Data
     heard: list[str] = []
 
     def failing(connection: Connection) -> None:
-        leadership.tell(connection, "never")
+        leader_lock.notify_leader(connection, "never")
         raise KeyError
 
     async with locks(shared, 1) as (one,):
         assert await one.take()
-        await shared.write(leadership.tell, "before the watch")
+        await shared.write(leader_lock.notify_leader, "before the watch")
         watching = asyncio.create_task(one.watch(heard.append))
         with pytest.raises(KeyError):
             await shared.write(failing)
-        await shared.write(leadership.tell, "stopped 7")
+        await shared.write(leader_lock.notify_leader, "stopped 7")
         async with asyncio.timeout(10):
             while len(heard) < 2:
                 await asyncio.sleep(0.01)
@@ -184,12 +185,12 @@ async def test_what_is_told_is_heard_by_the_leader_after_the_commit(shared: Data
 async def test_a_folder_of_one_process_is_led_by_it(tmp_path: Path) -> None:
     """With SQLite there is nothing to ask, and nothing to lose."""
     with closing(Database(f"sqlite:///{tmp_path / 'x.sqlite'}")) as database:
-        alone = leadership.of(database)
+        alone = leader_lock.of(database)
         assert isinstance(alone, Undisputed)
         assert await alone.take()
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(alone.watch(nothing), 0.05)
-        await database.guarded(alone.guard).write(leadership.ping)
+        await database.guarded(alone.guard).write(leader_lock.ping)
 
 
 # --- whole services, several on one database -----------------------------------------------
@@ -203,7 +204,9 @@ def delivered(spec: TaskSpec) -> Outcome:
 @pytest.fixture
 def settings(url: str, tmp_path: Path) -> Settings:
     """Give the settings that all processes share."""
-    return Settings(data_dir=tmp_path / "data", database_url=SecretStr(url))
+    return Settings(
+        data_dir=tmp_path / "data", storage=StorageSettings(database_url=SecretStr(url))
+    )
 
 
 class Holding(MemoryEngine):
@@ -228,7 +231,7 @@ class Holding(MemoryEngine):
 
 
 @pytest.mark.parametrize("told", [True, False])
-@pytest.mark.parametrize("end", [request_rows.cancel, request_rows.hide])
+@pytest.mark.parametrize("end", [request_rows.cancel, request_rows.mark_deleted])
 async def test_a_process_without_workers_has_its_requests_done(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, end: Callable[..., Any], *, told: bool
 ) -> None:
@@ -237,7 +240,7 @@ async def test_a_process_without_workers_has_its_requests_done(
     Also if it never hears a word.
     """
     if not told:
-        monkeypatch.setattr(leadership, "tell", lambda connection, message: None)
+        monkeypatch.setattr(leader_lock, "notify_leader", lambda connection, message: None)
     wrong = UnknownNameError("no branch x").record()
     engine = Holding(check=lambda spec: wrong)
     async with (
@@ -293,7 +296,7 @@ async def test_the_next_one_leads_and_every_file_ends_once(
             end_leader(postgresql)
         found = await ended(one, request_id)
         assert (found.state, found.completed) == (RequestState.COMPLETE, 400)
-        files = await one.database.read(ended_files.listed, LOCAL_USER, request_id)
+        files = await one.database.read(finished_files.listed, LOCAL_USER, request_id)
     assert len({file.file_id for file in files}) == len(files) == 400
     assert all(engine.seen for engine in engines)
     assert sum(engine.disowned for engine in engines) == 3  # and not when they stopped in order

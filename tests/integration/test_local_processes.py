@@ -10,8 +10,9 @@ import psutil
 import pytest
 from distributed import Status
 
-from servicex_server.engines.clusters import CONFIG, LocalProcesses
-from tests.support import workers_of
+from servicex_server.clusters.dask_config import CONFIG
+from servicex_server.clusters.local import LocalProcesses
+from tests.support import on_workers, workers_of
 
 
 @pytest.mark.anyio
@@ -24,7 +25,7 @@ async def test_who_works_stays_when_there_are_fewer() -> None:
         await cluster.scale(3)
         before = await workers_of(client, 3)
         for name, value in CONFIG.items():
-            assert list((await client.run(dask.config.get, name)).values()) == [value] * 3
+            assert list((await on_workers(client, dask.config.get, name)).values()) == [value] * 3
         described = (await client.scheduler.identity())["workers"]
         busy = max(described, key=lambda address: int(described[address]["name"]))
         task = client.submit(time.sleep, 600, workers=[busy], pure=False, key="long")
@@ -52,15 +53,15 @@ async def test_nothing_is_left_of_workers_that_do_not_end() -> None:
     client: Any = await cluster.open()
     await cluster.scale(2)
     await workers_of(client, 2)
-    pids = list((await client.run(os.getpid)).values())
+    pids = list((await on_workers(client, os.getpid)).values())
     tasks = [client.submit(time.sleep, 600, pure=False, key=f"long-{n}") for n in range(2)]
     async with asyncio.timeout(30):
         while sum(map(len, (await client.processing()).values())) < len(tasks):
             await asyncio.sleep(0.01)
-    scheduler = cluster._cluster.scheduler
+    scheduler = cluster._scheduler
     await client.close(timeout=1)
     await cluster.close()
-    assert cluster._cluster.status is scheduler.status is Status.closed
+    assert scheduler.status is Status.closed
     async with asyncio.timeout(10):
         while any(map(psutil.pid_exists, pids)):
             await asyncio.sleep(0.05)

@@ -16,15 +16,15 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, inspect, text
 
 from servicex_server.app import App
-from servicex_server.database import ended_files, use
+from servicex_server.database import finished_files, usage
+from servicex_server.database import migrate as migrations
 from servicex_server.database import requests as request_rows
-from servicex_server.database import upgrade as migrations
 from servicex_server.database.connection import Database
 from servicex_server.database.tables import metadata
-from servicex_server.engines.memory import MemoryEngine
 from servicex_server.errors import StartupError
 from servicex_server.model import LOCAL_USER, Outcome, RequestState, TaskSpec, TaskState
-from servicex_server.settings import Settings
+from servicex_server.settings.service import Settings
+from servicex_server.testing.memory_engine import MemoryEngine
 from tests.postgres import Postgres
 
 pytestmark = pytest.mark.anyio
@@ -118,7 +118,7 @@ def first_release(
                 connection.execute(text(f"alter sequence {table}_id_seq restart {number}"))
     engine.dispose()
     if engine.dialect.name == "postgresql":
-        monkeypatch.setenv("SERVICEX_SERVER_DATABASE_URL", url)
+        monkeypatch.setenv("SERVICEX_SERVER_STORAGE__DATABASE_URL", url)
     else:
         Path(str(engine.url.database)).rename(tmp_path / "servicex.sqlite")
     return Settings(data_dir=tmp_path)
@@ -134,12 +134,14 @@ async def test_a_database_of_the_first_release_opens_and_goes_on(first_release: 
     async with App(first_release, engine=memory) as app:
         ended = await app.database.read(request_rows.get, LOCAL_USER, "ended")
         assert (ended.state, ended.files, ended.completed) == (RequestState.COMPLETE, 1, 1)
-        assert await app.database.read(use.of, "local") == use.Use(open=1, recent=(), bytes=14)
+        assert await app.database.read(usage.of, "local") == usage.Usage(
+            open=1, recent=(), bytes=14
+        )
         while not (
             found := await app.database.read(request_rows.get, LOCAL_USER, "old")
         ).finished_at:
             await asyncio.sleep(0.005)
-        files = await app.database.read(ended_files.listed, LOCAL_USER, "old")
+        files = await app.database.read(finished_files.listed, LOCAL_USER, "old")
     assert (found.state, found.files) == (RequestState.COMPLETE, 4)
     assert (found.completed, found.failed) == (3, 1)
     assert {file.file_id for file in files if file.state is TaskState.DONE} == {1, 2, 3}
@@ -191,3 +193,11 @@ def test_processes_that_start_together_migrate_once(postgresql: Postgres) -> Non
     assert [process.returncode for process in running] == [0, 0, 0, 0], said
     assert len(postgresql.run("select * from alembic_version", database="together")) == 1
     postgresql.run("drop database together")
+
+
+def test_files_of_migrations_begin_with_their_revisions() -> None:
+    """By their names the service knows whether a database is up to date, without reading them."""
+    scripts = ScriptDirectory(str(migrations.MIGRATIONS))
+    for script in scripts.walk_revisions():
+        assert Path(script.path).name.startswith(f"{script.revision}_")
+    assert migrations.newest() == scripts.get_current_head()

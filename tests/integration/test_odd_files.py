@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 import uproot
 
-from servicex_server.columnar.codecs import DecompressionError, decompress
+from servicex_server.columnar.reading.decompression import DecompressionError, decompress
+from servicex_server.columnar.reading.trees import open_root
+from servicex_server.errors import UnreadableError
 from servicex_server.model import Limits, Outcome, Replica, ResultFormat, TaskSpec
-from servicex_server.transform import transform
+from servicex_server.worker.transform import transform
 from tests.integration.func_adl_cases import query
 from tests.support import sample
 
@@ -204,8 +206,78 @@ def test_a_branch_without_baskets_in_a_tree_with_entries_is_refused(
     path, empty = sample("uproot-issue327.root"), "fTracks.fTPCEta"
     outcome = done(ask("DstTree", empty), path, tmp_path / "out")
     assert outcome.error is not None
-    assert f"branch {empty} has 0 entries where its tree has 98" in outcome.error.message
+    assert f"branch {empty} has 0 entries, but its tree has 98" in outcome.error.message
     assert done(raw("DstTree", "*"), path, tmp_path / "out").error is None
     table = ak.from_parquet(tmp_path / "out")
     assert len(table) == 98
     assert empty not in table.fields
+
+
+def with_texts_of_root(path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write texts three times as ROOT does: of an empty one not even its length."""
+    writing = uproot.writing._cascadetree.Tree
+    plain = writing.write_string_basket
+
+    def write(
+        self: Any, sink: Any, name: str, compression: Any, array: Any, offsets: Any
+    ) -> tuple[Any, ...]:
+        sizes = np.diff(offsets.astype(np.int64))
+        array = np.delete(array, offsets[:-1][sizes == 1])
+        places = np.concatenate([[0], np.cumsum(np.where(sizes == 1, 0, sizes))])
+        written: tuple[Any, ...] = plain(
+            self, sink, name, compression, array, places.astype(offsets.dtype)
+        )
+        return written
+
+    with monkeypatch.context() as patched, uproot.recreate(path) as file:
+        patched.setattr(writing, "write_string_basket", write)
+        tree = file.mktree("t", {"process": "string"})
+        for _ in range(3):
+            tree.extend({"process": ak.Array(texts)})
+
+
+@both_languages
+@pytest.mark.parametrize("result_format", ResultFormat)
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["eBrem", "", "", "phot", "", "x" * 254, "y" * 255, "z" * 70_000, ""],
+        ["", "compt", "", ""],
+        ["", "", ""],
+        ["msc", "eIoni"],
+    ],
+    ids=["ends", "begins", "all", "none"],
+)
+def test_empty_texts_of_root_are_read(
+    tmp_path: Path,
+    ask: Asked,
+    result_format: ResultFormat,
+    texts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Branches of ``char*``, as Geant4 writes them, come back from each format."""
+    path, target = tmp_path / "x.root", tmp_path / "out"
+    with_texts_of_root(path, texts, monkeypatch)
+    assert done(ask("t", "process"), path, target, result_format).error is None
+    if result_format is ResultFormat.PARQUET:
+        got = ak.from_parquet(target)["process"]
+    else:
+        with uproot.open(target) as file:
+            got = file[file.keys()[0]]["process"].array()
+    assert got.tolist() == 3 * texts
+
+
+def test_variant_is_refused_by_name_and_left_out_by_a_pattern(tmp_path: Path) -> None:
+    """Uproot reads a ``std::variant`` wrongly from the second cluster on."""
+    path = tmp_path / "x.root"
+    with uproot.recreate(path) as file:
+        file.mkrntuple("t", {"x": X, "v": X, "w": ak.zip({"pt": X})})
+    with open_root(str(path)) as opened:
+        tree = opened.tree("t")
+        record = tree.names["v"].record
+        record.struct_role = uproot.const.RNTupleFieldRole.VARIANT
+        assert sorted(tree.select(["*"], []).names) == ["w", "x"]
+        assert "std::variant" in tree.select(["*"], []).left_out["v"]
+        with pytest.raises(UnreadableError, match="field v holds a std::variant"):
+            tree.read(["v"], 0, 3)
+        assert tree.read(["x"], 0, 3)["x"].tolist() == [0, 1, 2]

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 from sqlalchemy import Connection, bindparam, select, update
 
-from servicex_server.database import progress
+from servicex_server.database import request_timeline
 from servicex_server.database.connection import Database
 from servicex_server.database.tables import requests, tasks
 from servicex_server.errors import NotFoundError
@@ -67,7 +67,12 @@ async def test_steps_are_what_the_rows_say(database: Database) -> None:
     request_id = await database.write(store, "ann", "a", 300)
     began = await database.write(made_up, request_id)
     found = await database.read(
-        progress.steps, ANN, request_id, began=began, length=timedelta(seconds=LENGTH), count=COUNT
+        request_timeline.steps,
+        ANN,
+        request_id,
+        began=began,
+        length=timedelta(seconds=LENGTH),
+        count=COUNT,
     )
 
     def ended(connection: Connection) -> list[tuple[float, float, int, int, bool]]:
@@ -101,14 +106,16 @@ async def test_what_ended_last_is_in_the_last_step(database: Database) -> None:
     request_id = await database.write(store, "ann", "a", 30)
     began = await database.write(made_up, request_id)
     short = timedelta(seconds=1)
-    found = await database.read(progress.steps, ANN, request_id, began=began, length=short, count=3)
+    found = await database.read(
+        request_timeline.steps, ANN, request_id, began=began, length=short, count=3
+    )
     assert sum(step.files for step in found) == 28
 
 
 async def test_a_request_without_files_has_empty_steps(database: Database) -> None:
     """Nothing has ended yet; and for others there is no such request."""
     request_id = await database.write(store, "ann", "a", 0)
-    steps = partial(progress.steps, began=now(), length=timedelta(seconds=1), count=3)
-    assert await database.read(steps, ANN, request_id) == [progress.Step()] * 3
+    steps = partial(request_timeline.steps, began=now(), length=timedelta(seconds=1), count=3)
+    assert await database.read(steps, ANN, request_id) == [request_timeline.Step()] * 3
     with pytest.raises(NotFoundError):
         await database.read(steps, BEN, request_id)

@@ -8,17 +8,18 @@ from typing import Any
 
 import pytest
 
-from servicex_server import quotas
 from servicex_server.app import App
 from servicex_server.database import requests as request_rows
-from servicex_server.database import use
-from servicex_server.engines.memory import MemoryEngine
+from servicex_server.database import usage
 from servicex_server.errors import TooLargeError, TooManyError
 from servicex_server.model import Outcome, Principal, TaskSpec, now
-from servicex_server.settings import Settings
+from servicex_server.requests import quotas
+from servicex_server.settings.groups import LimitSettings
+from servicex_server.settings.service import Settings
+from servicex_server.testing.memory_engine import MemoryEngine
 from tests.services import ended, submit
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("database_url")]
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("database_url", "compiled_here")]
 
 ANN, BOB = Principal("ann@example.org"), Principal("bob@example.org")
 
@@ -30,7 +31,10 @@ def done(spec: TaskSpec) -> Outcome:
 
 def service(folder: Path, *, slots: int = 2, **limits: Any) -> App:
     """Return a service with limits, whose tasks end at once if it has slots."""
-    return App(Settings(data_dir=folder, **limits), engine=MemoryEngine(done, slots=slots))
+    return App(
+        Settings(data_dir=folder, limits=LimitSettings(**limits)),
+        engine=MemoryEngine(done, slots=slots),
+    )
 
 
 async def test_requests_in_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,14 +47,14 @@ async def test_requests_in_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert len(refused) == 2
         await submit(app, 1, who=BOB)
         with pytest.raises(
-            TooManyError, match=r"^3 requests in the last minute .*try again in"
+            TooManyError, match=r"^3 requests were submitted in the last minute.*try again in"
         ) as e:
             await submit(app, 1, who=ANN)
         assert e.value.seconds is not None
         assert e.value.hint == f"try again in {round(e.value.seconds)} s"
         assert 30 < e.value.seconds <= 60
         later = now() + timedelta(seconds=61)
-        for module in (use, quotas):
+        for module in (usage, quotas):
             monkeypatch.setattr(module, "now", lambda: later)
         await submit(app, 1, who=ANN)
 
@@ -60,7 +64,7 @@ async def test_requests_that_are_open(tmp_path: Path) -> None:
     async with service(tmp_path, slots=0, requests_per_user_at_once=2) as app:
         first, _ = [await submit(app, 1, who=ANN) for _ in range(2)]
         await submit(app, 1, who=BOB)
-        with pytest.raises(TooManyError, match=r"^2 requests that have not ended .*\(2\)"):
+        with pytest.raises(TooManyError, match=r"^2 requests have not ended; one user may have 2"):
             await submit(app, 1, who=ANN)
         await app.database.write(request_rows.cancel, ANN, first)
         await submit(app, 1, who=ANN)
@@ -73,10 +77,10 @@ async def test_bytes_of_results(tmp_path: Path) -> None:
             await ended(app, await submit(app, 2, who=who))
         last = await submit(app, 2, who=ANN)
         await ended(app, last)
-        with pytest.raises(TooLargeError, match=r"^results of 0\.00 GB are stored"):
+        with pytest.raises(TooLargeError, match=r"^0\.00 GB of results are stored"):
             await submit(app, 1, who=ANN)
         await submit(app, 1, who=BOB)
-        await app.database.write(request_rows.hide, ANN, last)
+        await app.database.write(request_rows.mark_deleted, ANN, last)
         await submit(app, 1, who=ANN)
 
 
@@ -85,6 +89,6 @@ async def test_without_limits_nothing_is_refused(tmp_path: Path) -> None:
     async with service(tmp_path, slots=0) as app:
         for _ in range(20):
             await submit(app, 1, who=ANN)
-        found = await app.database.read(use.of, ANN.user)
-        assert replace(found, recent=()) == use.Use(open=20, recent=(), bytes=0)
+        found = await app.database.read(usage.of, ANN.user)
+        assert replace(found, recent=()) == usage.Usage(open=20, recent=(), bytes=0)
         assert len(found.recent) == 20

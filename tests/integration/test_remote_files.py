@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 import uproot
 
-from servicex_server.columnar.read import open_root
+from servicex_server.columnar.reading.trees import open_root
 from servicex_server.errors import ReplicaError
 from servicex_server.model import Limits, Outcome, Replica, ResultFormat, TaskSpec
-from servicex_server.transform import transform
+from servicex_server.worker.transform import transform
 from tests.integration import servers
 from tests.integration.servers import Http, XRootD, free_port, http, put, xrootd
 from tests.support import Server, sample
@@ -307,12 +307,12 @@ def test_failures_leave_nothing_open(
 # XrdCl reads them once in the life of a process
 AGAIN = """
 import json, sys, time
-from servicex_server.columnar import read, source
+from servicex_server.columnar.reading.trees import open_root
 from servicex_server.errors import ServiceXError
 
 def attempt():
     try:
-        with read.open_root(sys.argv[1]):
+        with open_root(sys.argv[1]):
             return ""
     except ServiceXError as error:
         return type(error).__name__
@@ -350,11 +350,12 @@ def test_the_deadlines_are_set_unless_somebody_set_them() -> None:
     """A worker does not wait ten minutes for a dead server, and an administrator may change it."""
     program = (
         "import json, os\n"
-        "from servicex_server.columnar import read, source\n"
+        "from servicex_server.columnar.reading.trees import open_root\n"
+        "from servicex_server.columnar.reading.xrootd_source import xrootd_settings\n"
         "from servicex_server.errors import UnreachableError\n"
-        f"try:\n    with read.open_root('root://{NOWHERE}//x'): pass\n"
+        f"try:\n    with open_root('root://{NOWHERE}//x'): pass\n"
         "except UnreachableError:\n    pass\n"
-        "print(json.dumps({name: os.environ[name] for name in source.xrootd_settings(1, 1)}))"
+        "print(json.dumps({name: os.environ[name] for name in xrootd_settings(1, 1)}))"
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith("XRD_")}
     output = subprocess.run(
@@ -375,7 +376,7 @@ def test_without_the_client_the_message_names_the_extra() -> None:
     program = (
         "import sys\n"
         "sys.modules['XRootD'] = None\n"
-        "from servicex_server.columnar.read import open_root\n"
+        "from servicex_server.columnar.reading.trees import open_root\n"
         "from servicex_server.errors import UnreachableError\n"
         "try:\n"
         "    with open_root('root://127.0.0.1//x.root'): pass\n"
@@ -385,7 +386,7 @@ def test_without_the_client_the_message_names_the_extra() -> None:
         [sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=30
     ).stdout
     assert "needs the XRootD client" in output
-    assert "pip install 'servicex-server[xrootd]'" in output
+    assert "pip install xrootd" in output
 
 
 # --- the whole service ---------------------------------------------------------------------

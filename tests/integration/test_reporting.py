@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from servicex_server import reporting
 from servicex_server.database import bad_replicas as rows
 from servicex_server.database import datasets as dataset_rows
 from servicex_server.database.connection import Database
@@ -22,8 +21,16 @@ from servicex_server.errors import (
     UnreachableError,
 )
 from servicex_server.model import Attempt, BadReplica, InputFile, Outcome, Replica, now
-from servicex_server.reporting import JsonLines, Reports, Sink, Webhook, sinks_of
-from servicex_server.settings import Settings
+from servicex_server.replicas import reporting
+from servicex_server.replicas.reporting import (
+    BadReplicaReporter,
+    JsonLines,
+    Sink,
+    Webhook,
+    sinks_of,
+)
+from servicex_server.settings.groups import ReportSettings
+from servicex_server.settings.service import Settings
 from tests.integration.servers import webhook
 
 pytestmark = pytest.mark.anyio
@@ -93,10 +100,10 @@ async def test_a_bad_replica_is_told_once_a_day(
     listener = Listener()
     await see(database, 1, 2)
     for _ in range(2):
-        await Reports(database, [listener]).tell()
+        await BadReplicaReporter(database, [listener]).report()
     assert sorted(listener.told) == [url(1), url(2)]
     await see(database, 2, 3)
-    await Reports(database, [listener]).tell()
+    await BadReplicaReporter(database, [listener]).report()
     assert listener.told[2:] == [url(3)]
     found = {bad.url: bad for bad in await database.read(rows.listed)}
     assert [found[url(n)].times for n in (1, 2, 3)] == [1, 2, 1]
@@ -104,9 +111,9 @@ async def test_a_bad_replica_is_told_once_a_day(
     tomorrow = now() + timedelta(days=1, minutes=1)
     monkeypatch.setattr(reporting, "now", lambda: tomorrow)
     monkeypatch.setattr(rows, "now", lambda: tomorrow)
-    await Reports(database, [listener]).tell()  # nothing has been seen since
+    await BadReplicaReporter(database, [listener]).report()  # nothing has been seen since
     await see(database, 1)
-    await Reports(database, [listener]).tell()
+    await BadReplicaReporter(database, [listener]).report()
     assert listener.told[3:] == [url(1)]
 
 
@@ -116,10 +123,10 @@ async def test_what_could_not_be_told_is_told_later(database: Database, error: E
     away, there = Listener(away=True, error=error), Listener()
     there.name = "other"  # type: ignore[misc]  # of this one
     await see(database, 1)
-    reports = Reports(database, [there, away, there])
-    await reports.tell()
+    reports = BadReplicaReporter(database, [there, away, there])
+    await reports.report()
     away.away = False
-    await reports.tell()
+    await reports.report()
     assert away.told == there.told == [url(1)]
 
 
@@ -144,28 +151,28 @@ async def test_who_refuses_is_not_asked_again_at_once(
     monkeypatch.setattr(reporting, "time", clock)
     await see(database, 1)
     await see(database, 2, site="b")
-    reports = Reports(database, [refuses, there])
+    reports = BadReplicaReporter(database, [refuses, there])
     for _ in range(3):
-        await reports.tell()
+        await reports.report()
     assert (refuses.asked, sorted(there.told)) == (1, [url(1), url(2, "b")])
     clock.moment += reporting.REFUSED_SECONDS + 1
     refuses.away = False
-    await reports.tell()
+    await reports.report()
     assert sorted(refuses.told) == [url(1), url(2, "b")]
 
 
 async def test_a_site_that_is_ill_is_one_alert(database: Database) -> None:
     """Its replicas are not reported one by one; those of other sites are."""
     listener = Listener()
-    reports = Reports(database, [listener])
+    reports = BadReplicaReporter(database, [listener])
     await see(database, 1, 2, 3)
     await see(database, 1, site="b")
-    await reports.tell()
+    await reports.report()
     assert sorted(listener.told) == [url(1), url(2), url(3), url(1, "b")]
     await see(database, *range(1, 9))
-    await reports.tell()
+    await reports.report()
     await see(database, 9)
-    await reports.tell()
+    await reports.report()
     assert listener.alerts == [("A", 8)]
     assert len(listener.told) == 4
 
@@ -210,13 +217,15 @@ async def test_a_file_and_a_webhook_are_told(
     """What is told is the same; the webhook's URL, which is a secret, is in no log."""
     path = tmp_path / "bad.jsonl"
     with webhook(500, 204, 200) as (address, sent):
-        settings = Settings(data_dir=tmp_path, report_file=path, report_webhook=SecretStr(address))
-        reports = Reports(database, sinks_of(settings))
+        settings = Settings(
+            data_dir=tmp_path, reports=ReportSettings(file=path, webhook=SecretStr(address))
+        )
+        reports = BadReplicaReporter(database, sinks_of(settings))
         await see(database, 1)
-        await reports.tell()
-        await reports.tell()
+        await reports.report()
+        await reports.report()
         await see(database, *range(2, 8))
-        await reports.tell()
+        await reports.report()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [one.get("alert") for one in sent] == [None, None, "A"]
     assert sent[0] == sent[1] == lines[0]
@@ -250,8 +259,8 @@ async def test_without_sinks_it_is_a_dry_run(
     """The log has what would be told."""
     caplog.set_level("INFO")
     await see(database, 1)
-    reports = Reports(database, [])
-    await reports.tell()
-    await reports.tell()
-    lines = [one for one in caplog.messages if one.startswith("bad replica, which nobody")]
-    assert lines == [f"bad replica, which nobody is told of: Missing: {url(1)}"]
+    reports = BadReplicaReporter(database, [])
+    await reports.report()
+    await reports.report()
+    lines = [one for one in caplog.messages if one.startswith("bad replica, not reported")]
+    assert lines == [f"bad replica, not reported: Missing: {url(1)}"]

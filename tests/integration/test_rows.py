@@ -9,17 +9,23 @@ from typing import Any
 import pytest
 
 from servicex_server.database import datasets as dataset_rows
-from servicex_server.database import ended_files
+from servicex_server.database import finished_files, request_completion
 from servicex_server.database import outcomes as outcome_rows
 from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
-from servicex_server.database.buckets import RequestBuckets
 from servicex_server.database.connection import Database
-from servicex_server.errors import CorruptError, NotFoundError, StateError, UnreachableError
+from servicex_server.database.result_objects import RequestBuckets
+from servicex_server.errors import (
+    CorruptError,
+    NotFoundError,
+    StateError,
+    UnreachableError,
+    UploadError,
+)
 from servicex_server.errors import UnknownNameError as NoBranch
-from servicex_server.fairness import Caps, shares
 from servicex_server.model import (
     LOCAL_USER,
+    Entries,
     Outcome,
     Principal,
     RequestState,
@@ -27,6 +33,7 @@ from servicex_server.model import (
     TaskState,
     now,
 )
+from servicex_server.scheduling.fair_share import Caps, fair_shares
 from tests.services import store
 
 ANN, BOB = Principal("ann"), Principal("bob")
@@ -54,7 +61,7 @@ async def claim(database: Database, slots: int) -> list[task_rows.Work]:
     demand = await database.read(task_rows.demand)
     running = Counter(work.request_id for work in await database.read(task_rows.running))
     begun = []
-    for request_id, count in shares(demand, running, slots, Caps()).items():
+    for request_id, count in fair_shares(demand, running, slots, Caps()).items():
         works = await database.read(task_rows.waiting, request_id, count)
         begun += await database.write(task_rows.begin, works, {})
     return begun
@@ -94,7 +101,7 @@ async def test_a_request_is_seen_by_its_owner_and_operators(database: Database) 
     assert hers.value.message.replace(request_id, "") == nobodys.value.message.replace(
         "nobody's", ""
     )
-    for act in (request_rows.cancel, request_rows.hide):
+    for act in (request_rows.cancel, request_rows.mark_deleted):
         with pytest.raises(NotFoundError):
             await database.write(act, BOB, request_id)
     listed = [await database.read(request_rows.listed, who, owner="ann") for who in (ANN, BOB)]
@@ -227,12 +234,12 @@ async def test_how_a_request_ends(
     results = [success(c) for c in claimed[:good]]
     results += [failure(c, error) for c in claimed[good:] if error]
     await database.write(outcome_rows.record, results, most_attempts=1)
-    ended = await database.write(outcome_rows.finish, [request_id], fatal_after=3)
+    ended = await database.write(request_completion.finish, [request_id], fatal_after=3)
     assert ended == {request_id: end}
     found = await database.read(request_rows.get, ANN, request_id)
     assert found.finished_at is not None
     assert bool(found.failure) == bool(bad)
-    assert await database.write(outcome_rows.finish, [request_id], fatal_after=3) == {}
+    assert await database.write(request_completion.finish, [request_id], fatal_after=3) == {}
 
 
 async def test_a_request_does_not_end_before_its_look_up(database: Database) -> None:
@@ -240,7 +247,7 @@ async def test_a_request_does_not_end_before_its_look_up(database: Database) -> 
     request_id = await ask(database, "ann", "a", 1, complete=False)
     (claimed,) = await claim(database, 1)
     await database.write(outcome_rows.record, [success(claimed)], most_attempts=1)
-    assert await database.write(outcome_rows.finish, [request_id], fatal_after=3) == {}
+    assert await database.write(request_completion.finish, [request_id], fatal_after=3) == {}
 
 
 @pytest.mark.parametrize(
@@ -260,7 +267,7 @@ async def test_one_query_error_in_all_first_files_is_fatal(
     claimed = await claim(database, len(errors))
     results = [failure(c, e) for c, e in zip(claimed, errors, strict=True)]
     await database.write(outcome_rows.record, results, most_attempts=1)
-    ended = await database.write(outcome_rows.finish, [request_id], fatal_after=3)
+    ended = await database.write(request_completion.finish, [request_id], fatal_after=3)
     assert ended == ({request_id: RequestState.FATAL} if fatal else {})
     if fatal:
         found = await database.read(request_rows.get, LOCAL_USER, request_id)
@@ -287,23 +294,23 @@ async def test_times_never_go_back(database: Database, monkeypatch: pytest.Monke
         await database.write(outcome_rows.record, [success(one)], most_attempts=1)
         back = now() - timedelta(hours=1)
         monkeypatch.setattr(outcome_rows, "now", lambda back=back: back)
-    found = await database.read(ended_files.listed, ANN, request_id)
+    found = await database.read(finished_files.listed, ANN, request_id)
     times = [one.finished_at for one in found]
     assert times == sorted(times)
-    later = await database.read(ended_files.listed, ANN, request_id, later_than=times[1])
+    later = await database.read(finished_files.listed, ANN, request_id, later_than=times[1])
     assert [one.finished_at for one in later] == times[1:]
     first = datetime(1, 1, 1, tzinfo=UTC)
-    everything = await database.read(ended_files.listed, ANN, request_id, later_than=first)
+    everything = await database.read(finished_files.listed, ANN, request_id, later_than=first)
     assert len(everything) == 3
 
 
 async def test_statistics_wait_for_a_result(database: Database) -> None:
     """There are no statistics before the first result."""
     request_id = await ask(database, "ann", "a", 1)
-    assert await database.read(ended_files.statistics, ANN, request_id) is None
+    assert await database.read(finished_files.statistics, ANN, request_id) is None
     (claimed,) = await claim(database, 1)
     await database.write(outcome_rows.record, [success(claimed)], most_attempts=1)
-    found = await database.read(ended_files.statistics, ANN, request_id)
+    found = await database.read(finished_files.statistics, ANN, request_id)
     assert found is not None
     assert (found["bytes"], found["events"]) == (7, 3)
 
@@ -345,39 +352,80 @@ async def test_a_failed_transaction_leaves_nothing(database: Database) -> None:
     assert await database.read(dataset_rows.listed, ANN, finder=None, with_stale=True) == []
 
 
-async def test_a_large_file_becomes_its_parts(database: Database) -> None:
-    """The parts take the place of the file, keep their order, and are counted each."""
+async def split(
+    database: Database, large: task_rows.Work, *parts: Entries
+) -> tuple[set[str], list[str]]:
+    """Record that a file is better done in parts."""
+    outcome = Outcome(large.request_id, large.file_id, large.attempt, parts=parts)
+    recorded = outcome_rows.Recorded(large.task_id, outcome)
+    return await database.write(outcome_rows.record, [recorded], most_attempts=1)
+
+
+async def test_the_parts_of_a_large_file_become_one_result(database: Database) -> None:
+    """Each part is a task; when all are done their results are joined, in order, and go."""
     request_id = await ask(database, "ann", "large", 2)
     large, small = await claim(database, 2)
     parts = ((0, 40), (40, 70), (70, 100))
-    outcome = Outcome(large.request_id, large.file_id, large.attempt, parts=parts)
-    touched, orphans = await database.write(
-        outcome_rows.record, [outcome_rows.Recorded(large.task_id, outcome)], most_attempts=1
-    )
-    assert (touched, orphans) == (set(), [])
-    found = await database.read(request_rows.get, ANN, request_id)
-    assert (found.files, found.completed, found.failed) == (4, 0, 0)
+    assert await split(database, large, *parts) == (set(), [])
+    (demand,) = await database.read(task_rows.demand)
+    assert demand.left == 4
     claimed = await claim(database, 9)
     assert [(one.file_id, one.entries, one.attempt) for one in claimed] == [
         (large.file_id, part, 1) for part in parts
     ]
-    ends = [success(small), *(success(one) for one in claimed[1:])]
-    lost = failure(claimed[0], NoBranch("no branch x"))
-    await database.write(outcome_rows.record, [*ends, lost], most_attempts=1)
+    ends = [success(one) for one in (claimed[2], claimed[0], small)]
+    await database.write(outcome_rows.record, ends, most_attempts=1)
     found = await database.read(request_rows.get, ANN, request_id)
-    assert (found.files, found.completed, found.failed) == (4, 3, 1)
-    (failed,) = await database.read(ended_files.failed, ANN, request_id)
-    assert failed.entries == (0, 40)
+    assert (found.files, found.completed, found.failed, found.events) == (2, 1, 0, 3)
+    assert await claim(database, 9) == []
+    await database.write(outcome_rows.record, [success(claimed[1])], most_attempts=1)
+    keys = tuple(success(one).object_key for one in claimed)
+    for attempt in (2, 3):
+        (demand,) = await database.read(task_rows.demand)
+        assert demand.left == 1
+        (joining,) = await claim(database, 9)
+        assert (joining.entries, joining.attempt, joining.joins) == (None, attempt, keys)
+        if attempt == 2:  # the attempt that found out how large the file is does not count
+            away = failure(joining, UploadError("it is away"))
+            await database.write(outcome_rows.record, [away], most_attempts=2)
+            await database.write(_make_due)
+    _, orphans = await database.write(outcome_rows.record, [success(joining)], most_attempts=2)
+    assert sorted(orphans) == sorted(keys)
+    found = await database.read(request_rows.get, ANN, request_id)
+    assert (found.files, found.completed, found.failed, found.events) == (2, 2, 0, 12)
+    listed = await database.read(finished_files.listed, ANN, request_id)
+    assert [(one.file_id, one.events) for one in listed] == [
+        (small.file_id, 3),
+        (large.file_id, 9),
+    ]
+    assert await database.read(task_rows.demand) == []
+
+
+async def test_a_file_fails_with_a_part(database: Database) -> None:
+    """Its error is that of the part; the others are dropped, and what they left is removed."""
+    request_id = await ask(database, "ann", "large", 1)
+    (large,) = await claim(database, 1)
+    await split(database, large, (0, 40), (40, 70), (70, 100))
+    first, second, third = await claim(database, 9)
+    await database.write(outcome_rows.record, [success(first)], most_attempts=1)
+    lost = failure(second, NoBranch("no branch x"))
+    _, orphans = await database.write(outcome_rows.record, [lost], most_attempts=1)
+    assert orphans == [success(first).object_key]
+    found = await database.read(request_rows.get, ANN, request_id)
+    assert (found.files, found.completed, found.failed, found.events) == (1, 0, 1, 0)
+    (failed,) = await database.read(finished_files.failed, ANN, request_id)
+    assert failed.error is not None
+    assert failed.error.message == "no branch x"
+    # what another worker has done meanwhile is nobody's
+    _, orphans = await database.write(outcome_rows.record, [success(third)], most_attempts=1)
+    assert orphans == [success(third).object_key]
+    assert await claim(database, 9) == []
 
 
 async def test_a_part_that_is_told_twice_is_made_once(database: Database) -> None:
     """The second word of a worker about a file that has become parts changes nothing."""
-    request_id = await ask(database, "ann", "twice", 1)
+    await ask(database, "ann", "twice", 1)
     (large,) = await claim(database, 1)
-    outcome = Outcome(large.request_id, large.file_id, large.attempt, parts=((0, 5), (5, 9)))
     for _ in range(2):
-        await database.write(
-            outcome_rows.record, [outcome_rows.Recorded(large.task_id, outcome)], most_attempts=1
-        )
-    found = await database.read(request_rows.get, ANN, request_id)
-    assert found.files == 2
+        await split(database, large, (0, 5), (5, 9))
+    assert len(await claim(database, 9)) == 2

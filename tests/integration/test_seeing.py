@@ -15,10 +15,9 @@ from sqlalchemy import Connection, update
 
 from servicex_server.app import App, Duty
 from servicex_server.database import requests as request_rows
-from servicex_server.database import snapshots, tables
-from servicex_server.database.open_requests import queue as queued
+from servicex_server.database import status_snapshots, tables
+from servicex_server.database.active_requests import queue as queued
 from servicex_server.database.tables import requests, tasks
-from servicex_server.engines.memory import MemoryEngine
 from servicex_server.errors import CorruptError, FunctionError
 from servicex_server.model import (
     Attempt,
@@ -31,14 +30,16 @@ from servicex_server.model import (
     WorkerInfo,
     now,
 )
-from servicex_server.reporter import Reporter
-from servicex_server.settings import Settings
-from servicex_server.submission import Order
-from servicex_server.web.server import web_app
+from servicex_server.requests.submission import Order
+from servicex_server.scheduling.status_writer import StatusWriter
+from servicex_server.settings.groups import LimitSettings
+from servicex_server.settings.service import Settings
+from servicex_server.testing.memory_engine import MemoryEngine
+from servicex_server.web.application import web_app
 from tests.postgres import Postgres
 from tests.services import ended
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("compiled_here")]
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def folder(tmp_path: Path, database_url: str) -> Path:
 def shared(postgresql: Postgres, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Have a database that several processes can share."""
     postgresql.run("create database seen template template")
-    monkeypatch.setenv("SERVICEX_SERVER_DATABASE_URL", postgresql.url("seen"))
+    monkeypatch.setenv("SERVICEX_SERVER_STORAGE__DATABASE_URL", postgresql.url("seen"))
     yield
     postgresql.run("drop database seen with (force)")
 
@@ -193,6 +194,36 @@ async def test_workers_are_shown_with_what_they_are_on(folder: Path) -> None:
         assert numbers["servicex_workers_wanted",] == 2
 
 
+class Bereft(MemoryEngine):
+    """An engine that has lost its workers; others have been replaced or are queued."""
+
+    lost = ""
+    replaced = 5
+    pending = 3
+
+    @property
+    def absence(self) -> str:
+        """Return what the test says."""
+        return self.lost
+
+
+async def test_missing_workers_make_the_service_not_ready(folder: Path) -> None:
+    """The reason is in the answer, and the metrics count what was replaced and what is queued."""
+    engine = Bereft(done)
+    async with service(folder, engine) as running:
+        assert (await running.get("/readyz")).status_code == 200
+        engine.lost = "2 workers are wanted and none has been available for 61 s"
+        answer = await running.get("/readyz")
+        assert (answer.status_code, engine.lost in answer.text) == (503, True)
+        found = await running.written(lambda seen: seen["workers-pending"] == 3)
+        assert found["workers-wanted"] == 2
+        numbers = await running.metrics()
+        assert numbers["servicex_workers_pending",] == 3
+        assert numbers["servicex_workers_replaced_total",] == 5
+        engine.lost = ""
+        assert (await running.get("/readyz")).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("path", "field", "count"),
     [("workers", "workers", 2), ("sites", "sites", 0), ("replicas/bad", "replicas", 0)],
@@ -213,7 +244,9 @@ async def test_the_whole_is_for_those_who_see_all(
 async def test_each_sees_their_own_queue(folder: Path) -> None:
     """Another user's requests are not there, for operators all are, and an ended one is not."""
     engine = Halting(done)
-    async with service(folder, engine, files_per_request_at_once=1) as running:
+    async with service(
+        folder, engine, limits=LimitSettings(files_per_request_at_once=1)
+    ) as running:
         first = await running.submit(3, ANN, "of ann")
         async with asyncio.timeout(20):
             while engine.halted is None:
@@ -357,15 +390,15 @@ async def test_a_service_without_work_writes_nothing(folder: Path) -> None:
     async with service(folder, engine) as running:
         leader, database = running.app.leader, running.app.database
         assert leader is not None
-        reporter = Reporter(database, leader.dispatcher, engine, running.app.objects)
+        reporter = StatusWriter(database, leader.dispatcher, engine, running.app.objects)
         await reporter.write()
-        before = await database.read(snapshots.get, snapshots.WORKERS)
+        before = await database.read(status_snapshots.get, status_snapshots.WORKERS)
         engine.memory += 700_000
         await reporter.write()
-        assert await database.read(snapshots.get, snapshots.WORKERS) == before
+        assert await database.read(status_snapshots.get, status_snapshots.WORKERS) == before
         engine.memory += 10_000_000
         await reporter.write()
-        after = await database.read(snapshots.get, snapshots.WORKERS)
+        after = await database.read(status_snapshots.get, status_snapshots.WORKERS)
     assert before is not None
     assert after is not None
     assert (before.value["workers"][0]["memory"], after.at > before.at) == (200_000_000, True)

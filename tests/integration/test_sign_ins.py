@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, func, select
 
-from servicex_server.database import sign_ins
+from servicex_server.database import device_codes, sign_ins
+from servicex_server.database import sessions as session_rows
 from servicex_server.database import users as rows
 from servicex_server.database.connection import Database
 from servicex_server.database.tables import devices, identities, sessions
@@ -59,20 +60,20 @@ async def test_a_session_ends_with_its_time_its_token_and_its_user(database: Dat
     """And those that have ended are cleared away when another begins."""
     user = await signed_up(database)
     token = await database.write(rows.add_token, user.email, "t", "hash", now() + SOON)
-    await database.write(sign_ins.open_session, user.id, "late", now() - SOON)
-    await database.write(sign_ins.open_session, user.id, "plain", now() + SOON)
+    await database.write(session_rows.open_session, user.id, "late", now() - SOON)
+    await database.write(session_rows.open_session, user.id, "plain", now() + SOON)
     await database.write(
-        sign_ins.open_session, user.id, "by token", now() + SOON, token_id=token.id
+        session_rows.open_session, user.id, "by token", now() + SOON, token_id=token.id
     )
     assert await database.read(counts) == (1, 2, 0)
 
     async def known() -> list[str]:
         every = ("late", "plain", "by token")
-        return [one for one in every if await database.read(sign_ins.by_session, one)]
+        return [one for one in every if await database.read(session_rows.by_session, one)]
 
     assert await known() == ["plain", "by token"]
-    assert await database.read(sign_ins.is_vouched, "plain")
-    assert not await database.read(sign_ins.is_vouched, "by token")
+    assert await database.read(session_rows.is_oidc_session, "plain")
+    assert not await database.read(session_rows.is_oidc_session, "by token")
     await database.write(rows.revoke, user.email, "t")
     assert await known() == ["plain"]
     await database.write(rows.remove, user.email)
@@ -85,9 +86,9 @@ async def test_all_browsers_of_one_user_are_signed_out(database: Database) -> No
     user = await signed_up(database)
     other, _ = await database.write(sign_ins.sign_up, "jo@x.org", ABOUT, "https://one", "2")
     for digest, who in (("a", user), ("b", user), ("c", other)):
-        await database.write(sign_ins.open_session, who.id, digest, now() + SOON)
-    assert await database.write(sign_ins.end_sessions, user.email) == 2
-    assert await database.read(sign_ins.by_session, "c") == await database.read(
+        await database.write(session_rows.open_session, who.id, digest, now() + SOON)
+    assert await database.write(session_rows.end_sessions, user.email) == 2
+    assert await database.read(session_rows.by_session, "c") == await database.read(
         rows.get, "jo@x.org"
     )
 
@@ -95,19 +96,19 @@ async def test_all_browsers_of_one_user_are_signed_out(database: Database) -> No
 async def test_a_program_is_answered_once(database: Database) -> None:
     """By its code as long as it waits, and it is gone once it has its answer."""
     user = await signed_up(database)
-    add, ends = sign_ins.add_device, now() + SOON
+    add, ends = device_codes.add_device, now() + SOON
     assert await database.write(add, "late", "AAAA-AAAA", "old", now() - SOON)
     assert await database.write(add, "one", "BBBB-BBBB", "laptop", ends)
     assert not await database.write(add, "two", "BBBB-BBBB", "other", ends)
     assert await database.read(counts) == (1, 0, 1)
-    waiting = await database.read(sign_ins.device_by_code, "BBBB-BBBB")
+    waiting = await database.read(device_codes.device_by_code, "BBBB-BBBB")
     assert waiting is not None
     assert (waiting.name, waiting.user, waiting.refused) == ("laptop", None, False)
-    await database.write(sign_ins.answer_device, "BBBB-BBBB", user.email, let_in=True)
-    with pytest.raises(RequestError, match="any more"):
-        await database.write(sign_ins.answer_device, "BBBB-BBBB", user.email, let_in=False)
-    answered = await database.read(sign_ins.device, "one")
+    await database.write(device_codes.answer_device, "BBBB-BBBB", user.email, let_in=True)
+    with pytest.raises(RequestError, match="already used"):
+        await database.write(device_codes.answer_device, "BBBB-BBBB", user.email, let_in=False)
+    answered = await database.read(device_codes.device, "one")
     assert answered is not None
     assert answered.user == user.email
-    assert await database.write(sign_ins.end_device, "one")
-    assert not await database.write(sign_ins.end_device, "one")
+    assert await database.write(device_codes.end_device, "one")
+    assert not await database.write(device_codes.end_device, "one")

@@ -12,12 +12,12 @@ import psutil
 import pytest
 import yaml
 
-from servicex_server.engines.clusters import CONFIG
-from servicex_server.engines.jobqueue import JobQueue
-from servicex_server.engines.options import JobQueueOptions
+from servicex_server.clusters.dask_config import CONFIG
+from servicex_server.clusters.jobqueue import JobQueue
 from servicex_server.errors import StartupError
+from servicex_server.settings.clusters import JobQueueOptions
 from tests.integration.slurm import Slurm, slurm
-from tests.support import Server, copies, doctor, until, workers_of
+from tests.support import Server, copies, doctor, on_workers, until, workers_of
 
 FILES = 6
 OPTIONS = {
@@ -28,7 +28,11 @@ OPTIONS = {
     "scheduler_host": "127.0.0.1",
     "worker_arguments": ["--host=127.0.0.1"],
 }
-SECRETS = {"SERVICEX_SERVER_X": "hush", "AWS_SECRET_ACCESS_KEY": "hush", "PGPASSWORD": "hush"}
+SECRETS = {
+    "SERVICEX_SERVER_ACCOUNTS__WEBHOOK": "http://hush",
+    "AWS_SECRET_ACCESS_KEY": "hush",
+    "PGPASSWORD": "hush",
+}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,7 @@ def queue(batch: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
 def configured(folder: Path, workers: int) -> list[str]:
     """Write the settings; return the options that name them."""
     config = folder / "settings.yaml"
-    settings = {"workers": workers, "worker_memory": 1 << 30, "engine": OPTIONS}
+    settings = {"workers": workers, "limits": {"worker_memory": 1 << 30}, "engine": OPTIONS}
     config.write_text(yaml.safe_dump(settings))
     return ["--config", str(config)]
 
@@ -144,7 +148,7 @@ async def test_jobs_come_and_go_with_what_is_wanted(
         assert {(one["nthreads"], one["memory_limit"]) for one in workers} == {(1, 1 << 30)}
         assert all(one["nanny"].startswith("tls://") for one in workers)
         for name, value in CONFIG.items():
-            found = await client.run(dask.config.get, name)
+            found = await on_workers(client, dask.config.get, name)
             assert list(found.values()) == [value, value]
         await cluster.scale(0)
         async with asyncio.timeout(20):
@@ -190,7 +194,7 @@ async def test_jobs_that_fail_are_reported_and_not_repeated_at_once(
     try:
         await cluster.scale(2)
         async with asyncio.timeout(30):
-            while "ended before a worker came of them" not in caplog.text:
+            while "ended before their workers connected" not in caplog.text:
                 await asyncio.sleep(0.1)
         logs = [path.read_text() for path in (tmp_path / "jobs" / "logs").glob("*.err")]
         assert len(logs) == 2
@@ -205,5 +209,5 @@ async def test_jobs_that_fail_are_reported_and_not_repeated_at_once(
 def test_without_slurm_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The missing program is named."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(StartupError, match="there is no sbatch here"):
+    with pytest.raises(StartupError, match="there is no sbatch on this machine"):
         JobQueue(JobQueueOptions.model_validate(OPTIONS), memory=1 << 30, folder=tmp_path)

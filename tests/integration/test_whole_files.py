@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from servicex_server.columnar.fetch import fetch, look
-from servicex_server.columnar.source import Access
+from servicex_server.columnar.reading.access import Access
+from servicex_server.columnar.reading.download import fetch, look
 from servicex_server.errors import MissingError, ReplicaError, TruncatedError, UnreachableError
 from servicex_server.model import Limits, Outcome, Replica, ResultFormat, TaskSpec
-from servicex_server.transform import transform
+from servicex_server.worker.transform import transform
 from tests.integration.servers import Http, XRootD, free_port, http, put, xrootd
 from tests.support import sample
 
@@ -65,7 +65,9 @@ def test_a_file_of_another_size_is_not_read(door: str, tmp_path: Path) -> None:
         found = run(tmp_path, f"{door}x.root", size=size)
         assert found.error is not None
         assert found.error.kind == kind
-        assert f"has {len(CONTENT):,} bytes, and {size:,} by its catalogue" in found.error.message
+        assert (
+            f"has {len(CONTENT):,} bytes, but its catalogue lists {size:,}" in found.error.message
+        )
     for size in (0, len(CONTENT)):
         assert run(tmp_path, f"{door}x.root", size=size).error is None
 
@@ -88,7 +90,7 @@ def test_a_checksum_is_held_against_files_that_are_whole(
         error = run(tmp_path, bad, **known).error
         assert error is not None
         assert (error.kind, error.blame) == ("Checksum", "replica")
-        assert f"and {CHECKSUM} by its catalogue" in error.message
+        assert f"but its catalogue lists {CHECKSUM}" in error.message
         assert bad in error.message
 
 

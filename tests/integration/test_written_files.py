@@ -28,8 +28,9 @@ from awkward.index import Index8, Index64, IndexU8
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from servicex_server.columnar import pages, write
-from servicex_server.columnar.write import Format, open_writer
+from servicex_server.columnar.writing import parquet_pages
+from servicex_server.columnar.writing import writer as writing
+from servicex_server.columnar.writing.writer import Format, open_writer
 from servicex_server.errors import FormatError
 
 NUMBERS = ("bool i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8").split()
@@ -147,8 +148,8 @@ def test_any_nested_type_reads_the_same_everywhere(
     layout = layouts(kind, length, np.random.default_rng(seed))
     path = tmp_path / "x.parquet"
     with pytest.MonkeyPatch.context() as patch, open_writer(path, "parquet") as writer:
-        patch.setattr(write, "CLUSTER", cluster)
-        patch.setattr(pages, "PAGE", page)
+        patch.setattr(writing, "CLUSTER", cluster)
+        patch.setattr(parquet_pages, "PAGE", page)
         for piece in pieces(layout, count):
             writer.write("t", {"x": piece})
     expected = ak.to_list(layout)
@@ -186,7 +187,7 @@ def test_floats_of_records_that_may_be_missing_have_pages(
     tmp_path: Path, gaps: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pages with and without a missing record follow one another."""
-    monkeypatch.setattr(pages, "PAGE", 16)
+    monkeypatch.setattr(parquet_pages, "PAGE", 16)
     path = tmp_path / "x.parquet"
     some = [{"a": 1.5, "b": [0.5, None]}] * 9
     records = {
@@ -245,8 +246,8 @@ def test_many_pages_and_row_groups_are_one_column(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Columns of one collection share their offsets, and pages end between rows."""
-    monkeypatch.setattr(write, "CLUSTER", 1 << 20)
-    monkeypatch.setattr(pages, "PAGE", 1 << 14)
+    monkeypatch.setattr(writing, "CLUSTER", 1 << 20)
+    monkeypatch.setattr(parquet_pages, "PAGE", 1 << 14)
     random = np.random.default_rng(5)
     counts = random.poisson(3, 60_000)
     columns: dict[str, Any] = {
@@ -287,7 +288,7 @@ def test_no_columns_and_no_rows_are_a_file(tmp_path: Path) -> None:
 
 def test_rows_are_skipped_by_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Columns in no list have their extremes, from which NaN and the sign of zero are kept out."""
-    monkeypatch.setattr(write, "CLUSTER", 1)
+    monkeypatch.setattr(writing, "CLUSTER", 1)
     path = tmp_path / "x.parquet"
     with open_writer(path, "parquet") as writer:
         for run in (1, 2):
@@ -404,7 +405,7 @@ def test_small_ranges_are_gathered(
     tmp_path: Path, result_format: Format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a cut leaves of many ranges is written together, and none of it is lost."""
-    monkeypatch.setattr(write, "CLUSTER", 8_000)
+    monkeypatch.setattr(writing, "CLUSTER", 8_000)
     path = tmp_path / "x"
     with open_writer(path, result_format) as writer:
         for start in range(0, 2000, 10):

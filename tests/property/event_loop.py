@@ -4,9 +4,11 @@ Slow, and written for the tests alone, so that it is plainly right. It shares no
 service, not even the reader of the text. An event or a record is a dict, a list a list, a tuple a
 tuple, and what is missing is None.
 
-Whole numbers have 64 bits and wrap around. What is missing makes missing what is computed from
-it, does not fulfil a condition, and takes no part in sums and extremes; as a list it has no
-elements. What is no number (NaN) takes no part in extremes and is the last of what is ordered.
+Whole numbers fit into 64 bits: the writer of the queries sees to that.
+
+A missing value makes each result missing that is computed from it. It does not fulfil a condition,
+and sums and extremes pass over it. A missing list counts as an empty one. Extremes pass over NaN
+too, and an order puts NaN last.
 """
 
 import math
@@ -120,20 +122,16 @@ def each(function: Callable[..., Any], *values: Any) -> Any:
 
 
 def known(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function whose value is missing where an argument is, and has 64 bits."""
+    """Return a function whose value is missing where an argument is."""
 
     def result(*values: Any) -> Any:
         if any(one is None for one in values):
             return None
         found = function(*values)
-        return wrapped(found) if type(found) is int else found
+        assert type(found) is not int or -(2**63) <= found < 2**64, "it needs more than 64 bits"
+        return found
 
     return result
-
-
-def wrapped(number: int) -> int:
-    """Return a whole number as 64 bits hold it."""
-    return (number + 2**63) % 2**64 - 2**63
 
 
 def divided(one: float, other: float) -> float:
@@ -181,6 +179,17 @@ def disjunction(*values: Any) -> bool | None:
     return None if None in values else False
 
 
+def bits(both: Callable[[int, int], int], truths: Callable[..., Any]) -> Callable[..., Any]:
+    """Return an operator on bits, which is one of logic on truth values."""
+
+    def result(one: Any, other: Any) -> Any:
+        if isinstance(one, bool) or isinstance(other, bool):
+            return truths(one, other)
+        return known(both)(one, other)
+
+    return result
+
+
 def either(test: Any, yes: Any, no: Any) -> Any:
     """Return one of two values."""
     return None if test is None else yes if test else no
@@ -205,8 +214,8 @@ SYMBOLS: dict[tuple[str, int], Callable[..., Any]] = {
     (">=", 2): known(operator.ge),
     ("==", 2): known(operator.eq),
     ("!=", 2): known(operator.ne),
-    ("&", 2): known(operator.and_),
-    ("|", 2): known(operator.or_),
+    ("&", 2): bits(operator.and_, conjunction),
+    ("|", 2): bits(operator.or_, disjunction),
     ("^", 2): known(operator.xor),
     ("<<", 2): known(operator.lshift),
     (">>", 2): known(operator.rshift),
@@ -367,15 +376,15 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "First": lambda source: item(source, 0),
     "Last": lambda source: item(source, -1),
     "ElementAt": item,
-    "Contains": lambda source, wanted: any(
-        one == wanted for one in elements(source) if one is not None and wanted is not None
+    "Contains": lambda source, wanted: disjunction(
+        *(known(operator.eq)(one, wanted) for one in elements(source))
     ),
     "Count": lambda source: len(elements(source)),
     "Sum": added,
     "Max": lambda source: extreme(max, source),
     "Min": lambda source: extreme(min, source),
-    "Any": lambda source, function: any(function(one) for one in elements(source)),
-    "All": lambda source, function: all(function(one) for one in elements(source)),
+    "Any": lambda source, function: disjunction(*map(function, elements(source))),
+    "All": lambda source, function: conjunction(*map(function, elements(source))),
     "Concat": lambda source, other: elements(source) + elements(other),
     "Zip": zipped,
     "OrderBy": ordered,
@@ -390,7 +399,7 @@ ON_LISTS: dict[str, Callable[..., Any]] = {
     "sum": added,
     "max": lambda source: extreme(max, source),
     "min": lambda source: extreme(min, source),
-    "any": any,
-    "all": all,
+    "any": lambda source: disjunction(*source),
+    "all": lambda source: conjunction(*source),
 }
 """Functions of one list."""

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -22,18 +23,19 @@ from sqlalchemy import Engine, create_engine, select, update
 from sqlalchemy.pool import StaticPool
 
 from servicex_server.database import outcomes as outcome_rows
+from servicex_server.database import request_completion
 from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
 from servicex_server.database.connection import Database
 from servicex_server.database.tables import requests, tasks
 from servicex_server.errors import CorruptError, UnknownNameError, UnreachableError
-from servicex_server.fairness import Caps, shares
 from servicex_server.model import (
     LOCAL_USER,
     Outcome,
     RequestState,
     TaskState,
 )
+from servicex_server.scheduling.fair_share import Caps, fair_shares
 from tests.postgres import Postgres
 from tests.property.examples import EXAMPLES, made_up
 from tests.services import store
@@ -137,7 +139,7 @@ class Requests(RuleBasedStateMachine):
         at_work = Counter(work.request_id for work in self.running)
         begun = []
         with self.engine.begin() as connection:
-            wanted = shares(task_rows.demand(connection), at_work, slots, Caps())
+            wanted = fair_shares(task_rows.demand(connection), at_work, slots, Caps())
             for request_id, count in wanted.items():
                 works = task_rows.waiting(connection, request_id, count)
                 begun += task_rows.begin(connection, works, {})
@@ -191,7 +193,7 @@ class Requests(RuleBasedStateMachine):
         with self.engine.begin() as connection:
             touched, orphans = outcome_rows.record(connection, [result], most_attempts=ATTEMPTS)
         with self.engine.begin() as connection:
-            outcome_rows.finish(connection, touched, fatal_after=FATAL_AFTER)
+            request_completion.finish(connection, touched, fatal_after=FATAL_AFTER)
         return orphans
 
     @rule()
@@ -215,9 +217,9 @@ class Requests(RuleBasedStateMachine):
         """Delete a request; its objects are told, each once."""
         model = self.models.pop(request_id)
         with self.engine.begin() as connection:
-            request_rows.hide(connection, LOCAL_USER, request_id)
+            request_rows.mark_deleted(connection, LOCAL_USER, request_id)
         with self.engine.begin() as connection:
-            task_ids, told = request_rows.doomed(connection, request_id)
+            task_ids, told = request_rows.tasks_to_remove(connection, request_id)
             request_rows.remove_tasks(connection, task_ids)
             request_rows.remove(connection, request_id)
         assert len(task_ids) == len(model.files)
@@ -275,6 +277,13 @@ class Requests(RuleBasedStateMachine):
 
 
 TestRequests: Any = Requests.TestCase
+TestRequests.settings = settings(TestRequests.settings, max_examples=EXAMPLES or 40)
+
+
+@pytest.mark.long
+def test_many_histories_end_as_the_model_says() -> None:
+    """The test above checks fewer histories in the same way."""
+    run_state_machine_as_test(Requests, settings=made_up)
 
 
 def test_the_rows_of_postgresql_are_no_others(postgresql: Postgres) -> None:
@@ -290,7 +299,7 @@ def test_the_rows_of_postgresql_are_no_others(postgresql: Postgres) -> None:
             with engine.begin() as connection:
                 connection.exec_driver_sql("truncate requests, tasks, datasets, files")
 
-    fewer = settings(made_up, max_examples=EXAMPLES or 40)
+    fewer = settings(made_up, max_examples=EXAMPLES or 15)
     run_state_machine_as_test(OnPostgresql, settings=fewer)
     engine.dispose()
     postgresql.run("drop database modelled")

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import awkward as ak
-from hypothesis import event, given, note
+import pytest
+from hypothesis import event, given, note, settings
 from hypothesis import strategies as st
 
 from servicex_server.columnar.plan import chunks
-from servicex_server.columnar.read import open_root
+from servicex_server.columnar.reading.trees import open_root
 from servicex_server.languages.func_adl import FuncAdl
 from servicex_server.model import ResultFormat
 from tests.property import event_loop
-from tests.property.examples import made_up
+from tests.property.examples import EXAMPLES, made_up
 from tests.property.typed_trees import Kind, Many, Number, Row, Text, Tree, trees
 from tests.property.written_queries import Query, queries
 
@@ -129,10 +130,8 @@ def check(tree: Tree, query: Query, path: Path, edges: list[int], budget: int) -
     assert all(set(columns) == set(wanted) for columns in there)
 
 
-@made_up
-@given(data=st.data())
-def test_columns_are_those_of_a_loop_over_events(data: st.DataObject) -> None:
-    """Rows, names, structure, kinds of numbers and values, however the events are cut."""
+def compare_with_loop(data: st.DataObject) -> None:
+    """Draw a tree and three queries of it, and check each of them."""
     tree = data.draw(trees())
     count = sum(tree.steps)
     with tempfile.TemporaryDirectory() as folder:
@@ -144,3 +143,18 @@ def test_columns_are_those_of_a_loop_over_events(data: st.DataObject) -> None:
             budget = data.draw(st.sampled_from((1, 200, 1 << 20)))
             event("RNTuple" if tree.ntuple else "TTree")
             check(tree, query, path, [0, cut, count], budget)
+
+
+@settings(made_up, max_examples=EXAMPLES or 25)
+@given(data=st.data())
+def test_columns_are_those_of_a_loop_over_events(data: st.DataObject) -> None:
+    """Rows, names, structure, kinds of numbers and values, however the events are cut."""
+    compare_with_loop(data)
+
+
+@pytest.mark.long
+@made_up
+@given(data=st.data())
+def test_columns_of_many_trees_are_those_of_a_loop_over_events(data: st.DataObject) -> None:
+    """The test above checks fewer trees in the same way."""
+    compare_with_loop(data)

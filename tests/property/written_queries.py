@@ -22,6 +22,8 @@ WHOLE = (-300, -2, -1, 0, 1, 2, 3, 100, 255, 70_000, 2**40)
 FLOATS = (-2.25, -0.5, 0.0, 0.25, 0.5, 1.0, 2.0, 40.75)
 LARGEST = 90
 """Binary digits before the point that floats may have."""
+WIDEST = 62
+"""Binary digits of what is computed with whole numbers; with more the service refuses to."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,12 @@ def combined(symbol: str, one: Number, other: Number) -> Number | None:
     if symbol in ("&", "|", "^"):
         if "f" in (one.kind, other.kind):
             return None
-        kind = "b" if one.kind == other.kind == "b" else "i"
-        return Number(kind, size, unsigned=unsigned)
+        if one.kind != other.kind and "b" in (one.kind, other.kind):
+            return None  # the loop cannot tell a missing truth value from a missing number
+        return Number(one.kind, size, unsigned=unsigned)
     if "f" not in (one.kind, other.kind) and symbol != "/":
-        if unsigned and size > 62:
-            return None
-        return Number("i", min(size, 64), unsigned=unsigned)
+        fits = size <= WIDEST or (symbol == "%" and not unsigned)
+        return Number("i", size, unsigned=unsigned) if fits else None
     if size > LARGEST or (symbol in ("/", "//", "%") and not other.exact):
         return None
     if symbol == "/":
@@ -86,8 +88,8 @@ def merged(numbers: Sequence[Number]) -> Number:
 
 
 def one_type(one: Number, other: Number) -> bool:
-    """Whether one column can hold both as they are, also where whole numbers have overflowed."""
-    wide = any(side.kind == "i" and side.size > 62 for side in (one, other))
+    """Whether one column can hold both as they are."""
+    wide = any(side.kind == "i" and side.size > WIDEST for side in (one, other))
     return one.kind == other.kind or not wide
 
 
@@ -271,9 +273,9 @@ class Writer:
         if symbol in ("<<", ">>"):
             bits = self._random.randint(0, 8)
             size = first.size + (bits if symbol == "<<" else 0)
-            if first.kind == "f" or (first.unsigned and size > 62):
+            if first.kind == "f" or size > WIDEST:
                 return one, first
-            return f"({symbol} {one} {bits})", Number("i", min(size, 64), 0, first.unsigned)
+            return f"({symbol} {one} {bits})", Number("i", size, 0, first.unsigned)
         if symbol == "**":
             return self._power(one, first)
         other, second = self._plain(scope, depth)
@@ -302,6 +304,8 @@ class Writer:
                 return text, kind
             kind = kind if kind.kind == "b" else replace(kind, size=min(kind.size + 1, 64))
             return f"(~ {text})", kind
+        if kind.kind == "i" and kind.size > WIDEST:
+            return text, kind
         kind = replace(kind, kind="i") if kind.kind == "b" else kind
         return f"({symbol} {text})", kind
 
@@ -309,6 +313,8 @@ class Writer:
         name = self._pick(("abs", "sqrt", "sin", "cos", "hypot", "arctan2", "min", "max", "round"))
         one, first = self._plain(scope, depth)
         if name == "abs":
+            if first.kind == "i" and first.size > WIDEST:
+                return one, first
             kind = replace(first, kind="i") if first.kind == "b" else first
             called = self._pick(("abs", "(attr np 'abs')", "(attr np 'absolute')"))
             return f"(call {called} {one})", kind
@@ -361,11 +367,11 @@ class Writer:
         if name.lower() != "sum":
             return written, element
         size = element.size + many.most
-        if size > (62 if element.unsigned else LARGEST):
+        if size > (LARGEST if element.kind == "f" else WIDEST):
             return text.join(("(call len ", ")")), Number("i", many.most)
         if element.kind == "f":
             return self._float(written), rounded(replace(element, size=size))
-        return written, Number("i", min(size, 64), unsigned=element.unsigned)
+        return written, Number("i", size, unsigned=element.unsigned)
 
     def _element(self, scope: Scope, depth: int) -> tuple[str, Number]:
         text, many = self.many(scope, depth)
@@ -405,15 +411,16 @@ class Writer:
             return "1", Number("i")
         seed = self._pick(WHOLE)
         size = max(kind.size, abs(seed).bit_length()) + many.most + 1
-        limit = 62 if kind.unsigned else LARGEST
-        if size > limit or (symbol == "*" and kind.unsigned):
+        if symbol == "*":
+            size = abs(seed).bit_length() + kind.size * 2**many.most
+        if size > (LARGEST if kind.kind == "f" else WIDEST):
             return "1", Number("i")
         head = f"call {symbol}" if symbol in ("min", "max") else symbol
         function = f"(lambda (list total {name}) ({head} total {body}))"
         written = self.operator("Aggregate", text, str(seed), function)
         if kind.kind == "f":
             return self._float(written), rounded(replace(kind, size=size))
-        return written, Number("i", 64 if symbol == "*" else min(size, 64), 0, kind.unsigned)
+        return written, Number("i", size, 0, kind.unsigned)
 
     def _float(self, text: str) -> str:
         """Write a sum of floats so that it is one also where nothing is added up.

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from servicex_server.web import rows as rows_of_answers
-from servicex_server.web.rows import AT_ONCE, with_rows
+from servicex_server.web.api import json_rows as rows_of_answers
+from servicex_server.web.api.json_rows import AT_ONCE, with_rows
 
 
 @pytest.mark.parametrize("count", [0, 1, AT_ONCE - 1, AT_ONCE, AT_ONCE + 1, 3 * AT_ONCE + 7])

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from servicex_server.asking import show
+from servicex_server.cli.tables import show
 
 
 def queue(**changes: Any) -> dict[str, Any]:
@@ -52,9 +52,10 @@ def printed(capsys: pytest.CaptureFixture[str], found: dict[str, Any], table: st
 
 
 def test_the_queue_is_a_row_for_each_request(capsys: pytest.CaptureFixture[str]) -> None:
-    assert printed(capsys, queue(title="my columns"), "queue") == [
-        "user request title state waiting running done failed files/min left",
-        "ann r1 my columns Running 7 2 1 0 4.5 2 min 0 s",
+    told = {"title": "my columns", "events": 2304, "events-kept": 17}
+    assert printed(capsys, queue(**told), "queue") == [
+        "user request title state waiting running done failed events files/min left",
+        "ann r1 my columns Running 7 2 1 0 2304 → 17 4.5 2 min 0 s",
     ]
     (_, row) = printed(capsys, queue(**{"seconds-left": None}), "queue")
     assert row.endswith(" unknown")
@@ -70,7 +71,7 @@ def test_an_empty_queue_and_no_workers_are_words(capsys: pytest.CaptureFixture[s
 
 def test_a_title_is_only_text(capsys: pytest.CaptureFixture[str]) -> None:
     _, row = printed(capsys, queue(title="[red]\x1b]0;x\x07\n:smile:"), "queue")
-    assert " [red]?]0;x??:smile: " in row
+    assert r" [red]\x1b]0;x\x07\n:smile: " in row
 
 
 def test_a_long_path_stays_on_its_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,6 +83,6 @@ def test_a_long_path_stays_on_its_line(capsys: pytest.CaptureFixture[str]) -> No
 def test_what_is_wrong_with_workers_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     told = workers(100.0, state="unfit", problem="it has version 0", name="/")
     first, _, row, wanted = printed(capsys, told, "workers")
-    assert first == "No process leads; this is how it was 1 min 40 s ago."
+    assert first == "The service has no leader. This is its state 1 min 40 s ago."
     assert row == "tls://1.2.3.4:5 unfit: it has version 0 0.20 of 2.00 GB 3"
     assert wanted == "2 wanted: 2 files"

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import pytest
 from distributed import Client
 
-from servicex_server.engines import clusters
-from servicex_server.engines.clusters import Managed, first_cause
+from servicex_server.clusters import contract
+from servicex_server.clusters.contract import Managed, first_cause
 
 
 class Server:
@@ -53,15 +53,15 @@ async def all_told(cluster: Managed) -> None:
 async def test_what_fails_is_told_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(clusters, "AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(contract, "AGAIN_SECONDS", 0.01)
     server = Server([OSError("no route"), RuntimeError("busy")])
     cluster = OfServer(server)
     await cluster.scale(7)
     await all_told(cluster)
     assert server.heard == [7]
     assert [record.getMessage() for record in caplog.records] == [
-        "7 workers are wanted, which cannot be told: busy",
-        "7 workers are wanted, which cannot be told: no route",
+        "cannot scale the cluster to 7 workers: busy",
+        "cannot scale the cluster to 7 workers: no route",
     ]
 
 
@@ -83,7 +83,7 @@ async def test_only_what_is_wanted_last_counts() -> None:
 async def test_a_server_that_says_nothing_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(clusters, "TELL_SECONDS", 0.05)
+    monkeypatch.setattr(contract, "TELL_SECONDS", 0.05)
     server = Server([], answers=False)
     cluster = OfServer(server, ends=False)
     await cluster.scale(1)
@@ -92,7 +92,7 @@ async def test_a_server_that_says_nothing_is_not_waited_for(
             await asyncio.sleep(0.01)
         await cluster.close()
     assert server.heard == []
-    assert "a cluster is left at tcp://far:8786: no route" in caplog.text
+    assert "the cluster at tcp://far:8786 could not be ended: no route" in caplog.text
 
 
 def test_the_first_cause_is_the_one_that_says_something() -> None:

@@ -2,8 +2,8 @@
 
 from datetime import UTC, datetime, timedelta
 
-from servicex_server.database.history import Moment
-from servicex_server.web.pages.day import beginning, day
+from servicex_server.database.service_history import Moment
+from servicex_server.web.pages.day_chart import beginning, day
 
 NOW = datetime(2026, 11, 27, 13, 38, 20, tzinfo=UTC)
 

@@ -3,7 +3,7 @@
 import pytest
 from fastapi import Request
 
-from servicex_server.web.server import _unknown
+from servicex_server.web.error_handlers import _unknown
 
 
 @pytest.mark.anyio

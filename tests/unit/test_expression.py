@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from uproot.language.python import PythonLanguage
 
-from servicex_server.columnar.expression import evaluate, names, parse
+from servicex_server.columnar.expression import parse
+from servicex_server.columnar.expression_evaluator import evaluate
+from servicex_server.columnar.expression_nodes import names
 from servicex_server.columnar.functions import FUNCTIONS
 from servicex_server.errors import QueryError, QueryTypeError, UnknownNameError
 
@@ -61,10 +63,13 @@ def test_an_expression_gives_what_it_says(text: str, expected: object) -> None:
     assert compute(text) == expected
 
 
-def test_the_standard_axis_can_be_asked_for() -> None:
-    """With the standard axis a reduction runs over all events, as in awkward itself."""
-    assert compute("sum(jets, axis=0)") == compute("sum(jets, axis=0)", standard_axis=True)
-    assert compute("sum(jets)", standard_axis=True) == 6.0
+def test_standard_axis_changes_the_default_only() -> None:
+    """The default axis of awkward may combine events, and is refused; a given axis holds."""
+    assert compute("sum(jets, axis=1)", standard_axis=True) == compute("sum(jets)")
+    assert compute("flatten(deep, axis=2)", standard_axis=True) == compute("flatten(deep)")
+    for text in ("sum(jets)", "flatten(deep)", "concatenate([jets, jets])"):
+        with pytest.raises(QueryTypeError, match="at character 1"):
+            compute(text, standard_axis=True)
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,21 @@
 import time
 from typing import Any
 
+import awkward as ak
 import pytest
 import qastle
 
-from servicex_server.columnar.rows import Rows
-from servicex_server.columnar.sequences import Branch, Node, walk
+from servicex_server.columnar.loop_evaluator import Evaluation, Source
+from servicex_server.columnar.loop_frames import array_of
+from servicex_server.columnar.loop_nodes import (
+    Branch,
+    Node,
+    common_subexpressions,
+    prepare,
+    shown,
+    walk,
+)
+from servicex_server.columnar.loop_plan import LoopQuery
 from servicex_server.errors import QueryError, RequestError, UnknownNameError
 from servicex_server.languages.func_adl import FuncAdl
 from servicex_server.languages.qastle import Form, read_forms
@@ -16,10 +26,10 @@ from servicex_server.model import ResultFormat
 E = "(call EventDataset 'bogus.root' 'events')"
 
 
-def compiled(selection: str) -> Rows:
+def compiled(selection: str) -> LoopQuery:
     """Return what a query means."""
     (extraction,) = FuncAdl().compile(selection, ResultFormat.PARQUET).extractions
-    assert isinstance(extraction, Rows)
+    assert isinstance(extraction, LoopQuery)
     return extraction
 
 
@@ -118,6 +128,7 @@ def test_a_function_that_python_has_as_a_symbol_means_the_same(function: str, sy
         ("(call EventDataset)", ""),
         ("(call EventDataset 'ServiceXDatasetSource')", ""),
         ("(call EventDataset 'bogus.root' 'None')", ""),
+        ("(call EventDataset 'bogus.root' None)", ""),
         ("(call EventDataset 'bogus.root' 'dir/tree;3')", "dir/tree;3"),
         (f"(call MetaData {E} (dict (list 'metadata_type') (list 'x')))", "events"),
     ],
@@ -142,17 +153,17 @@ def of_event(expression: str) -> str:
 WRONG = {
     "": "selection is empty",
     "   ": "selection is empty",
-    "[{'treename': 'events'}]": "no qastle.*at character 1",
+    "[{'treename': 'events'}]": "not qastle.*at character 1",
     "(call Select": "parenthesis is not closed.*at character 1",
-    "(call Select))": "more after the end|closed that was not opened",
+    "(call Select))": "text after the end|closed that was not opened",
     "()": "nothing between the parentheses",
     "(call Select 'abc)": "a text has no end.*at character 14",
     "(attr e 'x')": "there is no name e",
-    "3": "this gives no column",
+    "3": "this does not give a column",
     E: "",
     of_event("(attr e '')"): "a name is empty",
     of_event("(attr f 'x')"): "there is no name f, at character",
-    of_event("None"): "None is no value",
+    of_event("None"): "None is not a value",
     of_event("(call __import__ 'os')"): "there is no function __import__",
     of_event("(call open '/etc/passwd')"): "there is no function open",
     of_event("(call getattr (attr e 'x') 'y')"): "there is no function getattr",
@@ -160,33 +171,33 @@ WRONG = {
     of_event("(call (attr os 'system') 'x')"): "there is no",
     of_event("(call (attr np 'load') 'x')"): r"there is no function np\.load",
     of_event("(call (attr np '__class__') 1)"): "there is no function",
-    of_event("(attr np 'random')"): "is no value",
+    of_event("(attr np 'random')"): "is not a value",
     of_event("(call (attr (attr e 'x') 'Frist'))"): "there is no operator Frist",
     of_event("(call (attr (attr e 'x') 'Average'))"): "there is no operator Average",
-    of_event("(call sqrt (attr e 'x') 2)"): "sqrt takes 1, and here are 2, at character 73",
-    of_event("(call (attr math 'log') (attr e 'x') 10)"): "log takes 1, and here are 2",
-    of_event("(call (attr np 'arctan2') (attr e 'x'))"): "arctan2 takes 2, and here are 1",
-    of_event("(call (attr np 'add') (attr e 'x'))"): "add takes 2, and here are 1",
-    of_event("(call (attr np 'negative') 1 2)"): "negative takes 1, and here are 2",
-    of_event("(call (attr np 'where') (attr e 'x') 2)"): "where takes 3, and here are 2",
+    of_event("(call sqrt (attr e 'x') 2)"): "sqrt takes 1; got 2, at character 73",
+    of_event("(call (attr math 'log') (attr e 'x') 10)"): "log takes 1; got 2",
+    of_event("(call (attr np 'arctan2') (attr e 'x'))"): "arctan2 takes 2; got 1",
+    of_event("(call (attr np 'add') (attr e 'x'))"): "add takes 2; got 1",
+    of_event("(call (attr np 'negative') 1 2)"): "negative takes 1; got 2",
+    of_event("(call (attr np 'where') (attr e 'x') 2)"): "where takes 3; got 2",
     of_event("(call (attr np 'max') (attr e 'x') (attr e 'y'))"): "np.max works on one list",
-    of_event("(call sum 1 2)"): "sum takes 1, and here are 2",
-    of_event("(call sqrt)"): "sqrt takes 1, and here are 0",
+    of_event("(call sum 1 2)"): "sum takes 1; got 2",
+    of_event("(call sqrt)"): "sqrt takes 1; got 0",
     of_event("(call max)"): "max needs an argument",
     of_event("(call Contains (list 1 (list 2 3)) (attr e 'x'))"): "looks for single values",
-    of_event("(call Contains (list 1 2))"): "Contains takes 1 argument, and here are 0",
-    of_event("(@ 1 2)"): "no qastle",
+    of_event("(call Contains (list 1 2))"): "Contains takes 1 argument; got 0",
+    of_event("(@ 1 2)"): "not qastle",
     of_event("(<> 1 2)"): "there is no operator <>",
-    of_event("(dict (list 'a' 'a') (list 1 2))"): "the key 'a' is twice there",
+    of_event("(dict (list 'a' 'a') (list 1 2))"): "the key 'a' is given twice",
     of_event("(dict (list 'a') (list 1 2))"): "1 keys and 2 values",
     of_event("(dict (list 3) (list 1))"): "a key of a dict is a text",
-    of_event("(list)"): "an empty list is no column",
+    of_event("(list)"): "an empty list is not a column",
     of_event("(call (attr (attr e 'x') 'Select') (lambda (list a b) a))"): "has 2 names",
     of_event("(call (attr (attr e 'x') 'Select') (lambda (list) 1))"): "has 0 names",
     of_event("(call (attr (attr e 'x') 'Select') (lambda (list True) 1))"): "different words",
     of_event("(call (attr (attr e 'x') 'Select') (lambda (list (list a)) 1))"): "different words",
     of_event("(call (attr (attr e 'x') 'Select') 3)"): "Select needs a lambda",
-    of_event("(call (attr (attr e 'x') 'First') 3)"): "First takes no argument, and here are 1",
+    of_event("(call (attr (attr e 'x') 'First') 3)"): "First takes no argument; got 1",
     of_event("(call (attr (attr e 'x') 'Aggregate') 0 (lambda (list a v) (+ v v)))"): "Aggregate",
     of_event("(+ (dict (list 'a') (list 1)) 1)"): r"\+ cannot work on a record, at character 76",
     of_event("(if (> 1 2) (list 1 2) 3)"): "if cannot work on a record, at character 85",
@@ -200,10 +211,12 @@ WRONG = {
     of_event("(call Choose (attr e 'x') 'b')"): "Choose takes a whole number, such as 2",
     of_event("(call Choose (attr e 'x') 0)"): "Choose takes a whole number, such as 2",
     of_event("(call round (list 1 2))"): "round cannot work on a record",
-    of_event("(call (attr (attr e 'x') 'Where') (lambda (list p) e))"): "event itself is no value",
+    of_event(
+        "(call (attr (attr e 'x') 'Where') (lambda (list p) e))"
+    ): "event itself is not a value",
     of_event("(call e 3)"): "there is no function e",
     of_event("(call (lambda (list x) (call x x)) 3)"): "only operators and functions can be called",
-    of_event("(lambda (list x) x)"): "a lambda stands only where",
+    of_event("(lambda (list x) x)"): "a lambda can only be an argument",
     f"(call Count {E})": "all events of all files together",
     f"(call First {E})": "all events of all files together",
     f"(call Select {E} (lambda (list e) {E}))": "only at the beginning",
@@ -273,3 +286,52 @@ def test_a_long_chain_of_and_is_not_deep() -> None:
         chain = f"(or {chain} (attr e 't{number}'))"
     found = node(f"(call Where {E} (lambda (list e) {chain}))")
     assert len([one for one in walk(found) if isinstance(one, Branch)]) == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "computed"),
+    [
+        ("(+ (* x 2) (* x 2))", {"(* x 2)": 2}),
+        ("(+ (+ (* x 2) 1) (+ (* x 2) 1))", {"(+ (* x 2) 1)": 2}),  # what is within is not counted
+        ("(+ (+ (* x 2) 1) (+ (* x 2) (* x 2)))", {"(* x 2)": 3}),
+        ("(+ (+ x 1) (+ x 1.0))", {}),
+        ("(+ (+ x 1) (+ x True))", {}),
+        ("(+ (+ x 0.0) (+ x -0.0))", {}),
+        ("(+ (+ x 1) (- x 1))", {}),
+        ("(+ (/ x 2) (/ 2 x))", {}),
+    ],
+)
+def test_equal_nodes_are_found(body: str, computed: dict[str, int]) -> None:
+    """Numbers are equal only if they have the same type and sign."""
+    query = f"(Select (Select {E} (lambda (list e) (attr e 'x'))) (lambda (list x) {body}))"
+    nodes = node(query)
+    found = common_subexpressions(nodes)
+    texts = {shown(query, one.at): found[id(one)][1] for one in walk(nodes) if id(one) in found}
+    assert texts == computed
+
+
+def test_equal_nodes_of_different_variables_are_told_apart() -> None:
+    """Names may be the same where they do not mean the same."""
+    query = (
+        f"(Select {E} (lambda (list e) (+ (Count (Where (attr e 'x') (lambda (list j) (> j 1)))) "
+        "(Count (Where (attr e 'y') (lambda (list j) (> j 1)))))))"
+    )
+    assert common_subexpressions(node(query)) == {}
+
+
+def test_what_is_said_twice_is_computed_once() -> None:
+    """A branch stands for all that costs time."""
+    asked: list[tuple[str, ...]] = []
+
+    def read(path: tuple[str, ...]) -> Any:
+        asked.append(path)
+        return ak.Array([1.0, 2.0, 3.0])
+
+    query = (
+        f"(Select (Where {E} (lambda (list e) (> (attr e 'x') (- 5 (attr e 'x'))))) "
+        "(lambda (list e) (* (call sqrt (attr e 'x')) (call sqrt (attr e 'x')))))"
+    )
+    source = Source(3, read, dict)
+    result = Evaluation(prepare(node(query), query), source).loop()
+    assert array_of(result.element, result.inner).tolist() == [pytest.approx(3.0)]
+    assert asked == [("x",), ("x",)]  # once for each of the two lambdas

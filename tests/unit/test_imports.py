@@ -1,6 +1,6 @@
-"""Who may import whom, held by reading every import; and what an import may cost.
+"""Which room may import which, checked on every import; and what an import may cost.
 
-The table below is the map of the package. A new module needs a place in it.
+The rules are about folders. They are also the map of the package: read `LAYERS` from the bottom up.
 """
 
 import ast
@@ -17,111 +17,62 @@ PACKAGE = "servicex_server"
 SOURCE = Path(__file__).parents[2] / "src" / PACKAGE
 
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"model", "errors"}),
-    frozenset({"settings", "keys", "plugins", "telemetry", "credentials", "blocking", "webhook"}),
-    frozenset(
-        {
-            "languages.contract",
-            "finders.contract",
-            "engines.contract",
-            "objects.contract",
-            "objects.bucket",
-        }
-    ),
-    frozenset({"database"}),
-    frozenset(
-        {
-            "submission",
-            "lookup",
-            "dispatch",
-            "elsewhere",
-            "fairness",
-            "identity",
-            "scaling",
-            "quotas",
-            "racing",
-            "replicas",
-            "retention",
-            "accounts",
-        }
-    ),
-    frozenset({"app", "candidate", "leader", "reporter", "reporting"}),
-    frozenset({"web", "cli", "client_file", "doctor", "processes", "asking", "probes"}),
+    frozenset({"text", "concurrency"}),
+    frozenset({"errors"}),
+    frozenset({"network"}),
+    frozenset({"model"}),
+    frozenset({"plugins", "credentials", "observability", "storage", "columnar"}),
+    frozenset({"database", "languages", "finders"}),
+    frozenset({"worker"}),
+    frozenset({"settings", "query_processes"}),
+    frozenset({"notifications", "clusters"}),
+    frozenset({"engine"}),
+    frozenset({"datasets", "testing"}),
+    frozenset({"replicas", "requests"}),
+    frozenset({"scheduling"}),
+    frozenset({"accounts"}),
+    frozenset({"app"}),
+    frozenset({"process"}),
+    frozenset({"web"}),
+    frozenset({"cli"}),
 )
-"""From the bottom up: a room imports from its own layer and from those below it."""
+"""From the bottom up: a room imports itself and rooms of lower layers, none beside it."""
 
 ONLY: Mapping[str, frozenset[str]] = {
-    "columnar": frozenset({"errors"}),
-    "transform": frozenset(
+    "columnar": frozenset({"errors", "network", "text"}),
+    "storage": frozenset({"errors", "model"}),
+    "database": frozenset({"errors", "model", "storage", "text"}),
+    "languages": frozenset({"columnar", "errors", "model", "text"}),
+    "finders": frozenset({"concurrency", "credentials", "errors", "model", "network", "text"}),
+    "worker": frozenset(
         {
-            "result",
             "columnar",
-            "languages",
-            "objects",
             "credentials",
-            "model",
             "errors",
+            "languages",
+            "model",
+            "network",
             "plugins",
+            "storage",
         }
     ),
-    "probe": frozenset({"result", "columnar", "model", "errors"}),
-    "result": frozenset({"columnar", "credentials", "model", "errors"}),
-    "languages": frozenset({"languages.contract", "columnar", "model", "errors"}),
-    "finders": frozenset({"finders.contract", "credentials", "blocking", "model", "errors"}),
-    "engines": frozenset({"engines.contract", "model", "errors"}),
-    "objects": frozenset({"objects.contract", "model", "errors"}),
+    "settings": frozenset({"errors", "model", "network", "text"}),
 }
-"""Rooms beside the layers import themselves, or only what is named here.
+"""Rooms that import less than what lies below them. A worker knows no database and no web."""
 
-For an implementation "itself" is its own module: it knows its contract, not its siblings.
+FAMILIES: Mapping[str, frozenset[str]] = {
+    "languages": frozenset({"contract"}),
+    "finders": frozenset({"contract", "file_list"}),
+    "storage": frozenset({"contract", "bucket"}),
+    "engine": frozenset({"contract"}),
+}
+"""Families of implementations, and what others than `ASSEMBLY` may import of each.
+
+A list of files comes in the request itself, and is checked there.
 """
 
-ASSEMBLY = frozenset({"app", "leader", "web", "cli", "doctor"})
-"""Only where the service is put together may an implementation be named."""
-
-EXTRA: Mapping[tuple[str, str], str] = {
-    ("languages.contract", "columnar"): "what a language compiles to is a plan of columns",
-    ("engines", "transform"): "what an engine runs on its workers",
-    ("accounts.administration", "objects.store"): "a command beside the service removes results",
-    ("engines.on_worker", "probe"): "what an engine has its workers look at",
-    ("probes", "probe"): "the same look, from where a person is",
-    ("engines.dask", "engines.clusters"): "tasks are one chapter, where workers come from another",
-    ("engines.dask", "engines.on_worker"): "what runs on the other side is a chapter",
-    ("engines.dask", "engines.roster"): "who is there and what each is on is a chapter",
-    ("engines.dask", "engines.checking"): "asking workers beside their tasks is a chapter",
-    ("engines.on_worker", "columnar.allocator"): "a process is made ready before its first task",
-    ("engines.checking", "engines.on_worker"): "what is asked runs on the other side",
-    ("engines.on_worker", "engines.beside"): "what runs on a worker beside its task is a chapter",
-    ("engines.on_worker", "languages.family"): "what a program has started ends with its worker",
-    ("engines.clusters", "engines"): "the contract of a cluster, and the choice of its kinds",
-    ("engines.clusters", "engines.certificate"): "how its parts know each other is a chapter",
-    ("engines.jobqueue", "engines.certificate"): "how its parts know each other is a chapter",
-    ("engines.address", "engines.clusters"): "a kind of cluster knows the contract",
-    ("engines.jobqueue", "engines.clusters"): "a kind of cluster knows the contract",
-    ("engines.kubernetes", "engines.clusters"): "a kind of cluster knows the contract",
-    ("engines.gateway", "engines.clusters"): "a kind of cluster knows the contract",
-    ("engines", "engines.options"): "what each kind can be told is one chapter",
-    ("engines.jobqueue", "engines.batch"): "what differs between batch systems is a chapter",
-    ("engines.batch", "engines.clusters"): "how much a job needs beside its worker",
-    ("settings", "accounts.mail"): "what the URL of a mail server can say stands beside it",
-    ("settings", "accounts.options"): "what is told of those who vouch stands beside who asks them",
-    ("settings", "engines.options"): "what each kind of cluster can be told stands beside it",
-    ("languages.func_adl", "languages.qastle"): "how the text of a query is read is a chapter",
-    ("languages.func_adl", "languages.func_adl_functions"): "functions are a chapter",
-    ("languages.func_adl", "languages.func_adl_operators"): "operators are a chapter",
-    ("languages.func_adl_operators", "languages.func_adl_functions"): "folds are in the former",
-    ("languages.func_adl_operators", "languages.qastle"): "what is read are forms",
-    ("languages.run_child", "languages.family"): "watching what a program starts is a chapter",
-    ("finders.rucio", "finders.rucio_client"): "how its client signs in is a chapter",
-    ("finders.rucio", "finders.rucio_asking"): "what is asked of its client is a chapter",
-    ("finders.rucio_asking", "finders.rucio_client"): "how its client signs in is a chapter",
-    ("finders.dbs", "finders.dbs_places"): "where its files are is a chapter",
-    ("finders.dbs", "finders.rucio_client"): "the catalogue of places of CMS is a Rucio",
-    ("finders.dbs_places", "finders.rucio_asking"): "the catalogue of places of CMS is a Rucio",
-    ("finders.dbs_places", "finders.rucio_client"): "the catalogue of places of CMS is a Rucio",
-    ("submission", "finders.file_list"): "a list comes in the request itself and is checked there",
-}
-"""Exceptions, each with its reason."""
+ASSEMBLY = frozenset({"app", "scheduling.leader", "cli", "accounts.administration"})
+"""Where the service is put together, implementations are named."""
 
 HEAVY = ("uproot", "awkward", "numpy", "pyarrow", "distributed", "sqlalchemy", "fastapi")
 
@@ -204,56 +155,45 @@ def imports(name: str, text: str, known: Mapping[str, object]) -> Iterator[Impor
                 yield Import(name, rest, node.lineno, id(node) not in inside)
 
 
-def room(name: str, rooms: Mapping[str, object] | frozenset[str]) -> str | None:
-    """Return the room a module is in: the longest of the given names that holds it."""
-    while name and name not in rooms:
-        name = name.rpartition(".")[0]
-    return name or None
+def room(name: str) -> str:
+    """Return the room that a module is in: the folder, or the module on the top floor."""
+    return name.partition(".")[0]
 
 
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
-ROOMS = frozenset(HEIGHT) | frozenset(ONLY)
-
-
-def holds(names: frozenset[str], module: str) -> bool:
-    """Whether one of the names is the module or a folder it is in."""
-    return room(module, names) is not None
 
 
 def fault(one: Import) -> str | None:
     """Return the rule that an import breaks, None if it breaks none."""
-    mine, theirs = room(one.importer, ROOMS), room(one.imported, ROOMS)
     if not one.importer:
         return "the package itself imports nothing of its own: it has to stay light"
-    if mine is None:
-        return f"{one.importer} has no place in the table of this test"
-    if not one.imported or one.imported == one.importer:
+    if not one.imported:
         return None
-    if any(
-        holds(frozenset({a}), one.importer) and holds(frozenset({b}), one.imported)
-        for a, b in EXTRA
-    ):
+    mine, theirs = room(one.importer), room(one.imported)
+    if theirs not in HEIGHT:
+        return f"{theirs} is no room in the table of this test"
+    if mine == theirs:
+        if one.importer.endswith(".contract"):
+            implementations = FAMILIES.get(mine) and "a contract imports no implementation"
+            return implementations or None
         return None
-    if theirs is None:
-        return f"{one.imported} has no place in the table of this test"
-    if mine in ONLY:
-        alone = mine in ("columnar", "transform")
-        if (alone and mine == theirs) or holds(ONLY[mine], one.imported):
-            return None
+    if mine in ONLY and theirs not in ONLY[mine]:
         return f"{mine} imports only {', '.join(sorted(ONLY[mine]))}"
-    if theirs in ONLY:
-        return None if mine in ASSEMBLY else f"only {', '.join(sorted(ASSEMBLY))} name {theirs}"
-    if HEIGHT[theirs] > HEIGHT[mine]:
-        return f"{mine} is below {theirs}"
+    if HEIGHT[theirs] >= HEIGHT[mine]:
+        return f"{mine} is not above {theirs}"
+    if theirs in FAMILIES and not (ASSEMBLY & {mine, one.importer}):
+        part = one.imported.partition(".")[2]
+        if part and part not in FAMILIES[theirs]:
+            return f"only {', '.join(sorted(ASSEMBLY))} name an implementation of {theirs}"
     return None
 
 
 def faults(sources: Mapping[str, str]) -> list[str]:
-    """Return a line for every import that breaks a rule, and for every module without a place."""
+    """Return a line for every import that breaks a rule, and for every module without a room."""
     found = []
     for name, text in sources.items():
-        if name and room(name, ROOMS) is None:
-            found.append(f"{name}: has no place in the table of this test")
+        if name and room(name) not in HEIGHT:
+            found.append(f"{name}: has no room in the table of this test")
             continue
         for one in imports(name, text, sources):
             if rule := fault(one):
@@ -312,40 +252,47 @@ OTHERS = (
     "columnar.plan",
     "database",
     "database.tasks",
-    "dispatch",
-    "engines.dask",
+    "engine.dask_engine",
     "errors",
     "finders.file_list",
+    "finders.rucio",
     "helpers",
     "languages.contract",
-    "languages.other",
+    "languages.uproot_raw",
     "model",
     "plugins",
-    "settings",
-    "transform",
-    "web.api",
+    "scheduling.dispatcher",
+    "settings.service",
+    "web.api.servicex",
+    "worker.transform",
 )
 
 
 @pytest.mark.parametrize(
     ("name", "text", "rule"),
     [
-        ("model", "from servicex_server.app import App", "model is below app"),
-        ("model", "from servicex_server import settings", "model is below settings"),
-        ("plugins", "from servicex_server.languages.contract import Language", "plugins is below"),
-        ("database.tasks", "import servicex_server.dispatch", "database is below dispatch"),
-        ("dispatch", "def f():\n    from servicex_server.web import api", "dispatch is below web"),
-        ("dispatch", "from servicex_server.engines.dask import DaskEngine", "only app, cli"),
-        ("lookup", "from servicex_server.finders.file_list import FileList", "only app, cli"),
-        ("columnar.read", "from servicex_server.model import now", "columnar imports only errors"),
-        ("transform", "from servicex_server import database", "transform imports only"),
-        ("transform", "from servicex_server.web.api import router", "transform imports only"),
+        ("model", "from servicex_server.app import App", "model is not above app"),
+        ("model", "from servicex_server.settings import service", "model is not above settings"),
+        ("plugins", "import servicex_server.languages.contract", "plugins is not above languages"),
+        ("database.tasks", "import servicex_server.scheduling.dispatcher", "database imports only"),
+        (
+            "scheduling.dispatcher",
+            "def f():\n    from servicex_server.web.api import servicex",
+            "scheduling is not above web",
+        ),
+        (
+            "scheduling.dispatcher",
+            "from servicex_server.engine.dask_engine import DaskEngine",
+            "only accounts.administration, app, cli",
+        ),
+        ("datasets.lookup", "from servicex_server.finders.rucio import Rucio", "only accounts"),
+        ("columnar.plan", "from servicex_server.model import now", "columnar imports only errors"),
+        ("worker.transform", "from servicex_server import database", "worker imports only"),
         ("finders.file_list", "from servicex_server.columnar import plan", "finders imports only"),
-        ("finders.file_list", "import servicex_server.database", "finders imports only"),
-        ("languages.uproot_raw", "import servicex_server.languages.other", "languages imports"),
+        ("languages.contract", "import servicex_server.languages.uproot_raw", "a contract imports"),
         ("", "from servicex_server import model", "has to stay light"),
-        ("helpers", "", "helpers: has no place"),
-        ("model", "from servicex_server import helpers", "helpers has no place"),
+        ("helpers", "", "helpers: has no room"),
+        ("model", "from servicex_server import helpers", "helpers is no room"),
     ],
 )
 def test_a_breach_is_named_with_line_and_rule(name: str, text: str, rule: str) -> None:
@@ -367,14 +314,14 @@ def test_what_the_map_allows_is_no_breach() -> None:
     allowed = {
         "errors": "import json",
         "model": "from servicex_server.errors import ErrorRecord",
-        "submission": "from servicex_server import __version__, model",
-        "web.api": "from servicex_server.app import App",
-        "app": "from servicex_server.objects.store import Store",
-        "objects.store": "from servicex_server.objects.contract import ObjectStore",
-        "objects.contract": "",
-        "engines.dask": "from servicex_server.transform import transform",
-        "transform": "from servicex_server.columnar.read import open_root",
-        "columnar.read": "from servicex_server.columnar.plan import matches",
+        "requests.submission": "from servicex_server import __version__, model",
+        "web.api.servicex": "from servicex_server.app import App",
+        "app": "from servicex_server.storage.obstore_store import ObstoreStore",
+        "storage.obstore_store": "from servicex_server.storage.contract import ObjectStore",
+        "storage.contract": "",
+        "engine.dask_engine": "from servicex_server.worker.transform import transform",
+        "worker.transform": "from servicex_server.columnar.reading.trees import open_root",
+        "columnar.reading.trees": "from servicex_server.columnar.plan import matches",
         "columnar.plan": "",
     }
     assert faults(allowed) == []

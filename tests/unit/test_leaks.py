@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from servicex_server.objects.bucket import bucket_keys
+from servicex_server.storage.bucket import bucket_keys
 from tests.leaks import Secrets, listening
 from tests.support import Server
 
@@ -76,19 +76,23 @@ def test_what_an_operator_gives_is_known(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("of-the-service-at-a-site\n")
     config = tmp_path / "settings.yaml"
-    config.write_text("mail_url: smtp://me:in-a-file@host\nissuers: [{client_secret: in-a-list}]\n")
+    config.write_text(
+        "mail: {url: smtp://me:in-a-file@host}\naccounts: {issuers: [{client_secret: in-a-list}]}\n"
+    )
     (tmp_path / "service.key").write_bytes(bytes(range(64)))
     (tmp_path / "objects" / "a-request").mkdir(parents=True)
     secrets = Secrets()
     environment = {
-        "SERVICEX_SERVER_ISSUERS": json.dumps([{"name": "lab-one", "client_secret": "in-json"}]),
-        "SERVICEX_SERVER_DATABASE_URL": "postgresql://me:p%40ssword@host/data",
+        "SERVICEX_SERVER_ACCOUNTS__ISSUERS": json.dumps(
+            [{"name": "lab-one", "client_secret": "in-json"}]
+        ),
+        "SERVICEX_SERVER_STORAGE__DATABASE_URL": "postgresql://me:p%40ssword@host/data",
         "SERVICEX_SERVER_FINDERS__RUCIO__PASSWORD": "of-a-finder",
-        "SERVICEX_SERVER_ACCOUNT_WEBHOOK": "https://chat.example.org/hooks/abc",
+        "SERVICEX_SERVER_ACCOUNTS__WEBHOOK": "https://chat.example.org/hooks/abc",
         "AWS_SECRET_ACCESS_KEY": "of-the-environment",
-        "SERVICEX_SERVER_CREDENTIALS": json.dumps([{"token": str(token)}]),
-        "SERVICEX_SERVER_SERVICE_KEYS": json.dumps(["ab" * 32]),
-        "SERVICEX_SERVER_OBJECTS_URL": "s3://b?region=us-east-1&secret_access_key=of-the-store-of-results",
+        "SERVICEX_SERVER_READING__CREDENTIALS": json.dumps([{"token": str(token)}]),
+        "SERVICEX_SERVER_STORAGE__SERVICE_KEYS": json.dumps(["ab" * 32]),
+        "SERVICEX_SERVER_STORAGE__OBJECTS_URL": "s3://b?region=us-east-1&secret_access_key=of-the-store-of-results",
         "PASSWORD_OF_ANOTHER": "not-ours",
     }
     secrets.settings(environment, ["--workers", "1", "--config", str(config)])

@@ -112,7 +112,7 @@ def test_a_syntax_error_is_shown_with_its_line() -> None:
 def test_what_is_not_python_is_refused(source: str, expected: str) -> None:
     """All that the compiler refuses is refused, also what the parser alone would let pass."""
     said = refusal(source)
-    assert "no Python source" in said
+    assert "not Python source" in said
     assert expected in said
     assert len(said) < 400
 
@@ -133,7 +133,8 @@ def test_what_is_not_python_is_refused(source: str, expected: str) -> None:
 )
 def test_absurd_nesting_is_a_query_error(source: str) -> None:
     """Source that breaks the parser's stack is answered like any other that is wrong."""
-    assert "no Python source" in refusal(source) or "nested too deeply" in refusal(source)
+    said = refusal(source)
+    assert any(why in said for why in ("not Python source", "nested too deeply", "more than 20000"))
 
 
 @pytest.mark.parametrize(
@@ -163,8 +164,8 @@ def test_the_function_has_to_have_its_name(source: str, expected: str) -> None:
         ("def run_query(f, tree): ...", "needs 2 arguments: f, tree"),
         ("def run_query(f, *, tree): ...", "needs 2 arguments: f, tree"),
         ("run_query = lambda: 1", "takes no argument"),
-        ("run_query = 3", "is no function"),
-        ("class run_query: ...", "is no function"),
+        ("run_query = 3", "is not a function"),
+        ("class run_query: ...", "is not a function"),
         ("def run_query(f):\n    yield f", "is a generator"),
     ],
 )

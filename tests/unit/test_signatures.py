@@ -13,8 +13,8 @@ from botocore.credentials import Credentials
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from servicex_server.objects.bucket import BucketKeys, bucket_keys
-from servicex_server.web.signatures import S3Error, SignedRequest, presigned_query, verify
+from servicex_server.storage.bucket import BucketKeys, bucket_keys
+from servicex_server.web.s3.signatures import S3Error, SignedRequest, presigned_query, verify
 
 SERVICE_KEY = b"the service's own key"
 BUCKET = "2f4c1f0e-6b5a-4a52-9d0a-0c9b2c1f7a11"

@@ -1,1 +1,1 @@
-"""Who asks: tokens now; users, sign-in and roles come with accounts."""
+"""Authentication and accounts: tokens, sign-in, sign-up, sessions and administration."""

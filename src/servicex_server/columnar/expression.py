@@ -1,173 +1,90 @@
-"""A query's expressions as a small tree: parsed from text, evaluated on columns, never executed.
+"""Parses the expressions of a query into nodes, which are evaluated on columns and never executed.
 
-`parse` reads the expression language of uproot (Python syntax, names of branches, a fixed list
-of functions) into nodes of this module; nothing else than these nodes can be evaluated, so a
-query can reach columns and the functions of `servicex_server.columnar.functions` and nothing more.
+`parse` reads the expression language of uproot: Python syntax, names of branches, a fixed list of
+functions. Only nodes can be evaluated, so a query can reach columns and the functions of
+`servicex_server.columnar.functions`, and nothing more.
 """
 
 import ast
-import operator
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import re
+from array import array
+from itertools import accumulate, islice
+from keyword import iskeyword
 from typing import Any
 
-from servicex_server.columnar.functions import FUNCTIONS, KEYWORDS, call, number
-from servicex_server.errors import (
-    QueryError,
-    QueryTypeError,
-    ServiceXError,
-    UnknownNameError,
-    did_you_mean,
+from servicex_server.columnar import number_types
+from servicex_server.columnar.expression_nodes import (
+    Binary,
+    Call,
+    Literal,
+    Name,
+    Node,
+    Record,
+    Sequence,
+    Slice,
+    Subscript,
+    Unary,
+    walk,
 )
+from servicex_server.columnar.foreign_syntax import MODULES, function_hint, syntax_hint
+from servicex_server.columnar.functions import (
+    ELEMENTWISE,
+    FUNCTIONS,
+    KEYWORDS,
+    OF_TWO,
+    check_constants,
+)
+from servicex_server.columnar.limits import MAX_WORDS, check_words, is_text
+from servicex_server.errors import QueryError, UnknownNameError
+from servicex_server.text.hints import did_you_mean
+
+_SHOWN = 200
+"""Characters of a rewritten expression that an error shows."""
+
 
 MAX_DEPTH = 120
 """Nesting beyond which an expression is refused; the stack bears several times as much."""
 
-_BINARY: dict[type[ast.operator], tuple[str, Callable[[Any, Any], Any]]] = {
-    ast.Add: ("+", operator.add),
-    ast.Sub: ("-", operator.sub),
-    ast.Mult: ("*", operator.mul),
-    ast.Div: ("/", operator.truediv),
-    ast.FloorDiv: ("//", operator.floordiv),
-    ast.Mod: ("%", operator.mod),
-    ast.Pow: ("**", operator.pow),
-    ast.BitAnd: ("&", operator.and_),
-    ast.BitOr: ("|", operator.or_),
-    ast.BitXor: ("^", operator.xor),
-    ast.LShift: ("<<", operator.lshift),
-    ast.RShift: (">>", operator.rshift),
+
+_ARITHMETIC: dict[type[ast.operator], str] = {
+    ast.Add: "+",
+    ast.Sub: "-",
+    ast.Mult: "*",
+    ast.Div: "/",
+    ast.FloorDiv: "//",
+    ast.Mod: "%",
+    ast.Pow: "**",
+    ast.LShift: "<<",
+    ast.RShift: ">>",
 }
-_COMPARE: dict[type[ast.cmpop], tuple[str, Callable[[Any, Any], Any]]] = {
-    ast.Lt: ("<", operator.lt),
-    ast.LtE: ("<=", operator.le),
-    ast.Gt: (">", operator.gt),
-    ast.GtE: (">=", operator.ge),
-    ast.Eq: ("==", operator.eq),
-    ast.NotEq: ("!=", operator.ne),
+
+
+_BITWISE: dict[type[ast.operator], str] = {ast.BitAnd: "&", ast.BitOr: "|", ast.BitXor: "^"}
+
+
+_BINARY = _ARITHMETIC | _BITWISE
+
+
+_COMPARE: dict[type[ast.cmpop], str] = {
+    ast.Lt: "<",
+    ast.LtE: "<=",
+    ast.Gt: ">",
+    ast.GtE: ">=",
+    ast.Eq: "==",
+    ast.NotEq: "!=",
 }
-_OPERATORS = dict((*_BINARY.values(), *_COMPARE.values()))
-_UNARY: dict[str, Callable[[Any], Any]] = {
-    "-": operator.neg,
-    "+": operator.pos,
-    "~": operator.invert,
+
+
+_UNARY: dict[type[ast.unaryop], str] = {
+    ast.USub: "-",
+    ast.UAdd: "+",
+    ast.Invert: "~",
+    ast.Not: "not",
 }
-_UNARY_SYMBOLS: dict[type[ast.unaryop], str] = {ast.USub: "-", ast.UAdd: "+", ast.Invert: "~"}
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
-    """Base of all nodes; ``at`` is the column in the text it was read from."""
-
-    at: int = field(default=0, compare=False, repr=False, kw_only=True)
-
-    def children(self) -> tuple["Node", ...]:
-        """Return the nodes below this one."""
-        return ()
-
-
-@dataclass(frozen=True, slots=True)
-class Name(Node):
-    """A branch or an alias, by name; the name may hold dots."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Literal(Node):
-    """A number, a truth value, a text or None."""
-
-    value: float | bool | str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Sequence(Node):
-    """Several values in a row, as the functions that take many arrays expect."""
-
-    items: tuple[Node, ...]
-
-    def children(self) -> tuple[Node, ...]:
-        """Return the items."""
-        return self.items
-
-
-@dataclass(frozen=True, slots=True)
-class Record(Node):
-    """Values by name."""
-
-    items: tuple[tuple[str, Node], ...]
-
-    def children(self) -> tuple[Node, ...]:
-        """Return the values."""
-        return tuple(node for _, node in self.items)
-
-
-@dataclass(frozen=True, slots=True)
-class Unary(Node):
-    """``-x``, ``+x`` and ``~x``, which is *not* on truth values."""
-
-    symbol: str
-    operand: Node
-
-    def children(self) -> tuple[Node, ...]:
-        """Return the operand."""
-        return (self.operand,)
-
-
-@dataclass(frozen=True, slots=True)
-class Binary(Node):
-    """Arithmetic, bitwise and comparing operators, element by element."""
-
-    symbol: str
-    left: Node
-    right: Node
-
-    def children(self) -> tuple[Node, ...]:
-        """Return both sides."""
-        return (self.left, self.right)
-
-
-@dataclass(frozen=True, slots=True)
-class Subscript(Node):
-    """``x[y]``: a position, a slice, a mask or a field name."""
-
-    value: Node
-    index: Node
-
-    def children(self) -> tuple[Node, ...]:
-        """Return the value and the index."""
-        return (self.value, self.index)
-
-
-@dataclass(frozen=True, slots=True)
-class Slice(Node):
-    """``start:stop:step`` within a subscript."""
-
-    parts: tuple[Node | None, Node | None, Node | None]
-
-    def children(self) -> tuple[Node, ...]:
-        """Return those parts that are given."""
-        return tuple(part for part in self.parts if part is not None)
-
-
-@dataclass(frozen=True, slots=True)
-class Call(Node):
-    """One of the known functions on arguments."""
-
-    function: str
-    arguments: tuple[Node, ...]
-    keywords: tuple[tuple[str, Node], ...] = ()
-
-    def children(self) -> tuple[Node, ...]:
-        """Return all arguments."""
-        return (*self.arguments, *(node for _, node in self.keywords))
-
-
-def names(node: Node) -> Iterator[Name]:
-    """Yield every name in a tree, from left to right."""
-    if isinstance(node, Name):
-        yield node
-    for child in node.children():
-        yield from names(child)
+_NAME = re.compile(r"(?!__)[\w.:/-][\w.:/ -]*")
+"""A branch name that is not an expression, such as ``1lep`` or ``class``."""
 
 
 def pointed(text: str, at: int) -> str:
@@ -184,7 +101,8 @@ def pointed(text: str, at: int) -> str:
     return f"{piece}\n{' ' * (at - start)}^"
 
 
-def _at(text: str, at: int) -> str:
+def placed(text: str, at: int) -> str:
+    """Return where column ``at`` of ``text`` is, in words and as `pointed` shows it."""
     return f"at character {at + 1}:\n{pointed(text, at)}"
 
 
@@ -201,7 +119,7 @@ def parse(text: str, *, what: str = "expression") -> Node:
     Raises
     ------
     QueryError
-        It has no meaning here; the message shows the place.
+        The text is not an expression of this language; the message shows the place.
 
     Examples
     --------
@@ -210,41 +128,86 @@ def parse(text: str, *, what: str = "expression") -> Node:
     """
     if not text.strip():
         raise QueryError(f"{what} is empty")
+    if text.isascii() and text.isidentifier() and not (iskeyword(text) or text.startswith("__")):
+        return Name(text)  # most expressions are just the name of a branch
+    check_words(text, what)
     lead = len(text) - len(text.lstrip())
     try:
         tree = ast.parse(text.strip(), mode="eval")
     except SyntaxError as error:
+        if _NAME.fullmatch(text):
+            return Name(text)
         # where the text ends too early Python gives no place
         at = lead + error.offset - 1 if error.offset else len(text)
         raise QueryError(
-            f"{what} has a syntax error ({error.msg}) {_at(text, at)}",
-            hint="a branch whose name is no Python name is written get('name')",
+            f"{what} has a syntax error ({error.msg}) {placed(text, at)}",
+            hint=syntax_hint(text),
         ) from None
     except (ValueError, RecursionError, MemoryError) as error:
         raise QueryError(
             f"{what} cannot be read: {str(error) or 'it is nested too deeply'}",
             hint="write it with fewer nested parentheses",
         ) from None
-    return _Reader(text, what, lead).read(tree.body, 0)
+    node = _Reader(text, what, lead).read(tree.body, 0)
+    # the middle of ``a < b < c`` is in the tree twice; the middle of a chain within it, four times
+    if next(islice(walk(node), MAX_WORDS, None), None) is not None:
+        raise QueryError(
+            f"{what} has more than {MAX_WORDS} parts, each chain of comparisons written out",
+            hint="write a < b and b < c with an alias for b",
+        )
+    return node
 
 
 class _Reader:
-    """Turns Python's syntax tree into ours; every kind of node that is not named is refused."""
+    """Turns Python's syntax tree into ours; refuses every kind of node that it does not list."""
 
     def __init__(self, text: str, what: str, lead: int) -> None:
         self.text = text
         self.what = what
-        self.lead = lead
+        lines = re.split(r"(\r\n|\r|\n)", text[lead:])
+        self.lines = lines[::2]
+        self.starts = list(accumulate(map(len, lines), initial=lead))[::2]
+        self.columns: dict[int, array[int]] = {}
 
     def place(self, node: ast.expr) -> int:
-        # ast counts bytes of UTF-8 in each line; expressions are one line in practice
-        lines = self.text.strip().splitlines()
-        before = sum(len(line) + 1 for line in lines[: node.lineno - 1])
-        column = len(lines[node.lineno - 1].encode()[: node.col_offset].decode(errors="ignore"))
-        return self.lead + before + column
+        return self.offset(node.lineno, node.col_offset)
+
+    def offset(self, lineno: int, column: int) -> int:
+        """Return the place in the text of a line and column of Python's syntax tree."""
+        number = lineno - 1
+        line = self.lines[number]
+        if line.isascii():
+            return self.starts[number] + column
+        if number not in self.columns:
+            # ast counts bytes of UTF-8
+            columns = array("I")
+            for at, letter in enumerate(line):
+                columns.extend([at] * len(letter.encode(errors="surrogatepass")))
+            columns.append(len(line))
+            self.columns[number] = columns
+        return self.starts[number] + self.columns[number][column]
+
+    def source(self, node: ast.expr) -> str:
+        """Return the text of a node, with the parentheses around it."""
+        start, end = self.span(node)
+        text = self.text[start:end]
+        return f"({text})" if self.in_parentheses(node) else text
+
+    def span(self, node: ast.expr) -> tuple[int, int]:
+        assert node.end_lineno is not None  # noqa: S101  # ast.parse sets both
+        assert node.end_col_offset is not None  # noqa: S101
+        return self.place(node), self.offset(node.end_lineno, node.end_col_offset)
+
+    def in_parentheses(self, node: ast.expr) -> bool:
+        before, after = self.span(node)
+        while before and self.text[before - 1].isspace():
+            before -= 1
+        while after < len(self.text) and self.text[after].isspace():
+            after += 1
+        return self.text[before - 1 : before] == "(" and self.text[after : after + 1] == ")"
 
     def refuse(self, node: ast.expr, why: str, hint: str = "") -> QueryError:
-        return QueryError(f"{self.what}: {why} {_at(self.text, self.place(node))}", hint=hint)
+        return QueryError(f"{self.what}: {why} {placed(self.text, self.place(node))}", hint=hint)
 
     def read(self, node: ast.expr, depth: int) -> Node:  # noqa: C901, PLR0912  # one case a kind
         if depth > MAX_DEPTH:
@@ -254,26 +217,20 @@ class _Reader:
         match node:
             case ast.Constant(value=value):
                 if not (value is None or isinstance(value, bool | int | float | str)):
-                    raise self.refuse(node, f"a {type(value).__name__} is no column")
-                return Literal(number(value), at=at)
+                    raise self.refuse(node, f"a {type(value).__name__} is not a column")
+                return Literal(number_types.number(self.sound(node, value)), at=at)
             case ast.Name(id=name):
                 return Name(self.allowed(node, name), at=at)
             case ast.Attribute():
                 return self.dotted(node, down)
-            case ast.UnaryOp(op=ast.Not(), operand=operand):
-                return Binary("==", self.value(operand, down), Literal(0), at=at)
             case ast.UnaryOp(op=op, operand=operand):
-                symbol = _UNARY_SYMBOLS[type(op)]
-                return Unary(symbol, self.value(operand, down), at=at)
+                return Unary(_UNARY[type(op)], self.value(operand, down), at=at)
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
-                symbol = _BINARY[type(op)][0]
+                symbol = _BINARY[type(op)]
                 return Binary(symbol, self.value(left, down), self.value(right, down), at=at)
             case ast.BoolOp(op=op, values=values):
-                symbol = "&" if isinstance(op, ast.And) else "|"
-                result = self.truth(values[0], down)
-                for value in values[1:]:
-                    result = Binary(symbol, result, self.truth(value, down), at=at)
-                return result
+                symbol = "and" if isinstance(op, ast.And) else "or"
+                return _joined(symbol, [self.value(value, down) for value in values], at)
             case ast.Compare():
                 return self.comparison(node, down)
             case ast.Subscript(value=value, slice=index):
@@ -287,8 +244,15 @@ class _Reader:
                 for key, value in zip(keys, values, strict=True):
                     if not (isinstance(key, ast.Constant) and isinstance(key.value, str)):
                         raise self.refuse(node, "the keys of a dict must be texts")
-                    pairs.append((key.value, self.read(value, down)))
+                    pairs.append((self.sound(key, key.value), self.read(value, down)))
                 return Record(tuple(pairs), at=at)
+            case ast.IfExp():
+                raise self.refuse(
+                    node,
+                    "if and else are not part of the expression language",
+                    f"write where({self.source(node.test)}, {self.source(node.body)}, "
+                    f"{self.source(node.orelse)})"[:_SHOWN],
+                )
             case _:
                 raise self.refuse(
                     node,
@@ -301,16 +265,18 @@ class _Reader:
             raise self.refuse(node, f"the name {name} is not allowed")
         return name
 
+    def sound(self, node: ast.expr, value: Any) -> Any:
+        """Return a value; refuse a text that neither a file nor a database can hold."""
+        if isinstance(value, str) and not is_text(value):
+            raise self.refuse(node, "a text with a NUL character or a lone surrogate")
+        return value
+
     def value(self, node: ast.expr, depth: int) -> Node:
-        """Read what an operator works on, which is a column or a number."""
+        """Read an operand, which is a column or a number."""
         result = self.read(node, depth)
         if isinstance(result, Sequence | Record):
             raise self.refuse(node, "an operator cannot work on a list or dict")
         return result
-
-    def truth(self, node: ast.expr, depth: int) -> Node:
-        """Read one side of ``and`` or ``or``, where a number other than 0 means true."""
-        return Binary("!=", self.value(node, depth), Literal(0), at=self.place(node))
 
     def index(self, node: ast.expr, depth: int) -> Node:
         if isinstance(node, ast.Slice):
@@ -319,10 +285,12 @@ class _Reader:
             return Slice((low, high, step))
         if isinstance(node, ast.Tuple):
             return Sequence(tuple(self.index(item, depth) for item in node.elts))
+        if isinstance(node, ast.Constant) and node.value is Ellipsis:
+            return Literal(..., at=self.place(node))
         return self.read(node, depth)
 
     def dotted(self, node: ast.Attribute, depth: int) -> Node:
-        """Read ``A.b`` as the one name it is in uproot, and ``f(x).b`` as a field."""
+        """Read ``A.b`` as one name, as uproot does, and ``f(x).b`` as a field."""
         self.allowed(node, node.attr)
         parts = [node.attr]
         below: ast.expr = node.value
@@ -339,30 +307,89 @@ class _Reader:
         """Read a comparison; a chain ``a < b < c`` means ``(a < b) & (b < c)``."""
         at = self.place(node)
         left = self.value(node.left, depth)
-        result: Node | None = None
+        links: list[Node] = []
         for op, right_node in zip(node.ops, node.comparators, strict=True):
             if type(op) not in _COMPARE:
-                raise self.refuse(node, "'in' and 'is' do not work on columns", "compare with ==")
+                raise self.refuse(
+                    node,
+                    "'in' and 'is' do not work on columns",
+                    "write (x == 1) | (x == 2), or is_none(x)",
+                )
             right = self.value(right_node, depth)
-            link = Binary(_COMPARE[type(op)][0], left, right, at=at)
-            result = link if result is None else Binary("&", result, link, at=at)
+            if Literal(None) in (left, right):
+                raise self.refuse(
+                    node,
+                    "a comparison with None has no meaning",
+                    "is_none(x) tells which values are missing, and ~is_none(x) which are not",
+                )
+            links.append(Binary(_COMPARE[type(op)], left, right, at=at))
             left = right
-        assert result is not None  # noqa: S101  # the grammar has at least one comparator
-        return result
+        self.check_precedence(node)
+        return _joined("&", links, at)
+
+    def check_precedence(self, node: ast.Compare) -> None:
+        """Refuse ``a > 1 & b > 2``, which Python reads as ``a > (1 & b) > 2``."""
+        operands = [node.left, *node.comparators]
+        loose = [one for one in operands if self.is_loose(one)]
+        if not loose:
+            return
+        signs = ["", *(_COMPARE[type(op)] for op in node.ops)]
+        read: list[str] = []
+        meant: list[list[str]] = [[]]
+        joints = [""]
+        for sign, one in zip(signs, operands, strict=True):
+            first, *others = self.terms(one)
+            read += [sign, f"({self.source(one)})" if one in loose else self.source(one)]
+            meant[-1] += [sign, first[1]]
+            meant += [[term] for _, term in others]
+            joints += [symbol for symbol, _ in others]
+        as_read = " ".join(filter(None, read))
+        texts = [" ".join(filter(None, terms)) for terms in meant]
+        compared = [any(sign in terms for sign in signs[1:]) for terms in meant]
+        as_meant = " ".join(
+            f"{joint} ({text})" if is_compared else f"{joint} {text}"
+            for joint, text, is_compared in zip(joints, texts, compared, strict=True)
+        ).strip()
+        raise self.refuse(
+            loose[0],
+            f"&, | and ^ bind tighter than comparisons: this reads as {as_read[:_SHOWN]}",
+            f"write {as_meant[:_SHOWN]}"
+            if all(compared)
+            else f"write {as_read[:_SHOWN]} or {as_meant[:_SHOWN]}",
+        )
+
+    def is_loose(self, node: ast.expr) -> bool:
+        """Whether a node is a bitwise operator without parentheses around it."""
+        is_bitwise = isinstance(node, ast.BinOp) and type(node.op) in _BITWISE
+        return is_bitwise and not self.in_parentheses(node)
+
+    def terms(self, node: ast.expr) -> list[tuple[str, str]]:
+        """Return the operands of loose bitwise operators, each with the operator before it."""
+        if not (isinstance(node, ast.BinOp) and self.is_loose(node)):
+            return [("", self.source(node))]
+        (_, first), *others = self.terms(node.right)
+        return [*self.terms(node.left), (_BITWISE[type(node.op)], first), *others]
 
     def call(self, node: ast.Call, depth: int) -> Node:
-        if not isinstance(node.func, ast.Name):
-            raise self.refuse(node, "only the listed functions can be called")
+        match node.func:
+            case ast.Name():
+                pass
+            case ast.Attribute(value=ast.Name(id=module), attr=name) if module in MODULES:
+                why = f"functions are written without {module}."
+                hint = f"write {name}(...)" if name in FUNCTIONS else ""
+                raise self.refuse(node, why, hint or function_hint(name, FUNCTIONS))
+            case _:
+                raise self.refuse(node, "only the listed functions can be called")
         name = self.allowed(node.func, node.func.id)
         if name == "get":
             match node.args:
                 case [ast.Constant(value=str(branch))] if not node.keywords:
-                    return Name(branch, at=self.place(node))
+                    return Name(self.sound(node, branch), at=self.place(node))
             raise self.refuse(node, "get takes the name of one branch, as a text")
         if name not in FUNCTIONS:
             raise UnknownNameError(
-                f"{self.what}: there is no function {name} {_at(self.text, self.place(node))}",
-                hint=did_you_mean(name, FUNCTIONS, otherwise="the functions are"),
+                f"{self.what}: there is no function {name} {placed(self.text, self.place(node))}",
+                hint=function_hint(name, FUNCTIONS),
             )
         keywords = []
         for keyword in node.keywords:
@@ -370,92 +397,28 @@ class _Reader:
                 raise self.refuse(
                     node,
                     f"{name} takes no argument {keyword.arg}",
-                    did_you_mean(keyword.arg or "**", KEYWORDS, otherwise="arguments by name are"),
+                    did_you_mean(
+                        keyword.arg or "**", sorted(KEYWORDS), otherwise="arguments by name are"
+                    ),
                 )
             keywords.append((keyword.arg, self.read(keyword.value, depth)))
         arguments = tuple(self.read(argument, depth) for argument in node.args)
+        if name in ELEMENTWISE and (keywords or len(arguments) != 1 + (name in OF_TWO)):
+            many = "2 arguments" if name in OF_TWO else "1 argument"
+            raise self.refuse(node, f"{name} takes {many}, and none by name")
+        constants = [one.value if isinstance(one, Literal) else None for one in arguments]
+        named = {key: one.value for key, one in keywords if isinstance(one, Literal)}
+        try:
+            check_constants(name, constants, named)
+        except ValueError as error:
+            raise self.refuse(node, str(error)) from None
         return Call(name, arguments, tuple(keywords), at=self.place(node))
 
 
-def evaluate(
-    node: Node, column: Callable[[str], Any], *, standard_axis: bool = False, text: str = ""
-) -> Any:
-    """Compute a tree on columns.
-
-    Parameters
-    ----------
-    node
-        What to compute.
-    column
-        Gives the array of a branch or alias by name.
-    standard_axis
-        Whether functions work along awkward's own default axis instead of within each event.
-    text
-        The expression as the user wrote it, for errors.
-
-    Raises
-    ------
-    QueryTypeError
-        Shapes or types do not fit together.
-    """
-
-    def walk(node: Node) -> Any:
-        try:
-            match node:
-                case Name(name=name):
-                    return column(name)
-                case Literal(value=value):
-                    return value
-                case Sequence(items=items):
-                    return tuple(walk(item) for item in items)
-                case Record(items=pairs):
-                    return {key: walk(item) for key, item in pairs}
-                case Slice(parts=parts):
-                    return slice(*(None if part is None else walk(part) for part in parts))
-                case Unary(symbol=symbol, operand=operand):
-                    return _UNARY[symbol](walk(operand))
-                case Binary(symbol=symbol, left=left, right=right):
-                    return _binary(symbol, walk(left), walk(right))
-                case Subscript(value=value, index=index):
-                    return _subscript(walk(value), walk(index))
-                case Call(function=function, arguments=arguments, keywords=keywords):
-                    return call(
-                        function,
-                        [walk(argument) for argument in arguments],
-                        {key: walk(argument) for key, argument in keywords},
-                        standard_axis=standard_axis,
-                    )
-                case _:
-                    return None  # there is no other kind of node
-        except (ServiceXError, MemoryError):
-            raise
-        except Exception as error:
-            why = next((line for line in str(error).splitlines() if line.strip()), "")
-            place = f" {_at(text, node.at)}" if text else ""
-            raise QueryTypeError(
-                f"cannot compute this: {type(error).__name__}: {why}{place}",
-                hint="the shapes or types do not fit together",
-            ) from error
-
-    return walk(node)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
-
-
-def _binary(symbol: str, left: Any, right: Any) -> Any:
-    if isinstance(left, str) and isinstance(right, str) and symbol not in ("==", "!="):
-        raise TypeError("texts can only be compared with == and !=")
-    if _is_number(left) and _is_number(right) and symbol in ("**", "<<"):
-        # Python would compute 9**9**9 exactly, and for ever
-        if symbol == "<<":
-            raise TypeError("<< needs a column on one side")
-        return float(left) ** float(right)
-    return _OPERATORS[symbol](left, right)
-
-
-def _subscript(value: Any, index: Any) -> Any:
-    if isinstance(index, tuple) and not any(isinstance(part, slice) for part in index):
-        index = list(index) if all(isinstance(part, str) for part in index) else index
-    return value[index]
+def _joined(symbol: str, parts: list[Node], at: int) -> Node:
+    """Return a chain of one symbol as a tree of the least depth."""
+    while len(parts) > 1:
+        odd = parts[-1:] if len(parts) % 2 else []
+        pairs = zip(parts[::2], parts[1::2], strict=False)
+        parts = [*(Binary(symbol, one, other, at=at) for one, other in pairs), *odd]
+    return parts[0]

@@ -1,1 +1,4 @@
-"""The truth: requests, datasets, files and tasks as rows. All SQL lives here."""
+"""The database: requests, datasets, files, tasks and accounts as rows. All SQL is in this package.
+
+The rows are the source of truth: what a process holds in memory can be rebuilt from them.
+"""

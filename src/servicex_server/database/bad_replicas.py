@@ -12,11 +12,11 @@ from servicex_server.model import BadReplica, InputFile, Outcome, now
 
 
 def note(connection: Connection, ended: Iterable[tuple[Outcome, InputFile]]) -> None:
-    """Write down the replicas that an outcome proves to be bad.
+    """Store the replicas that outcomes prove to be bad.
 
-    What is wrong with a file everywhere, or with the credential, proves nothing: only where
-    another replica of the same file then worked is it the replica, or where it has not the
-    checksum of its catalogue. What a cache gave is no word of the replica behind it.
+    A replica is bad if it failed and another replica of the same file then worked, or if its
+    checksum differs from that in the catalogue. A file that fails everywhere, or a failed
+    credential, proves nothing about a replica. Neither does the failure of a cache.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ _COLUMNS = [column for column in bad_replicas.c if column.name != "mark"]
 def listed(
     connection: Connection, *, since: datetime | None = None, most: int = 100_000
 ) -> list[BadReplica]:
-    """Return the bad replicas, the latest first; those seen since a time, if one is given."""
+    """Return the bad replicas, the latest first; with ``since``, only those seen since then."""
     query = select(*_COLUMNS).order_by(bad_replicas.c.last_seen.desc(), bad_replicas.c.id)
     if since is not None:
         query = query.where(bad_replicas.c.last_seen >= since)
@@ -70,12 +70,12 @@ def listed(
 
 def _bad(row: Any) -> BadReplica:
     values = dict(row._mapping)  # noqa: SLF001  # SQLAlchemy's documented way to rows by name
-    told = {sink: datetime.fromisoformat(at) for sink, at in values.pop("reported").items()}
-    return BadReplica(**values, reported=told)
+    sinks = {sink: datetime.fromisoformat(at) for sink, at in values.pop("reported").items()}
+    return BadReplica(**values, reported=sinks)
 
 
 def reported(connection: Connection, bad: BadReplica) -> None:
-    """Write down which sinks have had word of one."""
+    """Store to which sinks a bad replica was reported, and when."""
     sinks = {sink: at.isoformat() for sink, at in bad.reported.items()}
     connection.execute(
         update(bad_replicas).where(bad_replicas.c.id == bad.id).values(reported=sinks)

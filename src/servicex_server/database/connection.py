@@ -1,17 +1,18 @@
 """Opening the database, and running functions on it from asynchronous code.
 
-The functions of this room are plain and take a connection; `Database.read` and
-`Database.write` run one in a thread, inside one transaction. What they may rely on is the same
-with SQLite and with PostgreSQL:
+The functions of this package are synchronous and take a connection. `Database.read` and
+`Database.write` run one in a thread, inside one transaction. They guarantee the same with SQLite
+and with PostgreSQL:
 
-- Writes run one after another, in whichever process they were asked for, and those of one process
-  in the order in which they were. What a write has read stays true until it has been committed.
-  SQLite has one writer by nature. On PostgreSQL, where statements are READ COMMITTED, every write
-  first waits for a lock, and so each of its statements sees all that was committed before.
+- Writes run one after another, across all processes; those of one process run in the order in which
+  it made them. What a write has read stays true until it is committed. SQLite has only one writer.
+  On PostgreSQL, where transactions are READ COMMITTED, every write first waits for a lock, so each
+  of its statements sees all that was committed before.
 - A read sees the state of one moment, however many statements it has, and never waits for a write.
-- When the connection breaks, or the server takes no writes at the moment,
-  `sqlalchemy.exc.OperationalError` is raised, and the next call opens a new connection. A write may
-  have been committed all the same, so it has to be one that can be repeated.
+- When the connection breaks, or the server does not accept writes at the moment, the call raises
+  `sqlalchemy.exc.OperationalError`, and the next call opens a new connection. The write may have
+  been committed nevertheless, so it has to be safe to repeat.
+- On a full disk, SQLite's writes use a reserve (`DiskReserve`), so that deletions are possible.
 """
 
 import asyncio
@@ -19,15 +20,18 @@ import copy
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
-from servicex_server.database.locks import Lock, wait_for
-from servicex_server.database.upgrade import standing, upgrade
+from servicex_server.database.advisory_locks import Lock, wait_for
+from servicex_server.database.disk_reserve import DiskReserve, is_disk_full
+from servicex_server.database.migrate import standing, upgrade
 from servicex_server.errors import StartupError
+from servicex_server.text.hints import install
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,18 +42,18 @@ _READERS = 4
 _POSTGRESQL = {
     "application_name": "servicex-server",
     "connect_timeout": 5,
-    # a host that vanished without a word is found out in a quarter of a minute, not in two hours
+    # a host that vanished is detected within 15 seconds, and not after two hours
     "keepalives_idle": 5,
     "keepalives_interval": 5,
     "keepalives_count": 2,
     "tcp_user_timeout": 15_000,
 }
-"""Options of libpq, unless the URL says otherwise."""
+"""Options of libpq, unless the URL sets them."""
 
 
 _AWAY = ("25006", "25P03")
-"""SQLSTATE of a server that others are taking over from, and of a session ended while it was idle
-in a transaction: for psycopg they are errors of another class."""
+"""SQLSTATE of a server that is read-only during a failover, and of a session that was ended while
+idle in a transaction. For psycopg neither is an OperationalError."""
 
 
 class Database:
@@ -58,13 +62,13 @@ class Database:
     Parameters
     ----------
     url
-        SQLAlchemy URL: ``sqlite:///path`` makes the file if it is not there;
-        ``postgresql+psycopg://user:password@host/database`` is a database that exists.
+        SQLAlchemy URL: ``sqlite:///path``, whose file is created if it does not exist, or
+        ``postgresql+psycopg://user:password@host/database``, which has to exist.
 
     Raises
     ------
     StartupError
-        The URL is none of these, or psycopg is not installed.
+        The URL has another form, or psycopg is not installed.
     """
 
     def __init__(self, url: str) -> None:
@@ -76,16 +80,24 @@ class Database:
             self._before = (lambda connection: wait_for(connection, Lock.WRITE),)
             reading = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         self._reading = self._engine.execution_options(**reading)
+        self._reserve: DiskReserve | None = None
+        if not self.shared and self.url.database:
+            self._reserve = DiskReserve(Path(f"{self.url.database}.reserve"))
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="database-writer")
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="database-reader")
 
     @property
     def shared(self) -> bool:
-        """Whether several processes may work on it at a time."""
+        """Whether several processes may use the database at the same time."""
         return self._engine.dialect.name == "postgresql"
 
+    @property
+    def disk_full(self) -> bool:
+        """Whether the disk of SQLite has no space but the reserve."""
+        return self._reserve is not None and self._reserve.disk_full
+
     def __str__(self) -> str:
-        """Return where it is, for people: without user and password."""
+        """Return where the database is, for people, without user and password."""
         if not self.shared:
             return f"SQLite in {self.url.database}"
         place = self.url.host or self.url.query.get("host", "this machine")
@@ -93,26 +105,31 @@ class Database:
         return f"PostgreSQL at {place}{port}, database {self.url.database}"
 
     def guarded(self, guard: Guard) -> "Database":
-        """Return the same database, but every write first calls ``guard``, which may raise.
+        """Return the same database, whose writes first call ``guard``, which may raise.
 
-        It is called inside the transaction, when no other one can write any more.
+        The guard runs inside the transaction, after the lock that excludes other writes.
         """
         other = copy.copy(self)
         other._before = (*self._before, guard)  # noqa: SLF001  # its own class
         return other
 
     def migrate(self) -> None:
-        """Bring the tables up to date. Of several processes one does it, and the others wait.
+        """Migrate the tables. If several processes start, one migrates and the others wait.
 
         Raises
         ------
         StartupError
             The database cannot be opened, or a newer version of the service wrote it.
         """
-        self._opened(upgrade)
+        if self._reserve is None:
+            self._opened(upgrade)
+            return
+        with self._reserve.lent():  # to open the database takes space too
+            self._opened(upgrade)
+        self._reserve.keep()
 
     def standing(self) -> str:
-        """Return where the database is and whether its tables are up to date; change nothing.
+        """Return where the database is, and whether its tables are up to date; change nothing.
 
         Raises
         ------
@@ -130,14 +147,14 @@ class Database:
             raise StartupError(f"{self} cannot be opened: {why}") from error
 
     def connect_arguments(self) -> dict[str, Any]:
-        """Return what psycopg needs to open a connection beside those that are kept here."""
+        """Return the arguments with which psycopg opens a connection outside of the pool."""
         _, arguments = self._engine.dialect.create_connect_args(self.url)
         return {**arguments, **_unless_given(self.url)}
 
     async def read(
         self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Run a function that only reads."""
+        """Run a function that only reads, in a transaction that sees one moment."""
 
         def work() -> T:
             with _passing(), self._reading.begin() as connection:
@@ -150,16 +167,29 @@ class Database:
     ) -> T:
         """Run a function in a transaction that is committed when it returns."""
 
-        def work() -> T:
+        def transaction() -> T:
             with _passing(), self._engine.begin() as connection:
                 for guard in self._before:
                     guard(connection)
                 return function(connection, *args, **kwargs)
 
+        def work() -> T:
+            reserve = self._reserve
+            try:
+                done = transaction()
+            except OperationalError as error:
+                if reserve is None or not is_disk_full(error.orig):
+                    raise
+                with reserve.lent():
+                    return transaction()
+            if reserve is not None:
+                reserve.keep()
+            return done
+
         return await asyncio.get_running_loop().run_in_executor(self._writer, work)
 
     def close(self) -> None:
-        """Finish what is being written, and close all connections."""
+        """Finish running reads and writes, and close all connections."""
         self._writer.shutdown(wait=True)
         self._readers.shutdown(wait=True)
         self._engine.dispose()
@@ -167,7 +197,7 @@ class Database:
 
 @contextmanager
 def _passing() -> Iterator[None]:
-    """Raise whatever passes by itself as the one error that callers know for it."""
+    """Turn all transient database errors into `OperationalError`, which callers handle."""
     try:
         yield
     except OperationalError:
@@ -180,18 +210,22 @@ def _passing() -> Iterator[None]:
 
 
 def _parsed(text: str) -> URL:
-    """Return the URL of a database; what is said of a wrong one holds nothing of its text."""
+    """Return the URL of a database. Errors never quote the text, which may contain a password."""
     hint = "write postgresql+psycopg://user:password@host/database"
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
-        raise StartupError("setting database_url: this is no URL", hint=hint) from None
+        raise StartupError("setting storage.database_url: this is not a URL", hint=hint) from None
     if "@" in (url.host or ""):
-        raise StartupError("setting database_url: the password has an @", hint="write it as %40")
+        raise StartupError(
+            "setting storage.database_url: the password has an @", hint="write it as %40"
+        )
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
     if url.drivername not in ("postgresql+psycopg", "sqlite"):
-        raise StartupError(f"setting database_url: {url.drivername} is not supported", hint=hint)
+        raise StartupError(
+            f"setting storage.database_url: {url.drivername} is not supported", hint=hint
+        )
     return url
 
 
@@ -207,12 +241,12 @@ def _engine(url: URL) -> Engine:
             pool_size=_READERS + 1,
             pool_pre_ping=True,
             connect_args=_unless_given(url),
-            hide_parameters=True,  # of an error, which is logged
+            hide_parameters=True,  # errors are logged, and must not contain parameters
         )
     except ModuleNotFoundError:
         raise StartupError(
             "PostgreSQL cannot be used without psycopg",
-            hint="pip install 'servicex-server[postgresql]'",
+            hint=install("postgresql"),
         ) from None
     event.listen(engine, "connect", _set_up_postgresql)
     return engine
@@ -224,14 +258,14 @@ def _unless_given(url: URL) -> dict[str, Any]:
 
 def _set_up_postgresql(connection: Any, record: object) -> None:
     del record
-    # who stops in the middle of a write, as a suspended machine does, keeps all others from it
+    # a process that stops during a write, as on a suspended machine, would block all other writes
     connection.execute("set idle_in_transaction_session_timeout = '30s'")
     connection.commit()
 
 
 def _set_up_sqlite(connection: Any, record: object) -> None:
     del record
-    connection.isolation_level = None  # the begin event below says when a transaction begins
+    connection.isolation_level = None  # the begin event below starts transactions
     cursor = connection.cursor()
     for pragma in (
         "journal_mode=WAL",

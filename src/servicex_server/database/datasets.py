@@ -1,6 +1,7 @@
-"""Rows of datasets and their files. Shared datasets belong to nobody, file lists to their user."""
+"""Rows of datasets and their files. A file list belongs to its user; other datasets are shared."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -9,6 +10,7 @@ from sqlalchemy import Connection, Row, func, insert, or_, select, true, update
 from servicex_server.database.tables import datasets, files
 from servicex_server.errors import ForbiddenError, NotFoundError, StateError
 from servicex_server.model import Dataset, DatasetState, InputFile, Principal, Replica, now
+from servicex_server.text.escaping import redacted
 
 _COUNTS = (
     select(
@@ -28,13 +30,30 @@ _SELECT = select(
 ).join_from(datasets, _COUNTS, datasets.c.id == _COUNTS.c.dataset_id, isouter=True)
 
 
-def _dataset(row: Row[Any]) -> Dataset:
+def dataset(row: Row[Any]) -> Dataset:
+    """Return the dataset of a row as users see it, without secrets in URLs."""
     fields = row._mapping  # noqa: SLF001  # SQLAlchemy's documented way to rows by name
-    return Dataset(**{**fields, "state": DatasetState(fields["state"])})
+    message = fields["message"] or repeated(fields["reference"].get("repeated", 0))
+    shown = {"name": redacted(fields["name"]), "message": redacted(message)}
+    return Dataset(**{**fields, **shown, "state": DatasetState(fields["state"])})
+
+
+def repeated(count: int) -> str:
+    """Return the message about entries of a file list that repeat a file; empty if there are none.
+
+    Examples
+    --------
+    >>> repeated(1)
+    '1 entry repeats a file of an earlier entry; each file is read once'
+    """
+    if not count:
+        return ""
+    entries = "1 entry repeats" if count == 1 else f"{count} entries repeat"
+    return f"{entries} a file of an earlier entry; each file is read once"
 
 
 def visible(principal: Principal) -> Any:
-    """Return the condition that a dataset is one that a principal may see."""
+    """Return the condition that a principal may see a dataset."""
     if principal.sees_all:
         return datasets.c.id > 0
     return or_(datasets.c.owner.is_(None), datasets.c.owner == principal.user)
@@ -43,9 +62,9 @@ def visible(principal: Principal) -> Any:
 def find_fresh(
     connection: Connection, name: str, owner: str | None, *, since: datetime | None = None
 ) -> int | None:
-    """Return the id of a dataset that is known by this name and may be used as it is.
+    """Return the id of the newest dataset with this name that need not be looked up again.
 
-    One that is complete may not, if it has been since before that time.
+    With ``since``, a dataset that was completed before that time has to be looked up again.
     """
     same_owner = datasets.c.owner.is_(None) if owner is None else datasets.c.owner == owner
     return connection.scalar(
@@ -69,7 +88,7 @@ def find_fresh(
 def create(
     connection: Connection, *, name: str, finder: str, owner: str | None, reference: Any
 ) -> int:
-    """Add a dataset that is still to be looked up; return its id."""
+    """Add a dataset that is not looked up yet; return its id."""
     moment = now()
     result = connection.execute(
         insert(datasets).values(
@@ -87,7 +106,7 @@ def create(
 
 
 def touch(connection: Connection, dataset_id: int) -> None:
-    """Note that a dataset was used."""
+    """Record that a dataset was used now."""
     connection.execute(update(datasets).where(datasets.c.id == dataset_id).values(last_used=now()))
 
 
@@ -97,16 +116,16 @@ def get(connection: Connection, principal: Principal, dataset_id: int) -> Datase
     Raises
     ------
     NotFoundError
-        There is none, or it is not for this principal.
+        The dataset does not exist, or the principal may not see it.
     """
     row = connection.execute(_SELECT.where(datasets.c.id == dataset_id, visible(principal))).first()
     if row is None:
         raise _unknown(dataset_id)
-    return _dataset(row)
+    return dataset(row)
 
 
 def check(connection: Connection, principal: Principal, dataset_id: int) -> None:
-    """Refuse as `get` does; its files, which may be many, are not counted."""
+    """Raise the error of `get`, if any, without counting the files, which may be many."""
     mine = select(datasets.c.id).where(datasets.c.id == dataset_id, visible(principal))
     if connection.scalar(mine) is None:
         raise _unknown(dataset_id)
@@ -125,7 +144,7 @@ def listed(
         query = query.where(datasets.c.finder == finder)
     if not with_stale:
         query = query.where(datasets.c.stale.is_(False))
-    return [_dataset(row) for row in connection.execute(query)]
+    return [dataset(row) for row in connection.execute(query)]
 
 
 def mark_stale(connection: Connection, principal: Principal, dataset_id: int) -> None:
@@ -134,11 +153,11 @@ def mark_stale(connection: Connection, principal: Principal, dataset_id: int) ->
     Raises
     ------
     NotFoundError, ForbiddenError, StateError
-        There is none; it is somebody else's; it is stale already.
+        The dataset does not exist; it belongs to another user; it is already stale.
     """
     dataset = get(connection, principal, dataset_id)
     if not (principal.changes_all or dataset.owner in (None, principal.user)):
-        raise ForbiddenError(f"Dataset {dataset_id} is somebody else's")
+        raise ForbiddenError(f"Dataset {dataset_id} belongs to another user")
     if dataset.stale:
         raise StateError(f"Dataset {dataset_id} has already been deleted")
     connection.execute(
@@ -149,20 +168,20 @@ def mark_stale(connection: Connection, principal: Principal, dataset_id: int) ->
 def files_of(
     connection: Connection, principal: Principal, dataset_id: int
 ) -> list[tuple[int, InputFile]]:
-    """Return the files of a dataset with their ids, in the dataset's order."""
+    """Return the files of a dataset with their ids, in its order, without secrets in URLs."""
     check(connection, principal, dataset_id)
     rows = connection.execute(
         select(files).where(files.c.dataset_id == dataset_id).order_by(files.c.position)
     )
-    return [(row.id, input_file(row)) for row in rows]
+    return [(row.id, shown_file(row)) for row in rows]
 
 
 def first_and_last(
     connection: Connection, name: str, owner: str | None, *, since: datetime | None = None
 ) -> list[InputFile]:
-    """Return the first and the last file of a dataset, once if they are one.
+    """Return the first and the last file of a dataset; one file if they are the same.
 
-    None of a dataset that is not known or not yet whole.
+    The list is empty if the dataset is unknown or its look-up is not complete.
     """
     dataset_id = find_fresh(connection, name, owner, since=since)
     if dataset_id is None or state_of(connection, dataset_id) is not DatasetState.COMPLETE:
@@ -184,8 +203,15 @@ def input_file(row: Any) -> InputFile:
     )
 
 
+def shown_file(row: Any) -> InputFile:
+    """Return the file that a row of ``files`` describes, without secrets in its URLs."""
+    file = input_file(row)
+    replicas = tuple(replace(one, url=redacted(one.url)) for one in file.replicas)
+    return replace(file, replicas=replicas, name=redacted(file.name))
+
+
 def reference_of(connection: Connection, dataset_id: int) -> tuple[str, Any]:
-    """Return the finder of a dataset and what to give it."""
+    """Return the finder of a dataset, and the reference that it looks up."""
     row = connection.execute(
         select(datasets.c.finder, datasets.c.reference).where(datasets.c.id == dataset_id)
     ).one()
@@ -193,7 +219,7 @@ def reference_of(connection: Connection, dataset_id: int) -> tuple[str, Any]:
 
 
 def finders_of(connection: Connection, file_ids: Iterable[int]) -> dict[int, str]:
-    """Return by id of a file the finder that found it."""
+    """Return the finders that found files, by file id."""
     rows = connection.execute(
         select(files.c.id, datasets.c.finder)
         .join_from(files, datasets)
@@ -202,10 +228,13 @@ def finders_of(connection: Connection, file_ids: Iterable[int]) -> dict[int, str
     return {row.id: row.finder for row in rows}
 
 
-def found_again(
+def store_refreshed_replicas(
     connection: Connection, found: Mapping[int, Sequence[Replica]], moment: datetime
 ) -> None:
-    """Note by id of a file that its catalogue was asked again, and what it named, if anything."""
+    """Store refreshed replicas by file id, and when they were refreshed.
+
+    A file without refreshed replicas keeps those that it has.
+    """
     for file_id, replicas in found.items():
         values: dict[str, Any] = {"asked_again": moment}
         if replicas:
@@ -213,10 +242,10 @@ def found_again(
         connection.execute(update(files).where(files.c.id == file_id).values(**values))
 
 
-def distrust(connection: Connection, file_ids: Iterable[int]) -> None:
-    """Have the datasets looked up again of which some files were at none of their places.
+def mark_stale_by_files(connection: Connection, file_ids: Iterable[int]) -> None:
+    """Mark the datasets of files that none of their replicas could give as stale.
 
-    A list of files would be the same again.
+    The next request looks them up again. File lists are left as they are: they would not change.
     """
     wrong = select(files.c.dataset_id).where(files.c.id.in_(set(file_ids)))
     connection.execute(
@@ -229,7 +258,7 @@ def distrust(connection: Connection, file_ids: Iterable[int]) -> None:
 def set_state(
     connection: Connection, dataset_id: int, state: DatasetState, message: str = ""
 ) -> None:
-    """Note how a look-up stands. A failed one is stale, so that the next request tries again."""
+    """Store the state of a look-up. A failed one becomes stale, so the next request retries it."""
     failed = state in (
         DatasetState.DOES_NOT_EXIST,
         DatasetState.BAD_NAME,
@@ -242,7 +271,7 @@ def set_state(
 
 
 def keys_of(connection: Connection, dataset_id: int) -> list[str]:
-    """Return what the files are known by that are stored, so that a look-up can go on."""
+    """Return the keys of the files that are stored, so that a look-up can be resumed."""
     rows = connection.execute(select(files).where(files.c.dataset_id == dataset_id))
     return [input_file(row).key for row in rows]
 
@@ -273,6 +302,6 @@ def _places(replicas: Iterable[Replica]) -> list[list[str]]:
 
 
 def state_of(connection: Connection, dataset_id: int) -> DatasetState:
-    """Return how a dataset's look-up stands."""
+    """Return the state of a dataset's look-up."""
     query = select(datasets.c.state).where(datasets.c.id == dataset_id)
     return DatasetState(connection.execute(query).scalar_one())

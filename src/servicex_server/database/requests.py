@@ -1,7 +1,7 @@
 """Rows of requests, with their counters.
 
-A counter is changed in the transaction that changes the task rows it counts, by as many as really
-changed; and writes run one after another. So it always is what counting them would give.
+A transaction that changes task rows also changes the counters, by the number of rows that really
+changed. Writes run one after another. So a counter always equals the number of rows it counts.
 """
 
 import logging
@@ -11,7 +11,18 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, insert, not_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    delete,
+    func,
+    insert,
+    not_,
+    select,
+    tuple_,
+    update,
+)
 
 from servicex_server.database.tables import requests, tasks
 from servicex_server.errors import ForbiddenError, NotFoundError, StateError
@@ -28,7 +39,7 @@ from servicex_server.model import (
 log = logging.getLogger(__name__)
 
 _SOME = 10_000
-"""Values that a statement may have, of which SQLite takes 32,766; and rows that it removes."""
+"""Most parameters of a statement (SQLite allows 32,766), and most rows that a statement deletes."""
 
 OPEN = [state for state in RequestState if not state.terminal]
 _STORED = [field.name for field in fields(Request) if field.name in requests.c]
@@ -52,7 +63,7 @@ def get(connection: Connection, principal: Principal, request_id: str) -> Reques
     Raises
     ------
     NotFoundError
-        There is none, or it is somebody else's; the two look the same.
+        The request does not exist, or belongs to another user. The error is the same for both.
     """
     row = connection.execute(select(requests).where(requests.c.id == request_id)).first()
     if row is None or row.deleted or not (principal.sees_all or row.owner == principal.user):
@@ -64,10 +75,10 @@ def get(connection: Connection, principal: Principal, request_id: str) -> Reques
 
 @lru_cache(maxsize=10_000)
 def _note(principal: Principal, owner: str, request_id: str, hour: datetime) -> None:
-    """Log that somebody looks at what is another's: once an hour, for a page looks every second."""
+    """Log that a user viewed another user's request, once an hour: pages reload every second."""
     del hour
     log.info(
-        "%s, %s, looks at what is of %s",
+        "user %s (role %s) viewed a request owned by %s",
         principal.user,
         principal.role.value,
         owner,
@@ -76,25 +87,58 @@ def _note(principal: Principal, owner: str, request_id: str, hour: datetime) -> 
 
 
 def _changeable(connection: Connection, principal: Principal, request_id: str) -> Request:
-    """Return a request that a principal may change, which is less than may be read."""
+    """Return a request that a principal may change.
+
+    An operator may read the requests of other users, but not change them.
+    """
     request = get(connection, principal, request_id)
     if not (principal.changes_all or request.owner == principal.user):
         raise ForbiddenError(
-            f"Transformation request {request_id} is somebody else's",
-            hint="an administrator may end or delete it, an operator only looks",
+            f"Transformation request {request_id} belongs to another user",
+            hint="only its owner and administrators can cancel or delete it",
         )
     return request
 
 
 def listed(
-    connection: Connection, principal: Principal, *, owner: str | None = None
+    connection: Connection,
+    principal: Principal,
+    *,
+    owner: str | None = None,
+    after: Request | None = None,
+    offset: int = 0,
+    limit: int = _SOME,
+    characters: int | None = None,
 ) -> list[Request]:
-    """Return one's own requests, or another's for those who may see all; newest first."""
+    """Return requests of the principal, or of another user for those who see all; newest first.
+
+    Parameters
+    ----------
+    owner
+        The user whose requests are returned; None for the principal's own.
+    after
+        The last request of the previous slice.
+    offset
+        Number of requests to skip.
+    limit
+        Most requests to return.
+    characters
+        Most characters of each query text to return; None for all.
+    """
     wanted = owner if owner is not None and principal.sees_all else principal.user
-    rows = connection.execute(
-        select(requests)
-        .where(requests.c.owner == wanted, not_(requests.c.deleted))
-        .order_by(requests.c.submitted_at.desc())
+    which: list[ColumnElement[bool]] = [requests.c.owner == wanted, not_(requests.c.deleted)]
+    if after is not None:
+        place = tuple_(requests.c.submitted_at, requests.c.id)
+        which.append(place < (after.submitted_at, after.id))
+    columns = [column for column in requests.c if column.name != "selection"]
+    selection = requests.c.selection
+    cut = selection if characters is None else func.substr(selection, 1, characters)
+    rows: Iterable[Row[Any]] = connection.execute(
+        select(*columns, cut.label("selection"))
+        .where(*which)
+        .order_by(requests.c.submitted_at.desc(), requests.c.id.desc())
+        .offset(offset)
+        .limit(limit)
     )
     return [_request(row) for row in rows]
 
@@ -106,7 +150,7 @@ def change_state(
     *,
     failure: str = "",
 ) -> list[str]:
-    """Move requests to a state, those that may go there; return their ids."""
+    """Move requests to a state, if their current state allows it; return the ids of those moved."""
     may = [old for old, new in REQUEST_TRANSITIONS.items() if state in new]
     values: dict[str, Any] = {"state": state}
     if state.terminal:
@@ -121,12 +165,12 @@ def change_state(
 
 
 def cancel(connection: Connection, principal: Principal, request_id: str) -> None:
-    """End a request; files of it that have not ended never will.
+    """Cancel a request. Its unfinished files are not processed any more.
 
     Raises
     ------
     NotFoundError, ForbiddenError, StateError
-        There is none; it is not for this principal to change; it has ended already.
+        The request does not exist; the principal may not change it; it has ended already.
     """
     request = _changeable(connection, principal, request_id)
     if not change_state(connection, [request_id], RequestState.CANCELED):
@@ -137,9 +181,9 @@ def cancel(connection: Connection, principal: Principal, request_id: str) -> Non
 
 
 def drop_tasks(connection: Connection, request_id: str) -> None:
-    """Take the files of a request that has ended away from the workers.
+    """Cancel the running tasks of a request that has ended.
 
-    Those that wait stay as they are, however many: nothing takes files of an ended request.
+    Waiting tasks, which may be many, are left as they are: tasks of an ended request never start.
     """
     connection.execute(
         update(tasks)
@@ -149,18 +193,18 @@ def drop_tasks(connection: Connection, request_id: str) -> None:
 
 
 def stored(connection: Connection, request_ids: Iterable[str]) -> dict[str, Row[Any]]:
-    """Return the rows of those requests that there are, by id."""
+    """Return the rows of those requests that exist, by id."""
     rows = connection.execute(select(requests).where(requests.c.id.in_(sorted(request_ids))))
     return {row.id: row for row in rows}
 
 
-def hide(connection: Connection, principal: Principal, request_id: str) -> None:
-    """Delete a request for all who look; its rows go bit by bit.
+def mark_deleted(connection: Connection, principal: Principal, request_id: str) -> None:
+    """Mark a request as deleted, so that nobody sees it. Its rows are removed later, in steps.
 
     Raises
     ------
     NotFoundError, ForbiddenError
-        There is none; it is not for this principal to change.
+        The request does not exist; the principal may not change it.
     """
     _changeable(connection, principal, request_id)
     change_state(connection, [request_id], RequestState.CANCELED)
@@ -168,13 +212,13 @@ def hide(connection: Connection, principal: Principal, request_id: str) -> None:
     connection.execute(update(requests).where(requests.c.id == request_id).values(deleted=True))
 
 
-def hidden(connection: Connection) -> list[str]:
-    """Return the deleted requests that have rows still."""
+def marked_deleted(connection: Connection) -> list[str]:
+    """Return the ids of deleted requests whose rows are not removed yet."""
     return list(connection.scalars(select(requests.c.id).where(requests.c.deleted)))
 
 
-def doomed(connection: Connection, request_id: str) -> tuple[list[int], list[str]]:
-    """Return some tasks of a deleted request, and the keys of their objects that go with them."""
+def tasks_to_remove(connection: Connection, request_id: str) -> tuple[list[int], list[str]]:
+    """Return ids of some tasks of a deleted request, and the keys of objects only they use."""
     some = select(tasks.c.id, tasks.c.object_key).where(tasks.c.request_id == request_id)
     rows = connection.execute(some.limit(_SOME)).all()
     return [row.id for row in rows], unused(connection, filter(None, (r.object_key for r in rows)))
@@ -186,12 +230,12 @@ def remove_tasks(connection: Connection, task_ids: Iterable[int]) -> None:
 
 
 def remove(connection: Connection, request_id: str) -> None:
-    """Remove a deleted request that has no tasks any more."""
+    """Remove a deleted request whose tasks are all removed."""
     connection.execute(delete(requests).where(requests.c.id == request_id))
 
 
 def unused(connection: Connection, object_keys: Iterable[str]) -> list[str]:
-    """Return those of the keys whose object is the result of no task, but of deleted requests."""
+    """Return the keys of objects that only deleted requests use, or that no task uses."""
     keys = sorted(set(object_keys))
     named = (
         select(tasks.c.object_key)
@@ -209,7 +253,7 @@ def unused(connection: Connection, object_keys: Iterable[str]) -> list[str]:
 def of_dataset(
     connection: Connection, dataset_id: int, states: Iterable[RequestState]
 ) -> list[str]:
-    """Return the requests on a dataset that are in one of the states."""
+    """Return the ids of the requests on a dataset that are in one of the states."""
     return list(
         connection.scalars(
             select(requests.c.id).where(

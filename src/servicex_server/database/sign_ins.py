@@ -1,34 +1,83 @@
-"""Rows of how users come in: who they are for issuers, browsers, and programs that wait."""
+"""Identities at OIDC providers, and the accounts that they belong to."""
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, insert, select
 
 from servicex_server.database import users as rows
-from servicex_server.database.tables import devices, identities, sessions, users
-from servicex_server.errors import RequestError
+from servicex_server.database.tables import identities, users
+from servicex_server.errors import ForbiddenError
 from servicex_server.model import User, now
 
-# --- issuers -------------------------------------------------------------------------------
+log = logging.getLogger(__name__)
 
 
 def by_identity(connection: Connection, issuer: str, subject: str) -> User | None:
-    """Return the account that somebody has come into by an issuer before."""
+    """Return the account to which an identity is linked; None if there is none."""
     theirs = (identities.c.issuer == issuer, identities.c.subject == subject)
     return rows.first(connection, users.c.id == identities.c.user_id, *theirs)
 
 
-def by_email(connection: Connection, email: str) -> User | None:
-    """Return the account of an e-mail, in lower case."""
-    return rows.first(connection, users.c.email == email)
+def account_of(connection: Connection, issuer: str, subject: str, email: str) -> User | None:
+    """Return the account of an identity; None if there is none.
+
+    An identity that is not linked yet gets the account of its verified e-mail address, unless that
+    account is linked to another subject of the same issuer: a provider may give the address of a
+    former user to another person.
+
+    Parameters
+    ----------
+    issuer, subject
+        The identity.
+    email
+        The verified e-mail address, in lower case; empty if there is none.
+
+    Raises
+    ------
+    ForbiddenError
+        The account of this address belongs to another subject.
+    """
+    found = by_identity(connection, issuer, subject)
+    if found is not None or not email:
+        return found
+    found = rows.first(connection, users.c.email == email)
+    if found is None:
+        return None
+    other = select(identities.c.id).where(
+        identities.c.user_id == found.id, identities.c.issuer == issuer
+    )
+    if connection.scalar(other.limit(1)) is not None:
+        log.warning("refused a sign-in: %s has a new subject for %s", issuer, email)
+        contacts = rows.administrators(connection)[:3]
+        who = ", ".join(contacts) if contacts else "an administrator of this service"
+        raise ForbiddenError(
+            f"the account of {email} belongs to another identity of {issuer}: the e-mail address "
+            "may have been given to you after somebody else had it",
+            hint=f"write to {who}, who can delete the old account",
+        )
+    return found
+
+
+def sign_in(connection: Connection, issuer: str, subject: str, email: str) -> User | None:
+    """Return the account of an identity, as `account_of`, and link the identity to it.
+
+    Raises
+    ------
+    ForbiddenError
+        As for `account_of`.
+    """
+    # of two concurrent sign-ins, the second waits and then sees the identity of the first
+    connection.execute(select(users.c.id).where(users.c.email == email).with_for_update())
+    found = account_of(connection, issuer, subject, email)
+    if found is not None:
+        join(connection, found, issuer, subject)
+    return found
 
 
 def join(connection: Connection, user: User, issuer: str, subject: str) -> None:
-    """Note who the user of an account is for an issuer, if that is not known yet."""
+    """Link an identity to an account, unless it is linked already."""
     values = {
         "user_id": user.id,
         "issuer": issuer,
@@ -42,126 +91,16 @@ def join(connection: Connection, user: User, issuer: str, subject: str) -> None:
 def sign_up(
     connection: Connection, email: str, about: Mapping[str, Any], issuer: str, subject: str
 ) -> tuple[User, bool]:
-    """Make the account of somebody; return it, and whether it was not there before.
+    """Create the account of an identity; return it, and whether it is new.
 
-    Of two sign-ups at a time one makes the account, and the other finds it.
-    """
-    found = by_email(connection, email)
-    user = found or rows.add(connection, email, about)
-    join(connection, user, issuer, subject)
-    return user, found is None
-
-
-# --- browsers ------------------------------------------------------------------------------
-
-
-def open_session(
-    connection: Connection,
-    user_id: int,
-    digest: str,
-    expires_at: datetime,
-    *,
-    token_id: int | None = None,
-) -> None:
-    """Note that somebody has signed in, in a browser; those that have ended go."""
-    moment = now()
-    connection.execute(delete(sessions).where(sessions.c.expires_at <= moment))
-    values = {
-        "hash": digest,
-        "user_id": user_id,
-        "token_id": token_id,
-        "created_at": moment,
-        "expires_at": expires_at,
-    }
-    connection.execute(insert(sessions).values(values))
-    connection.execute(update(users).where(users.c.id == user_id).values(last_seen=moment))
-
-
-def by_session(connection: Connection, digest: str) -> User | None:
-    """Return who has signed in, in a browser; None if nobody has, or it is too long ago."""
-    open_ = (sessions.c.hash == digest, sessions.c.expires_at > now())
-    return rows.first(connection, users.c.id == sessions.c.user_id, *open_)
-
-
-def is_vouched(connection: Connection, digest: str) -> bool:
-    """Whether somebody has signed in, in a browser, by an issuer, and not with an API token."""
-    which = (sessions.c.hash == digest, sessions.c.token_id.is_(None))
-    return connection.scalar(select(sessions.c.user_id).where(*which)) is not None
-
-
-def end_session(connection: Connection, digest: str) -> None:
-    """Sign out in one browser."""
-    connection.execute(delete(sessions).where(sessions.c.hash == digest))
-
-
-def end_sessions(connection: Connection, email: str) -> int:
-    """Sign somebody out in all browsers; return in how many."""
-    which = sessions.c.user_id == rows.get(connection, email).id
-    return connection.execute(delete(sessions).where(which)).rowcount
-
-
-# --- programs ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """A program that waits: what it calls itself, who has let it in, or whether it was refused."""
-
-    name: str
-    expires_at: datetime
-    user: str | None
-    refused: bool
-
-
-_DEVICE = (
-    select(devices.c.name, devices.c.expires_at, users.c.email.label("user"), devices.c.refused)
-    .select_from(devices)
-    .outerjoin(users, users.c.id == devices.c.user_id)
-)
-
-
-def add_device(
-    connection: Connection, digest: str, code: str, name: str, expires_at: datetime
-) -> bool:
-    """Note a program that waits; return whether its code is one that no other has."""
-    connection.execute(delete(devices).where(devices.c.expires_at <= now()))
-    values = {"hash": digest, "code": code, "name": name, "expires_at": expires_at}
-    try:
-        with connection.begin_nested():
-            connection.execute(insert(devices).values(values))
-    except IntegrityError:
-        return False
-    return True
-
-
-def device_by_code(connection: Connection, code: str) -> Device | None:
-    """Return the program that waits with a code, and has not been answered."""
-    waits = (devices.c.code == code, devices.c.expires_at > now())
-    open_ = (devices.c.user_id.is_(None), devices.c.refused.is_(False))
-    row = connection.execute(_DEVICE.where(*waits, *open_)).first()
-    return Device(**row._mapping) if row is not None else None  # noqa: SLF001  # documented
-
-
-def answer_device(connection: Connection, code: str, email: str, *, let_in: bool) -> None:
-    """Let a program in as somebody, or refuse it.
+    Of two concurrent sign-ups, one creates the account and the other finds it.
 
     Raises
     ------
-    RequestError
-        Nothing waits with this code any more.
+    ForbiddenError
+        As for `account_of`.
     """
-    if device_by_code(connection, code) is None:
-        raise RequestError(f"nothing waits with the code {code} any more", hint="start it again")
-    values = {"user_id": rows.get(connection, email).id} if let_in else {"refused": True}
-    connection.execute(update(devices).where(devices.c.code == code).values(values))
-
-
-def device(connection: Connection, digest: str) -> Device | None:
-    """Return a program that waits, by the hash of what it was given."""
-    row = connection.execute(_DEVICE.where(devices.c.hash == digest)).first()
-    return Device(**row._mapping) if row is not None else None  # noqa: SLF001  # documented
-
-
-def end_device(connection: Connection, digest: str) -> bool:
-    """Remove a program that waits; return whether it was there, which it is for one only."""
-    return connection.execute(delete(devices).where(devices.c.hash == digest)).rowcount == 1
+    found = account_of(connection, issuer, subject, email)
+    user = found or rows.add(connection, email, about)
+    join(connection, user, issuer, subject)
+    return user, found is None

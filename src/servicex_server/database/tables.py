@@ -34,17 +34,17 @@ metadata = MetaData(
 
 
 class UtcTime(TypeDecorator[datetime]):
-    """An aware datetime, kept as naive UTC so that every database orders it alike."""
+    """An aware datetime, stored as naive UTC, so that every database orders it in the same way."""
 
     impl = DateTime
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Turn an aware time into naive UTC."""
+        """Convert an aware time to naive UTC."""
         del dialect
         if value is None:
             return None
-        if value.year == 1:  # the earliest time there is cannot be moved between zones
+        if value.year == 1:  # the earliest time cannot be converted to another zone
             return value.replace(tzinfo=None)
         return value.astimezone(UTC).replace(tzinfo=None)
 
@@ -55,7 +55,7 @@ class UtcTime(TypeDecorator[datetime]):
 
 
 def _where(condition: str) -> dict[str, Any]:
-    """Return what makes an index hold only some of the rows."""
+    """Return the options of a partial index."""
     return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
 
 
@@ -88,7 +88,7 @@ files = Table(
     Column("events", BigInteger, nullable=False, default=0),
     Column("adler32", String(16)),
     Column("name", Text, nullable=False, server_default=""),
-    Column("asked_again", UtcTime),  # when the catalogue was, after all replicas had failed
+    Column("asked_again", UtcTime),  # when its replicas were refreshed, after all had failed
     Index(None, "dataset_id", "position", unique=True),
 )
 
@@ -109,13 +109,15 @@ requests = Table(
     Column("failure", Text, nullable=False, default=""),
     Column("app_version", String(64), nullable=False),
     Column("file_seconds", Float),  # null: as long as the service allows
-    Column("deleted", Boolean, nullable=False, server_default=false()),  # its rows go bit by bit
-    # kept by whoever changes a task of the request, in the same transaction
+    Column("deleted", Boolean, nullable=False, server_default=false()),  # rows go in steps
+    # counters: every change of a task updates them in the same transaction
     Column("files", Integer, nullable=False, server_default="0"),
     Column("completed", Integer, nullable=False, server_default="0"),
     Column("failed", Integer, nullable=False, server_default="0"),
     Column("bytes", BigInteger, nullable=False, server_default="0"),  # of its results
-    Column("last_ended", UtcTime),  # when the latest of its files ended; it never goes back
+    Column("events", BigInteger, nullable=False, server_default="0"),  # read for its results
+    Column("events_kept", BigInteger, server_default="0"),  # null: not known of every result
+    Column("last_ended", UtcTime),  # when the latest of its files ended; never decreases
     Index(None, "owner", "submitted_at"),
     Index("ix_requests_deleted", "id", **_where("deleted")),
     Index(None, "state"),
@@ -129,39 +131,47 @@ tasks = Table(
     Column("request_id", ForeignKey(requests.c.id, ondelete="CASCADE"), nullable=False),
     Column("file_id", ForeignKey(files.c.id), nullable=False),
     Column("first_entry", BigInteger, nullable=False, default=0),
-    Column("last_entry", BigInteger),  # the one after the last; null: the whole file
+    Column("last_entry", BigInteger),  # exclusive; null: the whole file
     Column("state", String(16), nullable=False),
     Column("attempts", Integer, nullable=False, default=0),
     Column("not_before", UtcTime),
     Column("finished_at", UtcTime),
     Column("path", Text),
-    # S3 lists by the order of bytes, and SQLite has no other
+    # S3 lists in byte order, which is also the order of SQLite
     Column("object_name", String(255).with_variant(String(255, collation="C"), "postgresql")),
     Column("object_key", String(255)),
     Column("bytes", BigInteger, nullable=False, default=0),
-    Column("events", BigInteger, nullable=False, default=0),
+    Column("events", BigInteger, nullable=False, default=0),  # read
+    Column("events_kept", BigInteger),  # in the result; null: not known
     Column("seconds", Float, nullable=False, default=0.0),
     Column("worker", String(255), nullable=False, default=""),
     Column("error", JSON(none_as_null=True)),
     Column("tried", JSON(none_as_null=True)),  # every attempt at every replica, oldest first
     Column("log_tail", Text, nullable=False, default=""),
-    Column("identity", String(64)),  # of the work: equal ones make equal objects
-    Index(None, "request_id", "file_id", "first_entry", unique=True),
+    Column("identity", String(64)),  # result key: tasks with the same key give the same result
+    # of a part: the task of its file; not a foreign key, because rows are deleted in any order
+    Column("part_of", BigInteger),
+    Column("parts", Integer, nullable=False, server_default="0"),  # that a file was split into
+    Index(None, "request_id", "file_id", "first_entry", unique=True, **_where("part_of IS NULL")),
+    Index(None, "part_of", "first_entry", unique=True, **_where("part_of IS NOT NULL")),
     Index(None, "request_id", "state", "id"),
     Index(None, "request_id", "finished_at"),
     Index(None, "request_id", "object_name"),
     Index(None, "object_key"),
     Index(None, "identity"),
-    # what is looked for in all tasks, of which nearly all have ended
+    # for queries over all tasks, of which nearly all have ended
     Index("ix_tasks_running", "state", **_where("state = 'running'")),
     Index("ix_tasks_not_before", "not_before", **_where("not_before IS NOT NULL")),
 )
+
+OF_FILE = tasks.c.part_of.is_(None)
+"""Condition that a task is for a file of the dataset, and not for a part of one."""
 
 bad_replicas = Table(
     "bad_replicas",
     metadata,
     Column("id", _Id, primary_key=True),
-    Column("mark", String(64), nullable=False),  # of URL and kind, which may be long
+    Column("mark", String(64), nullable=False),  # hash of URL and kind, which may be long
     Column("url", Text, nullable=False),
     Column("rse", Text, nullable=False),
     Column("file", Text, nullable=False),
@@ -189,6 +199,7 @@ users = Table(
     Column("state", String(32), nullable=False),
     Column("created_at", UtcTime, nullable=False),
     Column("last_seen", UtcTime),
+    Column("key_epoch", Integer, nullable=False, server_default="0"),  # how often keys were revoked
     Index(None, "email", unique=True),
 )
 
@@ -204,7 +215,7 @@ api_tokens = Table(
     Column("last_used", UtcTime),
     Index(None, "hash", unique=True),
     Index(None, "user_id", "name", unique=True),
-    sqlite_autoincrement=True,  # the number of a revoked one is in access tokens, and is no other's
+    sqlite_autoincrement=True,  # ids are in access tokens, so that of a revoked token is not reused
 )
 
 identities = Table(
@@ -218,7 +229,7 @@ identities = Table(
     Index(None, "issuer", "subject", unique=True),
     Index(None, "user_id"),
 )
-"""Who a user is for those that vouch for them."""
+"""The identities of users at OIDC providers."""
 
 sessions = Table(
     "sessions",
@@ -232,22 +243,22 @@ sessions = Table(
     Index(None, "token_id"),
     Index(None, "expires_at"),
 )
-"""Browsers in which somebody has signed in."""
+"""Sessions of signed-in browsers."""
 
 devices = Table(
     "devices",
     metadata,
     Column("hash", String(64), primary_key=True),
-    Column("code", String(16), nullable=False),  # which a person types
+    Column("code", String(16), nullable=False),  # the user code, which a person types
     Column("name", Text, nullable=False),
     Column("expires_at", UtcTime, nullable=False),
-    Column("user_id", ForeignKey(users.c.id, ondelete="CASCADE")),  # who has let it in
+    Column("user_id", ForeignKey(users.c.id, ondelete="CASCADE")),  # who has confirmed it
     Column("refused", Boolean, nullable=False, server_default=false()),
     Index(None, "code", unique=True),
     Index(None, "user_id"),
     Index(None, "expires_at"),
 )
-"""Programs that wait for somebody to sign them in, in a browser."""
+"""Programs that wait for a user to sign them in with a browser (device flow)."""
 
 snapshots = Table(
     "snapshots",
@@ -256,7 +267,7 @@ snapshots = Table(
     Column("at", UtcTime, nullable=False),
     Column("value", JSON, nullable=False),
 )
-"""What only the process knows that leads, written down for the others to show."""
+"""Status snapshots: facts that only the leader knows, stored for the other processes."""
 
 history = Table(
     "history",
@@ -269,4 +280,4 @@ history = Table(
     Column("stored", BigInteger, nullable=False),
     Column("free", BigInteger),  # null: results are in a bucket
 )
-"""How the service was each minute, for a week."""
+"""The state of the service each minute, for a week."""

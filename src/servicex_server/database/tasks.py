@@ -1,7 +1,7 @@
-"""Rows of tasks, one for each file of each request, or part of one: chosen, and running.
+"""Rows of waiting and running tasks: one for each file, or part of a file, of each request.
 
-How they end is in `servicex_server.database.outcomes`, and what users are told of that in
-`servicex_server.database.ended_files`.
+`servicex_server.database.outcomes` records how tasks end, and
+`servicex_server.database.finished_files` reads that for users.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -39,16 +39,18 @@ RUNNABLE = [RequestState.LOOKUP, RequestState.RUNNING]
 """States of requests whose files may start."""
 
 LONGEST_PAUSE = timedelta(seconds=96)
-"""No file waits longer to be tried again; one that seems to is due, for the clock was set back."""
+"""Longest pause before a retry. A file with a longer one may start: the clock was set back."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A task with all that is needed to do it.
+    """A task with everything that is needed to run it.
 
-    ``attempt`` is the number of the next try, ``object_name`` that of the result in the bucket,
-    ``seconds`` what the user allows for it, if less than the service does; ``asked_again`` whether
-    the catalogue has been, since there is this request, where else the file is.
+    ``attempt`` is the number of the next attempt. ``object_name`` is the name of the result in the
+    bucket. ``seconds`` is the user's time limit, if it is shorter than that of the service.
+    ``replicas_refreshed`` says whether the file's replicas were refreshed since the request was
+    submitted. ``joins`` are the keys of the results of the file's parts, in order, if the task
+    joins them.
     """
 
     task_id: int
@@ -65,26 +67,27 @@ class Work:
     object_name: str
     last_worker: str = ""
     seconds: float | None = None
-    asked_again: bool = False
+    replicas_refreshed: bool = False
+    joins: tuple[str, ...] = ()
 
     @property
     def object_key(self) -> str:
-        """Key of the result in the store.
+        """Key of the result in the object store.
 
-        Each attempt has one of its own: a late one never writes over another's object.
+        Each attempt has its own key, so that a late attempt never overwrites another's object.
         """
         return f"{self.request_id}/{self.attempt}/{self.object_name}"
 
     @property
-    def raced_key(self) -> str:
-        """Key of the result in the store of one who races the attempt."""
-        return f"{self.request_id}/{self.attempt}-raced/{self.object_name}"
+    def speculative_key(self) -> str:
+        """Key of the result of a speculative read of this attempt."""
+        return f"{self.request_id}/{self.attempt}-speculative/{self.object_name}"
 
 
 def add_for_dataset(
     connection: Connection, request_ids: Iterable[str], dataset_id: int, *, start: int = 0
 ) -> None:
-    """Make a waiting task of every file of a dataset from position ``start`` on."""
+    """Add a waiting task for every file of a dataset from position ``start`` on."""
     for request_id in request_ids:
         wanted = select(
             literal(request_id), files.c.id, literal(TaskState.WAITING.value), *_ZEROS.values()
@@ -116,14 +119,29 @@ _ZEROS = {
 
 
 def demand(connection: Connection) -> list[Demand]:
-    """Return the requests that have files which have not ended, the oldest first."""
+    """Return the requests with unfinished files, and the number of their tasks; oldest first.
+
+    For a file that was split, each unfinished part counts.
+    """
     left = requests.c.files - requests.c.completed - requests.c.failed
     rows = connection.execute(
         select(requests.c.id, requests.c.owner, left)
         .where(requests.c.state.in_(RUNNABLE), left > 0)
         .order_by(requests.c.submitted_at, requests.c.id)
     )
-    return [Demand(*row) for row in rows]
+    more = {row.request_id: row.more for row in connection.execute(_PARTS)}
+    return [Demand(row[0], row[1], row[2] + more.get(row[0], 0)) for row in rows]
+
+
+_PARTS = (
+    select(
+        tasks.c.request_id,
+        (func.count() - func.count(tasks.c.part_of.distinct())).label("more"),
+    )
+    .where(tasks.c.part_of.is_not(None), tasks.c.state.in_((TaskState.WAITING, TaskState.RUNNING)))
+    .group_by(tasks.c.request_id)
+)
+"""By request, by how many its unfinished tasks exceed its unfinished files."""
 
 
 def waiting(connection: Connection, request_id: str, most: int) -> list[Work]:
@@ -143,7 +161,7 @@ def waiting(connection: Connection, request_id: str, most: int) -> list[Work]:
 
 
 def running(connection: Connection) -> list[Work]:
-    """Return what was running when the service ended; ``attempt`` is the one that ran."""
+    """Return the tasks in the state running; ``attempt`` is the one that runs."""
     return _works(connection, _TASKS.where(tasks.c.state == TaskState.RUNNING), tried=1)
 
 
@@ -155,6 +173,7 @@ _TASKS = (
         tasks.c.first_entry,
         tasks.c.last_entry,
         tasks.c.worker,
+        tasks.c.parts,
         files,
     )
     .join_from(tasks, files, tasks.c.file_id == files.c.id)
@@ -164,7 +183,7 @@ _TASKS = (
 
 def _works(connection: Connection, query: Select[Any], *, tried: int = 0) -> list[Work]:
     rows = connection.execute(query).all()
-    # once for each request: a query may be long, and its files many
+    # once for each request: a query text may be long, and a request may have many files
     asked = connection.execute(
         select(
             requests.c.id,
@@ -177,10 +196,24 @@ def _works(connection: Connection, query: Select[Any], *, tried: int = 0) -> lis
         ).where(requests.c.id.in_({row.request_id for row in rows}))
     )
     by_id = {row.id: row for row in asked}
-    return [_work(row, by_id[row.request_id], row.attempts + 1 - tried) for row in rows]
+    joins = _joins(connection, [row.task_id for row in rows if row.parts])
+    return [
+        _work(row, by_id[row.request_id], row.attempts + 1 - tried, joins.get(row.task_id, ()))
+        for row in rows
+    ]
 
 
-def _work(row: Any, asked: Any, attempt: int) -> Work:
+def _joins(connection: Connection, split: Sequence[int]) -> dict[int, tuple[str, ...]]:
+    """Return the keys of the parts' results, in order, by the task of the file."""
+    found: dict[int, tuple[str, ...]] = {}
+    if split:
+        parts = select(tasks.c.part_of, tasks.c.object_key).where(tasks.c.part_of.in_(split))
+        for row in connection.execute(parts.order_by(tasks.c.part_of, tasks.c.first_entry)):
+            found[row.part_of] = (*found.get(row.part_of, ()), row.object_key)
+    return found
+
+
+def _work(row: Any, asked: Any, attempt: int, joins: tuple[str, ...]) -> Work:
     file, entries, result_format = input_file(row), entries_of(row), ResultFormat(asked.format)
     return Work(
         task_id=row.task_id,
@@ -197,26 +230,27 @@ def _work(row: Any, asked: Any, attempt: int) -> Work:
         seconds=asked.file_seconds,
         object_name=object_name(row.position, file, result_format, entries),
         last_worker=row.worker,
-        asked_again=row.asked_again is not None and row.asked_again >= asked.submitted_at,
+        replicas_refreshed=row.asked_again is not None and row.asked_again >= asked.submitted_at,
+        joins=joins,
     )
 
 
 def entries_of(row: Any) -> Entries | None:
-    """Return which entries of its file a task is for; None for all of them."""
+    """Return the range of entries of a task; None for the whole file."""
     return None if row.last_entry is None else (row.first_entry, row.last_entry)
 
 
 def begin(
-    connection: Connection, works: Sequence[Work], identities: Mapping[int, str]
+    connection: Connection, works: Sequence[Work], result_keys: Mapping[int, str]
 ) -> list[Work]:
-    """Mark tasks running; return those that are, which a cancelled request's are not.
+    """Mark tasks as running; return them, without those whose request has ended.
 
     Parameters
     ----------
     works
-        What is to start.
-    identities
-        By id of the task, what the work is known by once it is done.
+        The tasks to start.
+    result_keys
+        Result keys, by task id. A finished task can be found by its key.
     """
     open_requests = {
         request_id
@@ -225,34 +259,29 @@ def begin(
     }
     begun = [work for work in works if work.request_id in open_requests]
     if begun:
-        connection.execute(
+        start = (
             update(tasks)
-            .where(tasks.c.id == bindparam("task"), tasks.c.state == TaskState.WAITING)
-            .values(
-                state=TaskState.RUNNING,
-                attempts=bindparam("attempt"),
-                not_before=None,
-                identity=bindparam("known_by"),
-            ),
-            [
-                {
-                    "task": work.task_id,
-                    "attempt": work.attempt,
-                    "known_by": identities.get(work.task_id),
-                }
-                for work in begun
-            ],
+            .where(tasks.c.state == TaskState.WAITING)
+            .values(state=TaskState.RUNNING, attempts=tasks.c.attempts + 1, not_before=None)
         )
+        known = [work.task_id for work in begun if work.task_id in result_keys]
+        if unknown := [work.task_id for work in begun if work.task_id not in result_keys]:
+            connection.execute(start.where(tasks.c.id.in_(unknown)).values(identity=None))
+        if known:
+            connection.execute(
+                start.where(tasks.c.id == bindparam("task")).values(identity=bindparam("known_by")),
+                [{"task": task_id, "known_by": result_keys[task_id]} for task_id in known],
+            )
     return begun
 
 
 def recover(connection: Connection, *, keep: Collection[int] = ()) -> int:
-    """Let what was running wait again, as if it had not been tried; return how many tasks.
+    """Return running tasks to the queue, without counting the attempt; return their number.
 
     Parameters
     ----------
     keep
-        Ids of tasks that do run.
+        Ids of tasks that are really running.
     """
     found = set(connection.scalars(select(tasks.c.id).where(tasks.c.state == TaskState.RUNNING)))
     stray = [{"task": task_id} for task_id in sorted(found - set(keep))]
@@ -267,7 +296,7 @@ def recover(connection: Connection, *, keep: Collection[int] = ()) -> int:
 
 
 def next_due(connection: Connection) -> datetime | None:
-    """Return when the earliest of the files that wait for a retry may start."""
+    """Return when the earliest of the tasks that wait for a retry may start; None without one."""
     first, last = connection.execute(
         select(func.min(tasks.c.not_before), func.max(tasks.c.not_before))
         .join_from(tasks, requests, tasks.c.request_id == requests.c.id)

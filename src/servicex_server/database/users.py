@@ -1,4 +1,4 @@
-"""Rows of accounts, and of the tokens that their programs sign in with."""
+"""Rows of accounts and of their API tokens."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -19,83 +19,108 @@ def _user(row: Row[Any]) -> User:
 
 
 def add(connection: Connection, email: str, about: Mapping[str, Any]) -> User:
-    """Add an account, with what ``about`` says of it by the names of `User`.
+    """Add an account.
+
+    Parameters
+    ----------
+    email
+        The e-mail address, in lower case.
+    about
+        Other values, by names of `User`.
 
     Raises
     ------
     RequestError
-        There is one of this e-mail already.
+        An account with this address exists.
     """
     try:
         with connection.begin_nested():
             connection.execute(insert(users).values(email=email, created_at=now(), **about))
     except IntegrityError:
-        raise RequestError(f"email: there is an account of {email} already") from None
+        raise RequestError(f"email: {email} already has an account") from None
     return get(connection, email)
 
 
 def first(connection: Connection, *which: ColumnElement[bool]) -> User | None:
-    """Return an account of which something holds; None if there is none."""
+    """Return an account that meets all conditions; None if there is none."""
     row = connection.execute(select(users).where(*which)).first()
     return _user(row) if row is not None else None
 
 
 def get(connection: Connection, email: str) -> User:
-    """Return an account.
+    """Return an account by its e-mail address.
 
     Raises
     ------
     NotFoundError
-        There is none.
+        The account does not exist.
     """
     found = first(connection, users.c.email == email)
     if found is None:
-        raise NotFoundError(f"there is no account of {email}")
+        raise NotFoundError(f"{email} has no account")
     return found
 
 
 def by_number(connection: Connection, number: int) -> User:
-    """Return an account by its number.
+    """Return an account by its id.
 
     Raises
     ------
     NotFoundError
-        There is none.
+        The account does not exist.
     """
     found = first(connection, users.c.id == number)
     if found is None:
-        raise NotFoundError(f"there is no account {number}")
+        raise NotFoundError(f"account {number} does not exist")
     return found
 
 
 def listed(connection: Connection) -> list[User]:
-    """Return all accounts, those that wait for approval first, then by e-mail."""
+    """Return all accounts, first those that wait for approval, then by e-mail address."""
     waits = not_(users.c.state == UserState.PENDING)
     return [_user(row) for row in connection.execute(select(users).order_by(waits, users.c.email))]
 
 
 def administrators(connection: Connection) -> list[str]:
-    """Return the e-mails of the administrators who may come in."""
+    """Return the e-mail addresses of active administrators, sorted."""
     may = (users.c.role == Role.ADMINISTRATOR) & (users.c.state == UserState.ACTIVE)
-    return list(connection.scalars(select(users.c.email).where(may)))
+    return list(connection.scalars(select(users.c.email).where(may).order_by(users.c.email)))
 
 
 def change(connection: Connection, email: str, values: Mapping[str, Any]) -> User:
-    """Change an account, by the names of `User`.
+    """Change values of an account, by names of `User`; return it.
 
     Raises
     ------
     NotFoundError
-        There is none.
+        The account does not exist.
     """
     get(connection, email)
     connection.execute(update(users).where(users.c.email == email).values(**values))
     return get(connection, email)
 
 
+def revoke_keys(connection: Connection, email: str) -> None:
+    """Revoke all keys and links to results that were issued to an account.
+
+    Raises
+    ------
+    NotFoundError
+        The account does not exist.
+    """
+    change(connection, email, {"key_epoch": users.c.key_epoch + 1})
+
+
 def suspend(connection: Connection, email: str) -> list[str]:
-    """Have an account used no more, and its requests end; return the ids of these."""
+    """Suspend an account and cancel its active requests; return the ids of these.
+
+    Raises
+    ------
+    NotFoundError
+        The account does not exist.
+    """
     change(connection, email, {"state": UserState.SUSPENDED})
+    revoke_keys(connection, email)
     of_user = requests.c.owner == email
     found = list(
         connection.scalars(select(requests.c.id).where(of_user, requests.c.state.in_(OPEN)))
@@ -109,9 +134,14 @@ def suspend(connection: Connection, email: str) -> list[str]:
 
 
 def remove(connection: Connection, email: str) -> list[str]:
-    """Delete an account with its tokens; return the ids of its requests, which are to be cleared.
+    """Delete an account with its tokens; return the ids of its requests, which the caller clears.
 
-    Its lists of files stay for as long as a request has them, and are nobody's.
+    Its file lists stay in the database while a request refers to them; no user can use them again.
+
+    Raises
+    ------
+    NotFoundError
+        The account does not exist.
     """
     suspend(connection, email)
     of_user = requests.c.owner == email
@@ -135,12 +165,12 @@ _TOKEN = [column for column in api_tokens.c if column.name != "hash"]
 def add_token(
     connection: Connection, email: str, name: str, digest: str, expires_at: datetime
 ) -> ApiToken:
-    """Add a token to an account, by its hash.
+    """Add an API token to an account, by the hash of the token.
 
     Raises
     ------
     NotFoundError, RequestError
-        There is no such account; it has a token of this name.
+        The account does not exist; it has a token with this name.
     """
     values = {
         "user_id": get(connection, email).id,
@@ -161,12 +191,12 @@ def add_token(
 
 
 def tokens_of(connection: Connection, email: str) -> list[ApiToken]:
-    """Return the tokens of an account, the oldest first.
+    """Return the API tokens of an account, the oldest first.
 
     Raises
     ------
     NotFoundError
-        There is no such account.
+        The account does not exist.
     """
     of_user = api_tokens.c.user_id == get(connection, email).id
     rows = connection.execute(select(*_TOKEN).where(of_user).order_by(api_tokens.c.id))
@@ -174,12 +204,12 @@ def tokens_of(connection: Connection, email: str) -> list[ApiToken]:
 
 
 def revoke(connection: Connection, email: str, name: str) -> None:
-    """Remove a token of an account.
+    """Delete an API token of an account.
 
     Raises
     ------
     NotFoundError
-        There is no such account, or token of it.
+        The account or the token does not exist.
     """
     found = {one.name: one.id for one in tokens_of(connection, email)}
     if name not in found:
@@ -190,7 +220,7 @@ def revoke(connection: Connection, email: str, name: str) -> None:
 def by_token(
     connection: Connection, *, digest: str = "", number: int = 0
 ) -> tuple[User, ApiToken] | None:
-    """Return the account of a token, by its hash or its number; None if there is none."""
+    """Return an API token, by its hash or its id, with its account; None if it does not exist."""
     which = api_tokens.c.hash == digest if digest else api_tokens.c.id == number
     row = connection.execute(select(*_TOKEN).where(which)).first()
     if row is None:
@@ -201,7 +231,7 @@ def by_token(
 
 
 def used(connection: Connection, token: ApiToken) -> None:
-    """Note that a token was used, and its user seen."""
+    """Record that a token was used now, and its user seen."""
     moment = now()
     connection.execute(
         update(api_tokens).where(api_tokens.c.id == token.id).values(last_used=moment)

@@ -8,12 +8,7 @@ from urllib.parse import quote
 
 from pydantic import Field
 
-from servicex_server.errors import (
-    CatalogueError,
-    DatasetError,
-    UnknownDatasetError,
-    did_you_mean,
-)
+from servicex_server.errors import CatalogueError, DatasetError, UnknownDatasetError
 from servicex_server.finders.contract import (
     Finder,
     FinderOptions,
@@ -23,6 +18,7 @@ from servicex_server.finders.contract import (
     refusal,
 )
 from servicex_server.model import InputFile, Replica
+from servicex_server.text.hints import did_you_mean
 
 if TYPE_CHECKING:
     import httpx
@@ -34,30 +30,31 @@ _LOOKS_LIKE = (
 )
 
 _EOS = "root://eospublic.cern.ch/"
-"""What the portal serves by HTTP too, under the path that follows (cernopendata-client: config)."""
+"""Prefix of files that the portal also serves by HTTP, under the rest of the path
+(cernopendata-client: config)."""
 
 _HITS = 50
-"""Records that are looked at for the one with a title: the search finds those that contain it."""
+"""Hits of a search by title that are compared, as the search finds titles that contain the text."""
 
 
 class CernOpenDataOptions(FinderOptions):
     """What an operator chooses, as ``finders: {cernopendata: {url: ...}}`` in the settings."""
 
     url: str = Field(default="https://opendata.cern.ch", pattern="^https?://[^/]")
-    """The portal."""
+    """URL of the portal."""
 
     seconds: float = Field(default=60.0, gt=0, le=3600)
-    """Seconds for which the portal may say nothing."""
+    """Seconds that the portal may go without sending data."""
 
 
 class CernOpenData(Finder):
-    """ROOT files of a record that are on disk, by XRootD and by HTTP."""
+    """Yields the ROOT files of a record that are on disk, with XRootD and HTTP replicas."""
 
     scheme: ClassVar[str] = "cernopendata"
     Options = CernOpenDataOptions
 
     def check(self, reference: str) -> None:
-        """Refuse what can be no record."""
+        """Reject a reference that is not a record."""
         if not reference.strip():
             raise DatasetError("did: cernopendata:// names no record", hint=_LOOKS_LIKE)
         if re.match(r"\w+://", reference):
@@ -68,7 +65,10 @@ class CernOpenData(Finder):
         import httpx
 
         async with httpx.AsyncClient(
-            base_url=self._url, timeout=self.options.seconds, follow_redirects=True
+            base_url=self._url,
+            timeout=self.options.seconds,
+            follow_redirects=True,
+            event_hooks={"request": [self._check_host]},
         ) as client:
             recid = reference.strip()
             if not re.fullmatch(r"[0-9]+", recid):
@@ -83,8 +83,19 @@ class CernOpenData(Finder):
     def _url(self) -> str:
         return str(self.options.url).rstrip("/")
 
+    async def _check_host(self, request: "httpx.Request") -> None:
+        """Reject a redirect to another host, as the operator chose this one."""
+        import httpx
+
+        host = httpx.URL(self._url).host
+        if request.url.host != host:
+            raise CatalogueError(
+                f"{self._url} redirects to {request.url.host}",
+                hint=f"redirects are followed on {host} only; see finders.cernopendata.url",
+            )
+
     async def _get(self, client: "httpx.AsyncClient", path: str, **query: str | int) -> Any:
-        """Return an answer; None if there is none of that name."""
+        """Return an answer; None if the path does not exist."""
         with asking(self._url, self.options.seconds):
             answer = await client.get(path, params=query)
         if answer.status_code in (404, 410):
@@ -97,14 +108,14 @@ class CernOpenData(Finder):
             raise self._nonsense(str(answer.url), error) from error
 
     async def _search(self, client: "httpx.AsyncClient", text: str) -> str:
-        """Return the number of the record that has a DOI or a title.
+        """Return the number of the record with a DOI or a title.
 
         Raises
         ------
         UnknownDatasetError
-            None has it; says what near ones are called.
+            No record has it; the hint names similar ones.
         DatasetError
-            Several have it.
+            Several records have it.
         """
         doi = re.fullmatch(r"(?:doi:)?(10\.[0-9]{4,9}/\S+)", text, re.IGNORECASE)
         field, value = ("doi", doi[1]) if doi else ("title", text)
@@ -132,12 +143,12 @@ class CernOpenData(Finder):
         )
 
     def _on_disk(self, recid: str, record: Any) -> Iterator[InputFile]:
-        """Yield what can be read of a record.
+        """Yield the readable files of a record.
 
         Raises
         ------
         DatasetError
-            Nothing can be, and why.
+            No file of the record is readable; the message says why.
         """
         try:
             files = {
@@ -153,11 +164,11 @@ class CernOpenData(Finder):
         if on_tape == len(files):
             raise DatasetError(
                 f"record {recid} is on tape",
-                hint=f"have it staged at {self._url}/record/{recid}, and ask again when it is",
+                hint=f"request staging at {self._url}/record/{recid}, and submit again afterwards",
             )
         if on_tape:
             log.warning(
-                "record %s: %d of %d files are on tape and left out",
+                "record %s: %d of %d files are on tape and are skipped",
                 recid,
                 on_tape,
                 len(files),
@@ -167,11 +178,11 @@ class CernOpenData(Finder):
                 yield self._file(uri, one)
 
     def _entries(self, metadata: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-        """Yield the entries of a record, and those of its lists, which a large one has."""
+        """Yield the entries of a record, and of its file indices, which large records have."""
         yield from metadata.get("files") or ()
         for index in metadata.get("_file_indices") or ():
             if len(index["files"]) < number(index.get("number_files")):
-                raise CatalogueError(f"{self._url} gives only a part of the list {index['key']}")
+                raise CatalogueError(f"{self._url}: the file index {index['key']} is incomplete")
             yield from index["files"]
 
     def _file(self, uri: str, entry: Mapping[str, Any]) -> InputFile:
@@ -188,10 +199,10 @@ class CernOpenData(Finder):
 
     def _nonsense(self, what: str, error: Exception) -> CatalogueError:
         return CatalogueError(
-            f"{self._url} answers {what} with what cannot be read: {type(error).__name__}: {error}"
+            f"{self._url}: invalid answer for {what}: {type(error).__name__}: {error}"
         )
 
 
 def _is_on_tape(entry: Mapping[str, Any]) -> bool:
-    """Whether a file has to be staged (portal: FileAvailability, and the tag behind it)."""
+    """Whether a file has to be staged (portal: FileAvailability, and its tag)."""
     return entry.get("availability") == "on demand" or "hot_deleted" in (entry.get("tags") or ())

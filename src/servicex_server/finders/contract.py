@@ -1,7 +1,7 @@
-"""What a finder does: a dataset reference in, a stream of its files out.
+"""The contract of a finder, which yields the files of a dataset reference.
 
-A finder is a class with a ``scheme``, registered under the entry point group
-``servicex_server.finders`` by that scheme: ``rucio`` finds what users call ``rucio://...``.
+A finder is a class with a ``scheme``. It is registered under that scheme in the entry point group
+``servicex_server.finders``: ``rucio`` looks up references that begin with ``rucio://``.
 """
 
 import json
@@ -15,15 +15,16 @@ from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from servicex_server.errors import CatalogueDeniedError, CatalogueError
-from servicex_server.model import BadReplica, InputFile, Replica
+from servicex_server.model import BadReplica, Credential, InputFile, Replica
+from servicex_server.network.policy import ANYWHERE, NetworkPolicy
 
 
 class FinderOptions(BaseModel):
-    """What an operator chooses of a finder: the part ``finders.<scheme>`` of the settings.
+    """The options of a finder: the part ``finders.<scheme>`` of the settings.
 
-    A finder that has any derives its own from this; names it does not have are refused. A list may
-    be given as a text, as variables of the environment are: as JSON, or with commas. Options that
-    have options of their own may be JSON.
+    A finder with options derives its own class from this one; unknown names are rejected. As an
+    environment variable is a text, a list may be JSON or separated by commas, and nested options
+    may be JSON.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -47,7 +48,7 @@ _LISTS = frozenset({tuple, list, set, frozenset})
 
 
 def _kinds(annotation: Any) -> set[type]:
-    """Return the classes that a value may be of, without what is in them."""
+    """Return the classes that a value may have, without the types of their items."""
     origin = get_origin(annotation)
     if origin in (Union, UnionType):
         return set().union(*map(_kinds, get_args(annotation)))
@@ -58,27 +59,35 @@ def _kinds(annotation: Any) -> set[type]:
 
 
 class Finder(ABC):
-    """A catalogue.
+    """Looks up datasets in a catalogue.
 
     Parameters
     ----------
     options
-        What the operator chose; an instance of ``Options``.
+        The options from the settings; an instance of ``Options``.
     """
 
     scheme: ClassVar[str]
     Options: ClassVar[type[FinderOptions]] = FinderOptions
 
+    network: NetworkPolicy = ANYWHERE
+    """The servers that a user's reference may name; the service sets it. The servers in ``options``
+    are the operator's choice, and are not checked."""
+
+    credentials: Sequence[Credential] = ()
+    """The credentials for the servers of a reference; the service sets them."""
+
     def __init__(self, options: Any = None) -> None:
         self.options: Any = self.Options() if options is None else options
 
     def check(self, reference: str) -> None:  # noqa: B027  # a finder may take any reference
-        """Refuse a reference that cannot be right, without asking the catalogue.
+        """Validate a reference without asking the catalogue.
 
         Raises
         ------
         DatasetError
-            Says what a reference looks like here; the message starts with ``did:``.
+            The reference is invalid. The message starts with ``did:``, and the hint shows a valid
+            reference.
         """
 
     @abstractmethod
@@ -88,55 +97,56 @@ class Finder(ABC):
         Parameters
         ----------
         reference
-            What follows ``scheme://``, without ``?files=N``; for file lists the list.
+            The text after ``scheme://``, without ``?files=N``; for file lists the list.
 
         Raises
         ------
         UnknownDatasetError
-            The catalogue does not have it.
+            The catalogue does not have the dataset.
         DatasetError
-            The reference is malformed, or the dataset is of no use; says why.
+            The reference is malformed, or the dataset cannot be used; the message says why.
         CatalogueError
-            The catalogue does not answer, or refuses us. Those that can pass are tried again,
-            and what has been yielded by then is not taken twice.
+            The catalogue does not answer, or refuses the service. If the error is retryable, the
+            look-up is tried again, and files that were yielded before are not stored twice.
         """
 
     async def report(self, bad: BadReplica) -> None:
-        """Tell the catalogue of a replica that is bad; most take no word of it.
+        """Report a bad replica to the catalogue. Most catalogues do not accept reports.
 
         Raises
         ------
         CatalogueError
-            It could not be told; it is tried again.
+            The report failed; it is tried again.
         """
         del bad
 
     async def replicas_again(self, names: Sequence[str]) -> Mapping[str, tuple[Replica, ...]]:
-        """Ask once more where files are, which could be read at none of the places that are known.
+        """Look up the current replicas of files of which all known replicas have failed.
 
         Parameters
         ----------
         names
-            What the catalogue calls them, as `InputFile.name`; up to a few hundred.
+            The names of the files in the catalogue, as in `InputFile.name`; up to a few hundred.
 
         Returns
         -------
-        By name the replicas that there are by now, in the order to try them; what is not in it is
-        not known. Most catalogues have no more to tell than they have told, and return nothing.
+        The current replicas by name, in the order in which to try them. A name is missing if its
+        replicas are not known. The default returns nothing, as most catalogues have no other
+        replicas than those of the look-up.
 
         Raises
         ------
         CatalogueError
-            It does not answer, or refuses us.
+            The catalogue does not answer, or refuses the service.
         """
         del names
         return {}
 
 
 def adler32(checksum: object) -> str | None:
-    """Return a checksum with its eight hexadecimal digits, None if it is no Adler-32.
+    """Return an Adler-32 checksum with eight hexadecimal digits, or None if it is not one.
 
-    Catalogues leave out zeros at the front, put the kind and a colon before it, or write NOTSET.
+    Catalogues leave out leading zeros, put ``adler32:`` before the digits, or write NOTSET.
 
     Examples
     --------
@@ -150,7 +160,7 @@ def adler32(checksum: object) -> str | None:
 
 
 def number(value: object) -> int:
-    """Return a size or a number of events, 0 if the catalogue does not know it.
+    """Return a size or a number of events; 0 if the catalogue does not know it.
 
     Examples
     --------
@@ -162,12 +172,19 @@ def number(value: object) -> int:
 
 @contextmanager
 def asking(catalogue: str, seconds: float) -> Iterator[None]:
-    """Turn what httpx raises into errors of a catalogue, which is called by this name.
+    """Convert errors of httpx to errors of a catalogue.
+
+    Parameters
+    ----------
+    catalogue
+        The name of the catalogue for the message.
+    seconds
+        The time-out for the message.
 
     Raises
     ------
     CatalogueError
-        It cannot be reached, says nothing for so many seconds, or breaks off.
+        The catalogue cannot be reached, exceeds the time-out, or closes the connection.
     """
     import httpx
 
@@ -177,11 +194,11 @@ def asking(catalogue: str, seconds: float) -> Iterator[None]:
         raise CatalogueError(f"{catalogue} did not answer within {seconds:g} s") from error
     except (httpx.HTTPError, httpx.StreamError) as error:
         said = str(error) or type(error).__name__
-        raise CatalogueError(f"{catalogue} cannot be asked: {said}") from error
+        raise CatalogueError(f"the request to {catalogue} failed: {said}") from error
 
 
 def refusal(catalogue: str, status: int, said: str, *, hint: str = "") -> CatalogueError:
-    """Return the error for an HTTP status that is no success; ``hint`` is about the credential."""
+    """Return the error for an HTTP status; ``hint`` is used if the credential was refused."""
     words = f"{catalogue} answers with status {status}" + (f": {said[:300]}" if said else "")
     if status in (401, 403):
         return CatalogueDeniedError(words, hint=hint)

@@ -1,4 +1,4 @@
-"""Datasets of CMS in its Data Bookkeeping Service: ``dbs:///Primary/Processed/TIER``."""
+"""CMS datasets in the Data Bookkeeping Service (DBS): ``dbs:///Primary/Processed/TIER``."""
 
 import asyncio
 import json
@@ -28,12 +28,12 @@ from servicex_server.finders.contract import (
     number,
     refusal,
 )
-from servicex_server.finders.dbs_places import (
+from servicex_server.finders.dbs_replicas import (
     CmsRucioOptions,
-    Nearness,
-    Places,
+    ReplicaPrefetch,
+    ReplicasByFile,
     declare,
-    places_of,
+    replicas_of_files,
 )
 from servicex_server.finders.rucio_client import check_options
 from servicex_server.model import BadReplica, InputFile, Replica, now
@@ -47,7 +47,7 @@ _NAME = re.compile(
     r"/([a-zA-Z0-9]+[a-zA-Z0-9\-._]*)/([a-zA-Z]+[a-zA-Z0-9_\-.]*)/([A-Z_\-.]+)", re.ASCII
 )
 _LONGEST = 301
-"""What the server accepts as a name of a dataset (dbs2go: static/lexicon_reader.json)."""
+"""Characters of a dataset name that the server accepts (dbs2go: static/lexicon_reader.json)."""
 
 _READABLE = ("VALID", "PRODUCTION")
 """Types of datasets whose files ``validFileOnly`` lets through (dbs2go: dbs/files.go)."""
@@ -59,33 +59,37 @@ class DbsOptions(FinderOptions):
     url: str = Field(
         default="https://cmsweb.cern.ch/dbs/prod/global/DBSReader", pattern="^https?://[^/]"
     )
-    """The reader of an instance of DBS."""
+    """URL of the reader of a DBS instance. CMS's own client uses port 8443 of the same host."""
 
     x509_file: Path | None = None
-    """PEM file of the proxy, or of the certificate and its key, that the service shows."""
+    """PEM file of the proxy, or of the certificate and its key, that the service presents. It is
+    read again for each look-up."""
 
     x509_key_file: Path | None = None
-    """PEM file of the key, where it is not in ``x509_file``."""
+    """PEM file of the key, without a password, if it is not in ``x509_file``."""
 
     ca_folder: DirectoryPath | None = None
-    """Folder of the authorities that may sign the server's certificate, by their hashes. The
-    default are the authorities that Python trusts."""
+    """Folder of CA certificates, named by their hashes as in ``/etc/grid-security/certificates``,
+    with which the server's certificate is verified. The default is the certificates that Python
+    trusts."""
 
     rucio: CmsRucioOptions | None = None
-    """The Rucio of CMS, with the options of the finder ``rucio``; it is asked where files are."""
+    """The Rucio of CMS, with the options of the finder ``rucio``. Each option has its own variable,
+    for example ``SERVICEX_SERVER_FINDERS__DBS__RUCIO__URL``."""
 
     redirector: str = Field(default="root://cms-xrd-global.cern.ch/", pattern="^x?roots?://[^/]")
-    """Where files are read by their logical names, if not at a place that Rucio names."""
+    """Redirector through which files are read by their logical names, after all locations that
+    Rucio lists."""
 
     seconds: float = Field(default=60.0, gt=0, le=3600)
-    """Seconds for which the server may say nothing."""
+    """Seconds that the server may go without sending data."""
 
     at_once: int = Field(default=4, ge=1, le=100)
-    """Blocks whose files are asked for at the same time."""
+    """Number of blocks whose files are requested at the same time, 1 to 100."""
 
 
 class Dbs(Finder):
-    """The valid files of a dataset, block by block, read where Rucio says or by a redirector."""
+    """Yields the valid files of a dataset by block, with replicas of Rucio and a redirector."""
 
     scheme: ClassVar[str] = "dbs"
     Options = DbsOptions
@@ -96,22 +100,22 @@ class Dbs(Finder):
             check_options(self.options.rucio)
 
     def check(self, reference: str) -> None:
-        """Refuse what is no name of one dataset."""
+        """Reject a reference that is not the name of one dataset."""
         shown = repr(reference[:_LONGEST])
         if "*" in reference:
             raise DatasetError(
-                f"did: {shown} is a pattern, and one dataset is needed", hint=_LOOKS_LIKE
+                f"did: {shown} is a pattern, but one dataset is needed", hint=_LOOKS_LIKE
             )
         if "#" in reference:
-            raise DatasetError(f"did: {shown} is a block, and no dataset", hint=_LOOKS_LIKE)
+            raise DatasetError(f"did: {shown} is a block, and not a dataset", hint=_LOOKS_LIKE)
         if len(reference) > _LONGEST or not _NAME.fullmatch(reference):
-            raise DatasetError(f"did: {shown} is no name of a dataset", hint=_LOOKS_LIKE)
+            raise DatasetError(f"did: {shown} is not the name of a dataset", hint=_LOOKS_LIKE)
 
     async def find(self, reference: str) -> AsyncGenerator[InputFile, None]:
-        """Yield the files of a dataset, in the order of the names of its blocks, and of theirs.
+        """Yield the files of a dataset, sorted by the names of their blocks, and by their names.
 
-        DBS itself promises no order. A list that ends early is not told from one that is whole by
-        what the server says, so it is counted against the number of files that DBS knows.
+        DBS does not define an order. Its answer does not show whether a list is complete, so the
+        number of files is compared with the number in the summary of DBS.
         """
         import httpx
 
@@ -126,27 +130,27 @@ class Dbs(Finder):
                 for one in await self._all(client, "blocks", dataset=reference)
             )
             found = 0
-            places = Nearness(self.options.rucio, blocks, at_once=self.options.at_once)
-            async with places, aclosing(self._in_order(client, blocks, places)) as files:
+            prefetch = ReplicaPrefetch(self.options.rucio, blocks, at_once=self.options.at_once)
+            async with prefetch, aclosing(self._in_order(client, blocks, prefetch)) as files:
                 async for file in files:
                     found += 1
                     yield file
         if found < expected:
             raise CatalogueError(
-                f"{self._url} lists {found} of the {expected} files of {reference}, and no more"
+                f"{self._url} lists only {found} of the {expected} files of {reference}"
             )
         if not found:
             raise DatasetError(f"{reference} has no valid files")
 
     async def replicas_again(self, names: Sequence[str]) -> Mapping[str, tuple[Replica, ...]]:
-        """Return the replicas that Rucio names by now, and the redirector after them."""
+        """Return the replicas that Rucio has now, and the redirector after them."""
         if self.options.rucio is None or not names:
             return {}
-        places = await places_of(self.options.rucio, names)
+        places = await replicas_of_files(self.options.rucio, names)
         return {name: (*found, self._redirected(name)) for name, found in places.items()}
 
     async def report(self, bad: BadReplica) -> None:
-        """Tell Rucio of a replica that it has named."""
+        """Report a replica that came from Rucio to Rucio."""
         if self.options.rucio is not None:
             await declare(self.options.rucio, bad)
 
@@ -156,18 +160,18 @@ class Dbs(Finder):
 
     @property
     def _shown(self) -> str:
-        """What is said of the credential."""
+        """The hint about the credential."""
         if self.options.x509_file is None:
             return "a proxy is needed; name its file in the setting finders.dbs.x509_file"
-        return f"a proxy of a member of CMS is needed; shown was {self.options.x509_file}"
+        return f"a proxy of a CMS member is needed; the service used {self.options.x509_file}"
 
     def _context(self) -> ssl.SSLContext:
-        """Return whom to trust, and what to show.
+        """Return the trusted authorities and the certificate of the service.
 
         Raises
         ------
         CatalogueDeniedError
-            What is to be shown cannot be read, or has expired.
+            The certificate cannot be read, or has expired.
         """
         import httpx
 
@@ -179,65 +183,71 @@ class Dbs(Finder):
         if shown is not None:
             try:
                 _check_time(shown)
-                # a key with a password would be asked for on the terminal
+                # without a password here, OpenSSL would ask for one at the terminal
                 context.load_cert_chain(shown, self.options.x509_key_file, password="")
             except (OSError, ValueError) as error:
                 raise CatalogueDeniedError(
-                    f"the certificate in {shown} cannot be shown to {self._url}: {error}"
+                    f"the certificate in {shown} cannot be used for {self._url}: {error}"
                 ) from error
         return context
 
     async def _check_state(self, client: "httpx.AsyncClient", name: str) -> None:
-        """Refuse a dataset that is not there, or whose files are not to be used."""
+        """Check that a dataset exists, and that its files may be used.
+
+        Raises
+        ------
+        DatasetError
+            The dataset does not exist, or its state in DBS does not allow to use it.
+        """
         found = await self._all(client, "datasets", dataset=name, dataset_access_type="*", detail=1)
         if not found:
             raise UnknownDatasetError(f"there is no dataset {name} in {self._url}")
         state = str(self._field(found[0], "dataset_access_type"))
         if state not in _READABLE:
-            raise DatasetError(f"{name} is {state} in DBS, and not to be used")
+            raise DatasetError(f"{name} is {state} in DBS, so it may not be used")
 
     async def _count(self, client: "httpx.AsyncClient", name: str) -> int:
         found = await self._all(client, "filesummaries", dataset=name, validFileOnly=1)
         return number(self._field(found[0], "num_file")) if found else 0
 
     async def _in_order(
-        self, client: "httpx.AsyncClient", blocks: Sequence[str], nearness: Nearness
+        self, client: "httpx.AsyncClient", blocks: Sequence[str], prefetch: ReplicaPrefetch
     ) -> AsyncGenerator[InputFile, None]:
-        """Yield the files of blocks, of which some are asked for at the same time."""
+        """Yield the files of blocks in order; some blocks are queried concurrently."""
         asked: deque[asyncio.Task[list[InputFile]]] = deque()
         left = iter(range(len(blocks)))
         try:
             while True:
                 while len(asked) < self.options.at_once and (nth := next(left, None)) is not None:
-                    block = self._block(client, blocks[nth], nth, nearness)
+                    block = self._block(client, blocks[nth], nth, prefetch)
                     asked.append(asyncio.create_task(block))
                 if not asked:
                     return
-                await asyncio.wait([asked[0]])  # who gives up on it ends all of them at once
+                await asyncio.wait([asked[0]])  # not awaited directly: a cancellation must end all
                 for file in asked[0].result():
                     yield file
                 asked.popleft()
         finally:
             if asked:
-                nearness.hang_up()
+                prefetch.abort()
             for task in asked:
                 task.cancel()
             await asyncio.gather(*asked, return_exceptions=True)
 
     async def _block(
-        self, client: "httpx.AsyncClient", name: str, nth: int, nearness: Nearness
+        self, client: "httpx.AsyncClient", name: str, nth: int, prefetch: ReplicaPrefetch
     ) -> list[InputFile]:
         rows, places = await asyncio.gather(
             self._all(client, "files", block_name=name, detail=1, validFileOnly=1),
-            nearness.of(nth),
-            return_exceptions=True,  # so that neither is left behind
+            prefetch.of(nth),
+            return_exceptions=True,  # so that both are awaited
         )
         for one in (rows, places):
             if isinstance(one, BaseException):
                 raise one
         return sorted(self._files(rows, places), key=lambda file: file.name)
 
-    def _files(self, rows: Iterable[Any], places: Places) -> Iterable[InputFile]:
+    def _files(self, rows: Iterable[Any], places: ReplicasByFile) -> Iterable[InputFile]:
         for row in rows:
             name = str(self._field(row, "logical_file_name"))
             yield InputFile(
@@ -253,12 +263,12 @@ class Dbs(Finder):
         return Replica(f"{redirector}//{name.lstrip('/')}")
 
     async def _all(self, client: "httpx.AsyncClient", what: str, **query: str | int) -> list[Any]:
-        """Return the rows of an answer; they come as lines, which are read as they come.
+        """Return the rows of an answer, which is a stream of lines.
 
         Raises
         ------
         CatalogueError
-            It is refused, or breaks off.
+            The server refuses the query, or its answer is incomplete.
         """
         rows: Any
         with asking(self._url, self.options.seconds):
@@ -272,12 +282,12 @@ class Dbs(Finder):
                     rows = [self._parsed(what, line) async for line in lines if line.strip()]
                 else:
                     rows = self._parsed(what, await answer.aread())
-        # what goes wrong after the first row has the status of a success, and an error in it
+        # an error after the first row has the status 200, and is in the row
         rows = rows if isinstance(rows, list) else [rows]
         for row in rows:
             wrong = row[0] if isinstance(row, list) and row else row
             if not isinstance(wrong, dict) or "error" in wrong or "exception" in wrong:
-                raise CatalogueError(f"{self._url} breaks off its {what}: {_reason(wrong)}")
+                raise CatalogueError(f"{self._url}: the answer for {what} failed: {_reason(wrong)}")
         return list(rows)
 
     def _parsed(self, what: str, text: str | bytes) -> Any:
@@ -285,28 +295,28 @@ class Dbs(Finder):
             return json.loads(text)
         except ValueError as error:
             raise CatalogueError(
-                f"{self._url} breaks off its {what} in the middle of a row: {error}"
+                f"{self._url}: the answer for {what} ends in the middle of a row: {error}"
             ) from error
 
     def _field(self, row: Any, name: str) -> Any:
         if row.get(name) is None:
-            raise CatalogueError(f"{self._url} answers with a row that has no {name}")
+            raise CatalogueError(f"{self._url}: a row of the answer has no {name}")
         return row[name]
 
     def _refused(self, status: int, body: bytes) -> CatalogueError:
         if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
-            return CatalogueDeniedError(f"{self._url} sends to another page", hint=self._shown)
+            return CatalogueDeniedError(f"{self._url} redirects to another page", hint=self._shown)
         try:
             said = json.loads(body)
         except ValueError:
             said = body[:300].decode(errors="replace")
-        # today's server sends a list of one, the former one sent it bare
+        # the current server sends a list with one object, the former one sent the object
         only = said[0] if isinstance(said, list) and said else said
         return refusal(self._url, status, _reason(only), hint=self._shown)
 
 
 def _reason(said: Any) -> str:
-    """Return the reason in what DBS says of an error (dbs2go: web/handlers.go, dbs/errors.go)."""
+    """Return the reason in an error of DBS (dbs2go: web/handlers.go, dbs/errors.go)."""
     if not isinstance(said, dict):
         return str(said)[:300]
     inner = said.get("error")
@@ -315,16 +325,16 @@ def _reason(said: Any) -> str:
 
 
 def _check_time(path: Path) -> None:
-    """Refuse certificates of which one has expired.
+    """Check that no certificate in a file has expired.
 
     Raises
     ------
     CatalogueDeniedError
-        Says when.
+        One has expired; the message says when.
     """
     end = end_of(path)
     if end < now():
         raise CatalogueDeniedError(
             f"the certificate in {path} expired at {end:%Y-%m-%d %H:%M} UTC",
-            hint="renew it, as with voms-proxy-init",
+            hint="renew it, for instance with voms-proxy-init",
         )

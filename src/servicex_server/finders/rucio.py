@@ -1,27 +1,27 @@
 """Datasets, containers and files of a Rucio server, by ``rucio://scope:name``.
 
-The client of Rucio blocks, so a thread asks, and files come through a buffer of bounded size.
+The client of Rucio blocks, so it runs in a thread, and files pass through a bounded buffer.
 """
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import ClassVar
 
-from servicex_server.blocking import apart, streamed
+from servicex_server.concurrency import iterate_in_thread, run_in_daemon_thread
 from servicex_server.errors import DatasetError
 from servicex_server.finders.contract import Finder, FinderOptions
-from servicex_server.finders.rucio_asking import Asking, Did
 from servicex_server.finders.rucio_client import RucioOptions, check_options
+from servicex_server.finders.rucio_session import Did, RucioSession
 from servicex_server.model import BadReplica, InputFile, Replica
 
 LONGEST = 500
-"""Characters of a name, which is what a column of Rucio's tables may hold."""
+"""Characters of a name: the width of the column in Rucio's tables."""
 
 FORM = "write rucio://scope:name, as in rucio://user.jdoe:user.jdoe.zmumu.v1"
 
 
 class Rucio(Finder):
-    """A Rucio server."""
+    """Looks up DIDs in a Rucio server."""
 
     scheme: ClassVar[str] = "rucio"
     Options: ClassVar[type[FinderOptions]] = RucioOptions
@@ -33,48 +33,48 @@ class Rucio(Finder):
             check_options(self.options)
 
     def check(self, reference: str) -> None:
-        """Refuse what cannot be the name of a dataset, a container or a file."""
+        """Reject a reference that is not the name of a dataset, a container or a file."""
         did_of(reference)
         if not self.options.url:
             raise DatasetError(
-                "did: this service knows no Rucio server",
-                hint="an operator names it in the setting finders.rucio.url",
+                "did: this service has no Rucio server",
+                hint="an operator can set finders.rucio.url",
             )
 
     async def find(self, reference: str) -> AsyncGenerator[InputFile, None]:
-        """Yield each file once, also one that has no copy to read: it then fails by itself."""
+        """Yield each file once. A file without a readable replica is yielded, and fails alone."""
         self.check(reference)
-        asking = Asking(self.options)
-        files = streamed(asking.files(did_of(reference)), stop=asking.hang_up)
+        session = RucioSession(self.options)
+        files = iterate_in_thread(session.files(did_of(reference)), stop=session.abort)
         async with aclosing(files):
             async for file in files:
                 yield file
 
     async def report(self, bad: BadReplica) -> None:
-        """Have a replica declared suspicious or bad, as the operator says, with what was wrong.
+        """Declare a replica suspicious or bad, as the option ``report_as`` says, with the error.
 
-        What becomes of one that is suspicious is decided by the rules of Rucio.
+        The policies of Rucio decide what happens to a suspicious replica.
         """
         if self.options.url:
             did = Did(*bad.file.split(":", 1)) if ":" in bad.file else None
-            await apart(Asking(self.options).declare, bad, did)
+            await run_in_daemon_thread(RucioSession(self.options).declare, bad, did)
 
     async def replicas_again(self, names: Sequence[str]) -> Mapping[str, tuple[Replica, ...]]:
-        """Return the copies that can be read by now, ordered as in a look-up."""
+        """Return the replicas that can be read now, ordered as in a look-up."""
         if not self.options.url or not names:
             return {}
         dids = [Did(*name.split(":", 1)) for name in names if ":" in name]
-        found = await apart(Asking(self.options).replicas, dids)
+        found = await run_in_daemon_thread(RucioSession(self.options).replicas, dids)
         return {str(did): copies for did, copies in found.items()}
 
 
 def did_of(reference: str) -> Did:
-    """Read ``scope:name``; without a scope it is guessed from the name, as Rucio's tools do.
+    """Parse ``scope:name``. A missing scope is guessed from the name, as Rucio's tools do.
 
     Raises
     ------
     DatasetError
-        It is neither; says what it looks like.
+        The reference is not a DID; the hint shows the form.
 
     Examples
     --------
@@ -92,11 +92,11 @@ def did_of(reference: str) -> Did:
         once = reference[:200].replace("rucio://", "")
         raise DatasetError(f"{shown} has rucio:// twice", hint=f"write rucio://{once}")
     if "://" in reference:
-        raise DatasetError(f"{shown} is a URL, and no name in Rucio", hint=FORM)
+        raise DatasetError(f"{shown} is a URL, and not a name in Rucio", hint=FORM)
     if "*" in reference or "?" in reference:
-        raise DatasetError(f"{shown} is a pattern, and one name is needed", hint=FORM)
+        raise DatasetError(f"{shown} is a pattern, but one name is needed", hint=FORM)
     if any(one.isspace() or not one.isprintable() for one in reference):
-        raise DatasetError(f"{shown} has a space or a character that no name has", hint=FORM)
+        raise DatasetError(f"{shown} has a space or a control character", hint=FORM)
     if len(reference) > LONGEST:
         raise DatasetError(f"{shown}… has {len(reference)} characters; at most {LONGEST}")
     scope, mark, name = reference.removesuffix("/").partition(":")
@@ -105,7 +105,7 @@ def did_of(reference: str) -> Did:
         own = 2 if name.startswith(("user", "group")) else 1
         scope = ".".join(parts[:own])
         if len(parts) <= own or not all(parts[:own]) or "/" in scope:
-            raise DatasetError(f"{shown} has no scope, and none can be guessed", hint=FORM)
+            raise DatasetError(f"{shown} has no scope, and the name does not imply one", hint=FORM)
     if not scope or not name or ":" in name:
         raise DatasetError(f"{shown} is not one scope and one name", hint=FORM)
     return Did(scope, name)

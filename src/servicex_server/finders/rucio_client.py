@@ -1,10 +1,12 @@
-"""The client of Rucio: what an operator chooses of it, and how it signs in.
+"""The client of Rucio: its options, and how it signs in.
 
-It is held to what was chosen: no configuration, token or retry of the machine has a part in it.
+The client uses only its options. It ignores the Rucio configuration and the tokens of the machine,
+and does not retry by itself.
 """
 
 import re
 import sys
+from functools import cache
 from importlib.util import find_spec
 from logging import getLogger
 from pathlib import Path
@@ -15,6 +17,7 @@ from pydantic import ConfigDict, Field, SecretStr
 from servicex_server.credentials import check_proxy, find_token, proxy_file, read_token
 from servicex_server.errors import CatalogueDeniedError, CatalogueError, ExpiredError, StartupError
 from servicex_server.finders.contract import FinderOptions
+from servicex_server.text.hints import install
 
 log = getLogger(__name__)
 
@@ -32,19 +35,19 @@ class RucioOptions(FinderOptions):
     """Where an operator chooses it."""
 
     url: str = ""
-    """Address of the server, such as ``https://rucio.example.org``. Without it nothing is found."""
+    """Address of the server. Without it, the service rejects Rucio datasets."""
 
     auth_url: str = ""
-    """Address of its authentication server, where that is another one."""
+    """Address of the authentication server, if it differs from ``url``."""
 
     account: str = ""
-    """Account to ask as; the default account of the credential if there is none."""
+    """Rucio account of the service. The default is the account of the credential."""
 
     vo: str = "def"
     """Virtual organisation, on a server that has several."""
 
     auth: Literal["x509_proxy", "userpass", "oidc"] = "x509_proxy"
-    """How the service says who it is: with a proxy, a password, or a token."""
+    """Authentication method: ``x509_proxy``, ``userpass`` or ``oidc`` (a token)."""
 
     username: str = ""
     """For ``userpass``."""
@@ -53,49 +56,54 @@ class RucioOptions(FinderOptions):
     """For ``userpass``."""
 
     proxy_file: Path | None = None
-    """For ``x509_proxy``; else ``$X509_USER_PROXY``, or where ``voms-proxy-init`` puts it."""
+    """For ``x509_proxy``. The default is ``$X509_USER_PROXY``, or the file that ``voms-proxy-init``
+    writes."""
 
     token_file: Path | None = None
-    """For ``oidc``: read at each look-up; else where WLCG tokens are looked for."""
+    """For ``oidc``; read at each look-up. The default is the standard discovery of WLCG tokens:
+    ``$BEARER_TOKEN``, ``$BEARER_TOKEN_FILE`` and so on."""
 
     ca_cert: Path | None = None
-    """A file or a folder of certificates that vouch for the server; else ``$X509_CERT_DIR``, or
-    those that Python has."""
+    """File or folder of CA certificates with which the server's certificate is verified. The
+    default is ``$X509_CERT_DIR``, or the certificates that Python trusts."""
 
     site: str = ""
-    """Site of the workers: the server then names the nearest copies first, by the local door."""
+    """Site of the workers. Rucio then lists the replicas of this site first, with the endpoint for
+    clients at this site."""
 
     schemes: tuple[Scheme, ...] = Field(default=("root", "https"), min_length=1)
-    """Protocols that are used, the best first; ``davs`` is read as ``https``."""
+    """Protocols to use, best first: ``root``, ``https``, ``davs`` or ``http``. ``davs`` is read as
+    ``https``."""
 
     rse_expression: str = r"*\istape=True"
-    """The RSEs that may be read, as an RSE expression; empty for all. Tapes never are."""
+    """RSEs that may be read, as an RSE expression. An empty value allows all RSEs."""
 
     sort: Literal["", "geoip", "custom_table", "random"] = ""
-    """How the server orders copies; its own default, ``geoip``, if empty. A server that has no
-    tables for that is slow at it, and ``random`` is not."""
+    """How the server sorts replicas: ``geoip`` (the server's default), ``custom_table`` or
+    ``random``. On a server without location tables, ``geoip`` takes milliseconds for each file and
+    ``random`` takes no extra time."""
 
     exclude: tuple[str, ...] = ()
     """RSEs that are never read: names, or patterns such as ``*_LOCALGROUPDISK``."""
 
     prefer: tuple[str, ...] = ()
-    """RSEs or sites that are read first, the best first; of RSEs also patterns."""
+    """RSEs or sites that are read first, best first. RSEs may also be patterns."""
 
     report_as: Literal["suspicious", "bad"] = "suspicious"
-    """What bad replicas are declared: ``suspicious``, as any account may, or ``bad``, for which it
-    has to be a privileged one."""
+    """How bad replicas are declared if they are reported to the catalogue: ``suspicious``, which
+    any account may declare, or ``bad``, which requires a privileged account."""
 
     seconds: float = Field(default=60.0, gt=0)
-    """For how long an answer, or the next piece of it, is waited for."""
+    """Seconds that the service waits for a response, or for the next part of it."""
 
 
 def check_options(options: RucioOptions) -> None:
-    """Refuse options that cannot be right together.
+    """Validate options that depend on each other.
 
     Raises
     ------
     StartupError
-        Names the setting.
+        An option is missing or invalid; the message names the setting.
     """
     if not options.url.startswith(("http://", "https://")):
         raise StartupError(f"setting {options.setting}.url: an address with https:// is needed")
@@ -106,17 +114,17 @@ def check_options(options: RucioOptions) -> None:
     for name in ("username", "password") if options.auth == "userpass" else ():
         if not getattr(options, name):
             raise StartupError(
-                f"setting {options.setting}.{name}: it is needed to sign in by userpass"
+                f"setting {options.setting}.{name}: a value is needed to sign in by userpass"
             )
     if find_spec("rucio") is None:
         raise StartupError(
             f"{options.setting} needs the package rucio-clients",
-            hint="pip install 'servicex-server[rucio]'",
+            hint=install("rucio"),
         )
 
 
 def said(error: Exception) -> str:
-    """Return what an error says, without what Rucio and requests put around it."""
+    """Return the text of an error, without the words that Rucio and requests add."""
     reason = getattr(error.args[0], "reason", None) if error.args else None
     text = str(reason or error).removeprefix("An unknown exception occurred.")
     text = text.replace("Details:", "").rpartition("CannotAuthenticate: ")[2]
@@ -125,66 +133,109 @@ def said(error: Exception) -> str:
 
 
 def connected(options: RucioOptions, folder: Path) -> Any:
-    """Return a client that has signed in, and shares nothing with others on this machine.
+    """Return a client that has signed in, isolated from other clients on this machine.
 
     Parameters
     ----------
+    options
+        The server, and the account.
     folder
-        Where it keeps its token; others may be of another server or account.
+        The folder for its token, as a shared one may have the token of another server or account.
     """
-    from rucio.client.didclient import DIDClient
-    from rucio.client.replicaclient import ReplicaClient
-    from rucio.client.rseclient import RSEClient
-
-    class Client(DIDClient, ReplicaClient, RSEClient):  # type: ignore[misc]  # it ships no types
-        AUTH_RETRIES, REQUEST_RETRIES = 1, 0  # a look-up as a whole is tried again
-
-        answer: Any = None
-
-        def _get_auth_tokens(self) -> tuple[None, str, str, str]:
-            self.account = options.account or None
-            return None, str(folder / "expires"), str(folder / "token"), str(folder)
-
-        def forget(self) -> None:
-            """Close the last answer: nobody reads it any more, be it at its end or not."""
-            if self.answer is not None:
-                self.answer.close()
-
-        def _send_request(self, url: str, method: Any, **given: Any) -> Any:
-            signs_in = given.get("get_token", False)
-            if options.auth == "oidc":
-                given["get_token"] = True  # or it asks a person at a terminal for a new one
-            self.forget()
-            self.answer = answer = super()._send_request(url, method, **given)
-            # it takes any answer but success for a refusal when it signs in
-            if answer.status_code >= 500 and (signs_in or "ExceptionClass" not in answer.headers):  # noqa: PLR2004  # statuses of servers
-                raise CatalogueError(f"Rucio at {url} answers with status {answer.status_code}")
-            return answer
-
     secret = _credential(options)
     if options.auth == "oidc":
         (folder / "token").touch(mode=0o600)
         (folder / "token").write_text(secret["token"], encoding="utf-8")
     program = sys.argv[0]
     try:
-        client = Client(
-            rucio_host=options.url,
-            auth_host=options.auth_url or options.url,
-            account=options.account,
-            ca_cert=str(options.ca_cert) if options.ca_cert else None,
-            auth_type=options.auth,
-            creds=secret,
-            timeout=options.seconds,
-            user_agent="servicex-server",
-            vo=options.vo,
-            logger=log,
-        )
+        client = _client_class()(options, folder, secret)
     finally:
-        sys.argv[0] = program  # it cuts the folder off
+        sys.argv[0] = program  # the client removes the folder from it
     client.request_retries = 0
     if options.auth == "oidc":
-        client.auth_token = secret["token"]  # it would prefer one of the environment
+        client.auth_token = secret["token"]  # else it prefers one of the environment
     return client
+
+
+@cache
+def _client_class() -> Any:
+    """Return the class of clients; Rucio is imported when it is first used."""
+    from rucio.client.didclient import DIDClient
+    from rucio.client.replicaclient import ReplicaClient
+    from rucio.client.rseclient import RSEClient
+
+    class Client(DIDClient, ReplicaClient, RSEClient):  # type: ignore[misc]  # it ships no types
+        """Makes one query at a time, and closes all its connections."""
+
+        AUTH_RETRIES, REQUEST_RETRIES = 1, 0  # a look-up as a whole is tried again
+
+        answer: Any = None
+        _session: Any = None
+
+        def __init__(self, options: RucioOptions, folder: Path, secret: dict[str, str]) -> None:
+            self._options, self._folder = options, folder
+            try:
+                super().__init__(
+                    rucio_host=options.url,
+                    auth_host=options.auth_url or options.url,
+                    account=options.account,
+                    ca_cert=str(options.ca_cert) if options.ca_cert else None,
+                    auth_type=options.auth,
+                    creds=secret,
+                    timeout=options.seconds,
+                    user_agent="servicex-server",
+                    vo=options.vo,
+                    logger=log,
+                )
+            except BaseException:
+                self.abort()
+                raise
+
+        @property
+        def session(self) -> Any:
+            """The HTTP session; Rucio's client sets a new one after a refusal."""
+            return self._session
+
+        @session.setter
+        def session(self, session: Any) -> None:
+            self.abort()
+            self._session = session
+            # on a redirect to another host, requests drops `Authorization`, but not Rucio's token
+            session.max_redirects = 0
+            session.hooks["response"].append(self._keep)
+
+        def _keep(self, answer: Any, **_: Any) -> None:
+            self.forget()
+            self.answer = answer
+
+        def forget(self) -> None:
+            """Close the last answer, whether it was read completely or not."""
+            if self.answer is not None:
+                self.answer.close()
+
+        def abort(self) -> None:
+            """Close all connections."""
+            self.forget()
+            if self._session is not None:
+                self._session.close()
+
+        def _get_auth_tokens(self) -> tuple[None, str, str, str]:
+            self.account = self._options.account or None
+            folder = self._folder
+            return None, str(folder / "expires"), str(folder / "token"), str(folder)
+
+        def _send_request(self, url: str, method: Any, **given: Any) -> Any:
+            signs_in = given.get("get_token", False)
+            if self._options.auth == "oidc":
+                given["get_token"] = True  # else it asks for a new token at the terminal
+            self.forget()
+            answer = super()._send_request(url, method, **given)
+            # when it signs in, Rucio's client treats every error as a refusal
+            if answer.status_code >= 500 and (signs_in or "ExceptionClass" not in answer.headers):  # noqa: PLR2004  # statuses of servers
+                raise CatalogueError(f"Rucio at {url} answers with status {answer.status_code}")
+            return answer
+
+    return Client
 
 
 def _credential(options: RucioOptions) -> dict[str, str]:

@@ -1,1 +1,1 @@
-"""What a user may write a query in. `contract` says what a language does; one file each."""
+"""Query languages. `contract` defines what a language does; each language is in its own file."""

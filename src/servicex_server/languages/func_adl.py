@@ -18,11 +18,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import ClassVar
 
-from servicex_server.columnar import arithmetic
-from servicex_server.columnar.missing import unguarded
-from servicex_server.columnar.plan import Query
-from servicex_server.columnar.rows import Rows
-from servicex_server.columnar.sequences import (
+from servicex_server.columnar import number_types, operators
+from servicex_server.columnar.four_vectors import METHODS
+from servicex_server.columnar.limits import MAX_COLUMNS
+from servicex_server.columnar.loop_nodes import (
     Binary,
     Branch,
     Conditional,
@@ -38,7 +37,9 @@ from servicex_server.columnar.sequences import (
     Variable,
     place,
 )
-from servicex_server.columnar.vectors import METHODS
+from servicex_server.columnar.loop_plan import LoopQuery
+from servicex_server.columnar.nullability import unguarded
+from servicex_server.columnar.plan import Query
 from servicex_server.errors import FormatError, QueryError
 from servicex_server.languages import func_adl_functions as functions
 from servicex_server.languages.contract import Language
@@ -59,7 +60,7 @@ OUTPUT = "servicex"
 MAX_DEPTH = 150
 """Nesting beyond which a query is refused; a chain of ``and`` counts once."""
 
-_SYMBOLS = (arithmetic.BINARY | arithmetic.UNARY) | {"and", "or"}
+_SYMBOLS = (operators.BINARY | operators.UNARY) | {"and", "or"}
 _FORMS = ("attr", "subscript", "call", "lambda", "list", "dict", "if")
 
 
@@ -70,7 +71,7 @@ class FuncAdl(Language):
     description: ClassVar[str] = "func_adl queries of TTrees and RNTuples, as qastle text"
 
     def compile(self, selection: str, result_format: ResultFormat) -> Query:
-        """Read the text, and find out which branches it names."""
+        """Read the text into loops over sequences, and find the branches that it names."""
         dense = result_format is ResultFormat.TTREE
         try:
             node, kind, tree = _Reader(selection).query()
@@ -84,33 +85,33 @@ class FuncAdl(Language):
                 )
         except RecursionError:
             raise QueryError("selection: it is nested too deeply") from None
-        rows = Rows(
+        extraction = LoopQuery(
             tree=tree,
             output=OUTPUT,
             required=True,
             node=node,
             text=selection,
-            whole=kind.holds_event(),
+            whole=kind.holds_event,
             dense=dense,
         )
-        return Query((rows,))
+        return Query((extraction,))
 
 
 class _Reader(Operators):
-    """Turns forms into nodes; whatever is not named here is refused."""
+    """Turns forms into nodes; refuses every form that it does not know."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._tree = ""
 
     def query(self) -> tuple[Node, Kind, str]:
-        """Return the query, what its rows are, and the name of its tree, empty for the only one."""
+        """Return the query, the kind of its rows, and the name of its tree or an empty name."""
         form = read_forms(self.text)
         node, kind = self.read(form, {}, 0)
         if kind.what != "events" or kind.element is None:
             raise self.refuse(
                 form,
-                "this gives no column",
+                "this does not give a column",
                 "begin with EventDataset() and end with Select or SelectMany",
             )
         return node, kind.element, self._tree
@@ -141,7 +142,7 @@ class _Reader(Operators):
                 return Conditional(*three, at=form.at), COLUMN
             case "lambda":
                 raise self.refuse(
-                    form, "a lambda stands only where an operator such as Select has one"
+                    form, "a lambda can only be an argument of an operator such as Select"
                 )
             case "":
                 raise self.refuse(form, "an expression begins with a word, such as (call or (attr")
@@ -154,7 +155,7 @@ class _Reader(Operators):
         if name := scope.get(form.word):
             return Variable(name.number, at=form.at), name.kind
         if form.word == "None":
-            raise self.refuse(form, "None is no value of a column")
+            raise self.refuse(form, "None is not a value of a column")
         raise self.unknown(form, "name", form.word, scope)
 
     def _symbol(self, form: Form, scope: Scope, depth: int) -> Node:
@@ -171,15 +172,15 @@ class _Reader(Operators):
                 form.parts[1 + texts.index(True)],
                 "texts can only be compared, with == and !=",
             )
-        if len(parts) == 1 and symbol in arithmetic.UNARY:
+        if len(parts) == 1 and symbol in operators.UNARY:
             return Unary(symbol, parts[0], at=form.at)
-        if len(parts) == 2 and symbol in arithmetic.BINARY:  # noqa: PLR2004
+        if len(parts) == 2 and symbol in operators.BINARY:  # noqa: PLR2004
             return Binary(symbol, *parts, at=form.at)
-        wanted = 1 if symbol not in arithmetic.BINARY else 2
-        raise self.refuse(form, f"{symbol} takes {wanted}, and here are {len(parts)}")
+        wanted = 1 if symbol not in operators.BINARY else 2
+        raise self.refuse(form, f"{symbol} takes {wanted}; got {len(parts)}")
 
     def _operands(self, form: Form, symbol: str) -> Iterator[Form]:
-        """Yield the operands of a chain of one symbol, however it is nested."""
+        """Yield the operands of a chain of one symbol, in any nesting."""
         waiting = [form]
         while waiting:
             one = waiting.pop()
@@ -201,7 +202,7 @@ class _Reader(Operators):
         if (module := self._module(value, scope)) is not None:
             if module not in ("ak", "awkward") and word in functions.NUMBERS:
                 return Constant(functions.NUMBERS[word], at=form.at), COLUMN
-            raise self.refuse(form, f"{module}.{word} is no value")
+            raise self.refuse(form, f"{module}.{word} is not a value")
         return self._part(form, *self.read(value, scope, depth), word)
 
     def _part(self, form: Form, node: Node, kind: Kind, name: str) -> tuple[Node, Kind]:
@@ -230,7 +231,7 @@ class _Reader(Operators):
             return self._part(form, node, kind, index.value)
         if kind.what in ("event", "events"):
             raise self.refuse(form, "an event is not numbered; its branches have names")
-        if kind.what == "record" and arithmetic.is_whole(index.value):
+        if kind.what == "record" and number_types.is_whole(index.value):
             return self._part(form, node, kind, str(index.value))
         return Item(node, self.value(index, scope, depth), at=form.at), COLUMN
 
@@ -252,17 +253,24 @@ class _Reader(Operators):
             for name, many in Counter(names).items():
                 if not name or many > 1:
                     raise self.refuse(
-                        form, f"the key {name!r} is {'twice there' if name else 'empty'}"
+                        form, f"the key {name!r} is {'given twice' if name else 'empty'}"
                     )
         if not names:
-            raise self.refuse(form, f"an empty {form.head} is no column")
+            raise self.refuse(form, f"an empty {form.head} is not a column")
         read = [self.read(value, scope, depth) for value in values]
         for value, (_, kind) in zip(values, read, strict=True):
             if kind.what == "events":
-                raise self.refuse(value, "the sequence of all events is no value here")
+                raise self.refuse(value, "the sequence of all events is not a value here")
         items = tuple((name, node) for name, (node, _) in zip(names, read, strict=True))
         kinds = {name: kind for name, (_, kind) in zip(names, read, strict=True)}
-        return Record(items, form.head == "list", at=form.at), Kind("record", kinds)
+        record = Kind("record", kinds)
+        if record.columns > MAX_COLUMNS:
+            raise self.refuse(
+                form,
+                f"this record has {record.columns:.3g} columns, with those of the records in it; "
+                f"at most {MAX_COLUMNS}",
+            )
+        return Record(items, form.head == "list", at=form.at), record
 
     def _module(self, form: Form, scope: Scope) -> str | None:
         return form.word if form.word in functions.MODULES and form.word not in scope else None
@@ -270,7 +278,7 @@ class _Reader(Operators):
     def _call(self, form: Form, scope: Scope, depth: int) -> tuple[Node, Kind]:
         assert form.parts is not None  # noqa: S101  # it has a head
         if len(form.parts) == 1:
-            raise self.refuse(form, "call takes what to call")
+            raise self.refuse(form, "call needs a function")
         called, arguments = form.parts[1], form.parts[2:]
         if called.head == "attr":
             source, name = self.exactly(called, 2)
@@ -292,11 +300,13 @@ class _Reader(Operators):
 
     def _dataset(self, form: Form, arguments: tuple[Form, ...], scope: Scope) -> tuple[Node, Kind]:
         if scope:
-            raise self.refuse(form, "EventDataset stands only at the beginning, not in a lambda")
+            why = "EventDataset is allowed only at the beginning, not in a lambda"
+            raise self.refuse(form, why)
         if len(arguments) > 2:  # noqa: PLR2004
             raise self.refuse(form, "EventDataset takes a file, which is ignored, and a tree")
-        tree = self._text_of(arguments[1], "a tree's name") if len(arguments) > 1 else ""
-        # the client writes 'None' where a YAML query names no tree
+        named = len(arguments) > 1 and arguments[1].word != "None"
+        tree = self._text_of(arguments[1], "a tree's name") if named else ""
+        # the client writes 'None' in quotes if a YAML query does not name a tree
         self._tree = "" if tree == "None" else tree
         return Events(at=form.at), Kind("events", element=EVENT)
 

@@ -1,15 +1,16 @@
 """The functions that a func_adl query may call, and the nodes that they become.
 
-A function is written bare or with its module: ``sqrt(x)``, ``np.sqrt(x)``, ``math.sqrt(x)``. What
-numpy has as a function and Python as a symbol, such as ``np.add``, is the symbol's node, so that
-both mean the same.
+A function is written bare or with its module: ``sqrt(x)``, ``np.sqrt(x)``, ``math.sqrt(x)``. A
+numpy function for which Python has an operator, such as ``np.add``, becomes the node of the
+operator, so that both mean the same.
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 
-from servicex_server.columnar import arithmetic
-from servicex_server.columnar.functions import ELEMENTWISE, FUNCTIONS, OF_TWO
-from servicex_server.columnar.sequences import (
+from servicex_server.columnar import number_types
+from servicex_server.columnar.functions import ELEMENTWISE, FUNCTIONS, OF_TWO, check_constants
+from servicex_server.columnar.loop_nodes import (
     Binary,
     Call,
     Conditional,
@@ -23,7 +24,7 @@ from servicex_server.columnar.sequences import (
 )
 
 MODULES = frozenset(("np", "numpy", "math", "ak", "awkward"))
-"""Names that stand for a module, where no lambda has taken them."""
+"""Names that mean a module, unless a lambda binds them."""
 
 NUMBERS: Mapping[str, float] = {
     "pi": 3.141592653589793,
@@ -32,7 +33,7 @@ NUMBERS: Mapping[str, float] = {
     "nan": float("nan"),
     "tau": 6.283185307179586,
 }
-"""What ``np`` and ``math`` have besides functions."""
+"""Constants of ``np`` and ``math``."""
 
 _PLAIN = frozenset(("len", "sum", "any", "all", "abs", "min", "max", "round", "pow"))
 _OF_A_LIST = frozenset(("sum", "any", "all", "min", "max"))
@@ -76,8 +77,9 @@ _SYMBOLS = {
 _OF_ONE = frozenset(("bitwise_not", "invert", "logical_not", "negative", "positive"))
 
 
+@lru_cache
 def known(module: str) -> frozenset[str]:
-    """Return the names of all functions of a module, or of those that are written bare."""
+    """Return the names of all functions of a module; of bare functions for an empty name."""
     if not module:
         return FUNCTIONS | _PLAIN
     if module in ("ak", "awkward"):
@@ -86,7 +88,7 @@ def known(module: str) -> frozenset[str]:
 
 
 def is_elementwise(name: str) -> bool:
-    """Whether a function works on numbers, and on each in a list."""
+    """Whether a function works element by element, on numbers and on lists."""
     return name in ELEMENTWISE or name in _SYMBOLS
 
 
@@ -98,17 +100,19 @@ def called(name: str, module: str, values: tuple[Node, ...], at: int) -> Node:
     name
         One of `known`.
     module
-        As the query has it; empty for a bare name.
+        The module as the query writes it; empty for a bare name.
     values
         The arguments.
     at
-        Where it stands in the text.
+        The place in the text.
 
     Raises
     ------
     ValueError
-        It does not take so many; says what it takes.
+        The number of arguments is wrong, or a constant is too large; the message says what the
+        function takes.
     """
+    check_constants(name, [one.value if isinstance(one, Constant) else None for one in values], {})
     if name in _SYMBOLS:
         return _of_symbol(name, values, at)
     two = name in ("maximum", "minimum")
@@ -126,7 +130,7 @@ def called(name: str, module: str, values: tuple[Node, ...], at: int) -> Node:
         raise ValueError(f"{name} needs an argument")
     if module and not two and len(values) > 1 and plain in _OF_A_LIST:
         axis = values[1]
-        if not (isinstance(axis, Constant) and arithmetic.is_whole(axis.value)):
+        if not (isinstance(axis, Constant) and number_types.is_whole(axis.value)):
             raise ValueError(
                 f"{module}.{name} works on one list, and its second argument is an axis"
             )
@@ -148,15 +152,15 @@ def _of_symbol(name: str, values: tuple[Node, ...], at: int) -> Node:
 def _count(name: str, values: tuple[Node, ...], *wanted: int) -> tuple[Node, ...]:
     if len(values) not in wanted:
         many = " or ".join(map(str, wanted))
-        raise ValueError(f"{name} takes {many}, and here are {len(values)}")
+        raise ValueError(f"{name} takes {many}; got {len(values)}")
     return values
 
 
 def fold(function: Lambda) -> tuple[str, Lambda] | None:
-    """Return what a fold does with the sum so far, and the lambda of what it does it with.
+    """Split the lambda of a fold into an operation on the accumulator, and a lambda of the element.
 
-    ``lambda total, x: total + 2 * x`` is ``+`` and ``lambda x: 2 * x``. None if it is none of
-    ``+ - * min max`` with the sum so far, which columns have.
+    ``lambda total, x: total + 2 * x`` becomes ``+`` and ``lambda x: 2 * x``. Return None if the
+    operation is not ``+``, ``-``, ``*``, ``min`` or ``max``: columns support only these.
     """
     total, element = function.variables
     so_far = Variable(total)

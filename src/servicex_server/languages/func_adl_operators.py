@@ -1,15 +1,18 @@
-"""Operators of func_adl and their lambdas: what the reader knows of sequences.
+"""Reads the operators of func_adl and their lambdas.
 
-What is known of a value before any file is there is its `Kind`. It tells where the event itself
-goes, for only of an event a name is a branch, and that what needs all events together, as a
-``Count`` of events does, is not asked for.
+The `Kind` of a value is what is known of it before a file is opened. It tells which values are the
+event itself, because only the names of an event are branches. It also lets the reader refuse
+operators that need all events together, such as a ``Count`` of events.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from servicex_server.columnar.sequences import (
+from servicex_server.columnar.limits import MAX_CHOSEN
+from servicex_server.columnar.loop_nodes import (
+    SHOWN,
     Constant,
     Lambda,
     Node,
@@ -17,9 +20,10 @@ from servicex_server.columnar.sequences import (
     Record,
     place,
 )
-from servicex_server.errors import QueryError, UnknownNameError, did_you_mean
+from servicex_server.errors import QueryError, UnknownNameError
 from servicex_server.languages import func_adl_functions as functions
 from servicex_server.languages.qastle import Form, refused
+from servicex_server.text.hints import did_you_mean
 
 OPERATORS: Mapping[str, tuple[int | None, ...]] = {
     "Where": (1,),
@@ -44,25 +48,34 @@ OPERATORS: Mapping[str, tuple[int | None, ...]] = {
     "ToFourMomenta": (),
     "ToFourMomentum": (),
 }
-"""What each takes: the number of names of a lambda, or None for a value."""
+"""The arguments of each operator: the number of names of a lambda, or None for a value."""
 
 _ON_RECORDS = frozenset(("Zip", "ToFourMomenta", "ToFourMomentum"))
 _ON_EVENTS = ("Where", "Select", "SelectMany")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Kind:
-    """What is known of a value without a file: the event, all events, a record, or a column."""
+    """What a value is, as far as known without a file: the event, all events, a record, a column.
+
+    A record may contain another one several times, so there can be far more columns than kinds.
+    """
 
     what: str = "column"
     fields: Mapping[str, "Kind"] = field(default_factory=dict)
     element: "Kind | None" = None
 
+    @cached_property
     def holds_event(self) -> bool:
-        """Whether the event itself is in it."""
+        """Whether the value contains the event itself."""
         return self.what in ("event", "events") or any(
-            kind.holds_event() for kind in self.fields.values()
+            kind.holds_event for kind in self.fields.values()
         )
+
+    @cached_property
+    def columns(self) -> int:
+        """The number of columns, including those of nested records."""
+        return sum(kind.columns for kind in self.fields.values()) or 1
 
 
 COLUMN = Kind()
@@ -71,7 +84,7 @@ EVENT = Kind("event")
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """What a lambda's name stands for: a variable and its kind."""
+    """The meaning of a name that a lambda binds: a variable and its kind."""
 
     number: int
     kind: Kind
@@ -81,7 +94,7 @@ Scope = Mapping[str, Name]
 
 
 class Operators(ABC):
-    """Reads operators; what stands in them is read by a subclass.
+    """Reads operators; a subclass reads the expressions within them.
 
     Parameters
     ----------
@@ -104,40 +117,40 @@ class Operators(ABC):
     def unknown(self, form: Form, what: str, name: str, known: Collection[str]) -> UnknownNameError:
         """Return the error for a name that is not known."""
         return UnknownNameError(
-            f"selection: there is no {what} {name}, {place(self.text, form.at)}",
+            f"selection: there is no {what} {name[:SHOWN]}, {place(self.text, form.at)}",
             hint=did_you_mean(name, sorted(known), otherwise=f"each {what} is one of"),
         )
 
     def single(self, form: Form, scope: Scope, depth: int, what: str) -> Node:
-        """Read what must be a column or a constant, and no record: what an operator works on."""
+        """Read an operand, which must be a column or a constant, not a record."""
         node, kind = self._value_and_kind(form, scope, depth)
         if kind.what == "record":
             raise self.refuse(form, f"{what} cannot work on a record", "name a part of it")
         return node
 
     def value(self, form: Form, scope: Scope, depth: int) -> Node:
-        """Read what must be a column, a record or a constant, not the event."""
+        """Read a value, which must be a column, a record or a constant, not the event."""
         return self._value_and_kind(form, scope, depth)[0]
 
     def _value_and_kind(self, form: Form, scope: Scope, depth: int) -> tuple[Node, Kind]:
         node, kind = self.read(form, scope, depth)
         if kind.what in ("event", "events"):
             which = "the event itself" if kind.what == "event" else "the sequence of all events"
-            raise self.refuse(form, f"{which} is no value here", "name a branch of it")
+            raise self.refuse(form, f"{which} is not a value here", "name a branch of it")
         return node, kind
 
     def exactly(self, form: Form, count: int) -> tuple[Form, ...]:
-        """Return the parts of a list after its first word, if there are so many."""
+        """Return the parts of a list after its first word; refuse another number than ``count``."""
         assert form.parts is not None  # noqa: S101  # only of lists
         parts = form.parts[1:]
         if len(parts) != count:
-            raise self.refuse(form, f"{form.head} takes {count}, and here are {len(parts)}")
+            raise self.refuse(form, f"{form.head} takes {count}; got {len(parts)}")
         return parts
 
     def operator(
         self, form: Form, name: str, parts: tuple[Form, ...], scope: Scope, depth: int
     ) -> tuple[Node, Kind]:
-        """Read an operator, given the forms of its sequence and of what else it takes."""
+        """Read an operator, given the forms of its sequence and of its arguments."""
         if not parts:
             raise self.refuse(form, f"{name} needs a sequence to work on")
         source, kind = self.read(parts[0], scope, depth)
@@ -165,9 +178,9 @@ class Operators(ABC):
                 self._check_number(one, name)
             else:
                 function, body = self._lambda(one, name, (COLUMN,), scope, depth)
-                if body.holds_event():
+                if body.holds_event:
                     raise self.refuse(
-                        one, "the event itself is no value here", "name a branch of it"
+                        one, "the event itself is not a value here", "name a branch of it"
                     )
                 arguments.append(function)
         return Operator(name, source, tuple(arguments), at=form.at), COLUMN
@@ -182,7 +195,7 @@ class Operators(ABC):
         scope: Scope,
         depth: int,
     ) -> tuple[Node, Kind]:
-        """Read an operator on all events, or on what there is one of for each."""
+        """Read an operator on all events, or on a sequence with one element for each event."""
         if name not in _ON_EVENTS:
             raise self.refuse(
                 form,
@@ -199,28 +212,30 @@ class Operators(ABC):
                 raise self.refuse(given[0], "a condition is a truth value")
             return node, kind
         if body.what == "events":
-            raise self.refuse(given[0], "the sequence of all events is no value here")
-        if name == "SelectMany" and body.holds_event():
+            raise self.refuse(given[0], "the sequence of all events is not a value here")
+        if name == "SelectMany" and body.holds_event:
             raise self.refuse(given[0], "SelectMany needs a list for each event")
-        # of a record of lists SelectMany makes records
+        # SelectMany turns a record of lists into records
         return node, Kind("events", element=body)
 
     def _wanted(self, form: Form, name: str, given: tuple[Form, ...]) -> tuple[int | None, ...]:
-        """Return what an operator takes besides its sequence, if it is given as much."""
+        """Return the arguments that an operator takes; refuse another number of them."""
         wanted = OPERATORS[name]
         if len(given) != len(wanted):
             many = ("no argument", "1 argument", "2 arguments")[len(wanted)]
-            raise self.refuse(form, f"{name} takes {many}, and here are {len(given)}")
+            raise self.refuse(form, f"{name} takes {many}; got {len(given)}")
         return wanted
 
     def _check_number(self, form: Form, name: str) -> None:
-        """Refuse a constant that is no position and no number of elements."""
+        """Refuse a constant that is not a valid position or number of elements."""
         value = form.value
         if value is None or name not in ("ElementAt", "Choose"):
             return
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not whole or (name == "Choose" and int(value) < 1):
             raise self.refuse(form, f"{name} takes a whole number, such as 2")
+        if name == "Choose" and int(value) > MAX_CHOSEN:
+            raise self.refuse(form, f"Choose takes at most {MAX_CHOSEN}")
 
     def _lambda(
         self, form: Form, name: str, kinds: tuple[Kind, ...], scope: Scope, depth: int
@@ -248,7 +263,7 @@ class Operators(ABC):
     def _aggregate(
         self, form: Form, source: Node, given: tuple[Form, ...], scope: Scope, depth: int
     ) -> Node:
-        """Read a fold; what it folds with becomes a lambda of the element."""
+        """Read a fold; the value that it adds or compares becomes a lambda of the element."""
         seed = self.value(given[0], scope, depth)
         function, kind = self._lambda(given[1], "Aggregate", (COLUMN, COLUMN), scope, depth)
         found = functions.fold(function) if kind.what == "column" else None

@@ -1,1 +1,1 @@
-"""The public API, the S3 gateway and the pages. Wire names live only here."""
+"""The web application: API, S3 gateway and pages. Only this package knows names of the HTTP API."""

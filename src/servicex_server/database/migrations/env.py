@@ -1,4 +1,4 @@
-"""Runs migrations on the connection that `servicex_server.database.connection` hands over."""
+"""Runs migrations on the connection that `servicex_server.database.migrate` provides."""
 
 from alembic import context
 

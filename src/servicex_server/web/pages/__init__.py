@@ -1,1 +1,1 @@
-"""What people look at in a browser: pages made here, readable without JavaScript."""
+"""The web pages, rendered on the server and readable without JavaScript."""

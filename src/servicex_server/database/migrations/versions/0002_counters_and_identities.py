@@ -1,4 +1,4 @@
-"""Counters of requests, identities of work, and what the leader tells the other processes."""
+"""Counters of requests, result keys of tasks, and status snapshots of the leader."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -16,7 +16,7 @@ _COUNTED = {
 
 
 def upgrade() -> None:
-    """Count what there is, and make room for what comes."""
+    """Add the columns and the table, and count existing rows."""
     for name in _COUNTED:
         column = sa.Column(name, sa.Integer(), nullable=False, server_default="0")
         op.add_column("requests", column)

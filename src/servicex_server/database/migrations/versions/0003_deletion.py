@@ -1,4 +1,4 @@
-"""Requests that are deleted bit by bit, and that allow a file less time."""
+"""Deletion of requests in steps, and a time limit for each file of a request."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Make room."""
+    """Add the columns."""
     op.add_column("requests", sa.Column("file_seconds", sa.Float(), nullable=True))
     op.add_column(
         "requests",

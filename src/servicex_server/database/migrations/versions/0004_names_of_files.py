@@ -1,4 +1,4 @@
-"""What catalogues call the files of a dataset, and which replicas are bad."""
+"""Names of files in catalogues, and bad replicas."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,7 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
-    """Make room."""
+    """Add the column and the table."""
     op.add_column("files", sa.Column("name", sa.Text(), nullable=False, server_default=""))
     op.create_table(
         "bad_replicas",

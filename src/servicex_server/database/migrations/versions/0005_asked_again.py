@@ -1,4 +1,4 @@
-"""When a catalogue was last asked again where a file is."""
+"""When the replicas of a file were last refreshed from its catalogue."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,5 +10,5 @@ down_revision = "0004"
 
 
 def upgrade() -> None:
-    """Make room."""
+    """Add the column."""
     op.add_column("files", sa.Column("asked_again", UtcTime(), nullable=True))

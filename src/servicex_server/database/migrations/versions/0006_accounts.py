@@ -1,4 +1,4 @@
-"""Accounts, and the tokens that their programs sign in with."""
+"""Accounts and their API tokens."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -12,7 +12,7 @@ _Id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
-    """Make room."""
+    """Create the tables."""
     op.create_table(
         "users",
         sa.Column("id", _Id, nullable=False),

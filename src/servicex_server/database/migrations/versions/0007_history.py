@@ -1,4 +1,4 @@
-"""How the service was minute by minute, and the bytes of a request's results."""
+"""History of the service by minute, and the bytes of a request's results."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,7 @@ down_revision = "0006"
 
 
 def upgrade() -> None:
-    """Count what there is, and make room for what comes."""
+    """Add the column and the table, and sum the bytes of existing results."""
     column = sa.Column("bytes", sa.BigInteger(), nullable=False, server_default="0")
     op.add_column("requests", column)
     op.execute(

@@ -1,4 +1,4 @@
-"""Who users are for those that vouch for them; browsers and programs in which they sign in."""
+"""Identities at OIDC providers, sessions of browsers, and the device flow."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -12,7 +12,7 @@ _Id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
-    """Make room."""
+    """Create the tables."""
     op.create_table(
         "identities",
         sa.Column("id", _Id, nullable=False),

@@ -1,0 +1,1 @@
+"""The command line: the service, its users, and requests from a terminal."""

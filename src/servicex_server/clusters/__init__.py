@@ -1,0 +1,1 @@
+"""Where workers come from: local processes, batch systems, Kubernetes, gateways."""

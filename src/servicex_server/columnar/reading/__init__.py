@@ -1,0 +1,1 @@
+"""Reading ROOT files: sources, baskets, pages."""

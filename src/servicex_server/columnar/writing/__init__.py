@@ -1,0 +1,1 @@
+"""Writing results: Parquet and ROOT."""

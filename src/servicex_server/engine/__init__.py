@@ -1,0 +1,1 @@
+"""The engine: tasks on Dask workers."""

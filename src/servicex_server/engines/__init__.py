@@ -1,1 +1,0 @@
-"""Where tasks run. `contract` says what an engine does; Dask is the one real implementation."""

@@ -1,0 +1,1 @@
+"""Notifications about accounts, by e-mail and by webhook."""

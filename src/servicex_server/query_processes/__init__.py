@@ -1,0 +1,1 @@
+"""Helper processes, in which queries are compiled and dry-run within limits."""

@@ -1,0 +1,1 @@
+"""Storage endpoints and replicas: health, refresh, reports of bad ones."""

@@ -1,0 +1,1 @@
+"""Submission, quotas and deletion of requests."""

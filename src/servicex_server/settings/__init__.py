@@ -1,0 +1,1 @@
+"""Settings: their fields, and how they are loaded."""

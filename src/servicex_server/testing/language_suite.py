@@ -1,0 +1,60 @@
+"""Conformance tests of query languages."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import pytest
+
+from servicex_server.columnar.plan import Query
+from servicex_server.errors import FormatError, RequestError
+from servicex_server.languages.contract import Language, Program
+from servicex_server.model import ResultFormat
+
+
+class LanguageSuite:
+    """Derive a class whose name begins with ``Test``, and set what follows.
+
+    ``language`` is the class, ``valid`` are texts that compile, and ``invalid`` texts that do not.
+    """
+
+    language: ClassVar[type[Language]]
+    valid: ClassVar[Sequence[str]]
+    invalid: ClassVar[Sequence[str]]
+
+    @property
+    def formats(self) -> Sequence[ResultFormat]:
+        """The formats that the language writes."""
+        return tuple(self.language.formats)
+
+    def test_it_has_a_name(self) -> None:
+        """Clients send it as ``codegen``, and a list shows it with the description."""
+        assert self.language.name
+        assert self.language.description
+
+    def test_valid_text_compiles_for_every_format(self) -> None:
+        """To a program exactly if the language says that it runs code."""
+        for text in self.valid:
+            for result_format in self.formats:
+                meaning = self.language().compiled(text, result_format)
+                assert isinstance(meaning, Program if self.language.runs_code else Query)
+
+    def test_same_text_has_the_same_meaning(self) -> None:
+        """Results are reused by it. An accepted text is not checked again, and means the same."""
+        for text in self.valid:
+            for result_format in self.formats:
+                first = self.language().compile(text, result_format)
+                assert repr(first) == repr(self.language().compile(text, result_format))
+                again = self.language().compile_accepted(text, result_format)
+                assert repr(first) == repr(again)
+
+    def test_invalid_text_is_rejected_with_the_field(self) -> None:
+        """While the user waits; the message begins with the field of the request."""
+        for text in self.invalid:
+            with pytest.raises(RequestError, match=r"^selection"):
+                self.language().compile(text, self.formats[0])
+
+    def test_other_format_is_rejected(self) -> None:
+        """A format that the language does not write."""
+        for result_format in set(ResultFormat) - set(self.formats):
+            with pytest.raises(FormatError):
+                self.language().check_format(result_format)

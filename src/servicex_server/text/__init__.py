@@ -1,0 +1,1 @@
+"""Texts of users: the patterns in them, and how they are shown."""

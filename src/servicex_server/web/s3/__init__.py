@@ -1,0 +1,1 @@
+"""The S3 gateway: the results of each request as a bucket."""
