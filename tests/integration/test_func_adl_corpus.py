@@ -1,6 +1,8 @@
 """What clients really send: func_adl queries on real files, against plain uproot and awkward."""
 
+import math
 from collections.abc import Callable
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -305,6 +307,38 @@ def test_four_vectors_add_up() -> None:
     mass = run(query)["mass"]
     assert len(mass) == 1371
     assert mass[0] == pytest.approx(90.2278, abs=1e-3)
+
+
+def test_the_momenta_of_three_jets_are_added() -> None:
+    """A benchmark of analysis languages (ADL 6): of all triplets, that with a mass near 172.5."""
+    jets = "(dict (list 'px' 'py' 'pz' 'E') (list {} {} {} {}))".format(
+        *(f"(attr e 'Jet_{part}')" for part in ("Px", "Py", "Pz", "E"))
+    )
+    total = "(call (attr (call Select t (lambda (list j) (call (attr j 'ToFourMomentum')))) 'Sum'))"
+    query = (
+        f"(call Select (call Select {E} (lambda (list e) (call (attr (call Zip {jets}) "
+        f"'Choose') 3))) (lambda (list ts) (dict (list 'pt' 'mass') (list "
+        f"(call Select ts (lambda (list t) (attr {total} 'pt'))) "
+        f"(attr (call (attr (call OrderBy (call Select ts (lambda (list t) {total})) "
+        f"(lambda (list p) (call abs (- (attr p 'mass') 172.5)))) 'First')) 'mass')))))"
+    )
+    got = run(query)
+    wanted: dict[str, list[Any]] = {"pt": [], "mass": []}
+    with uproot.open(HZZ) as file:
+        tree = file["events"]
+        parts = [tree[f"Jet_{part}"].array().to_list() for part in ("Px", "Py", "Pz", "E")]
+    for event in zip(*parts, strict=True):
+        triplets = combinations(zip(*event, strict=True), 3)
+        sums = [[math.fsum(one) for one in zip(*three, strict=True)] for three in triplets]
+        wanted["pt"].append([math.hypot(px, py) for px, py, _, _ in sums])
+        masses = [math.sqrt(e**2 - px**2 - py**2 - pz**2) for px, py, pz, e in sums]
+        wanted["mass"].append(min(masses, key=lambda mass: abs(mass - 172.5), default=None))
+    assert sum(map(len, wanted["pt"])) == 336
+    assert ak.num(got["pt"]).tolist() == [len(one) for one in wanted["pt"]]
+    assert ak.flatten(got["pt"]).tolist() == pytest.approx(list(chain(*wanted["pt"])))
+    assert got["mass"].tolist() == [
+        None if one is None else pytest.approx(one) for one in wanted["mass"]
+    ]
 
 
 def test_a_query_without_a_tree_means_the_only_one() -> None:

@@ -1,12 +1,14 @@
 """Reading func_adl: what the text says, and where it says nothing."""
 
 import time
+from itertools import combinations
 from typing import Any
 
 import awkward as ak
 import pytest
 import qastle
 
+from servicex_server.columnar import operators
 from servicex_server.columnar.loop_evaluator import Evaluation, Source
 from servicex_server.columnar.loop_frames import array_of
 from servicex_server.columnar.loop_nodes import (
@@ -18,7 +20,7 @@ from servicex_server.columnar.loop_nodes import (
     walk,
 )
 from servicex_server.columnar.loop_plan import LoopQuery
-from servicex_server.errors import QueryError, RequestError, UnknownNameError
+from servicex_server.errors import QueryError, QueryTypeError, RequestError, UnknownNameError
 from servicex_server.languages.func_adl import FuncAdl
 from servicex_server.languages.qastle import Form, read_forms
 from servicex_server.model import ResultFormat
@@ -335,3 +337,41 @@ def test_what_is_said_twice_is_computed_once() -> None:
     result = Evaluation(prepare(node(query), query), source).loop()
     assert array_of(result.element, result.inner).tolist() == [pytest.approx(3.0)]
     assert asked == [("x",), ("x",)]  # once for each of the two lambdas
+
+
+CHOSEN = "(Select (Choose (attr e 'x') 2) (lambda (list c) (Select c (lambda (list v) {}))))"
+
+
+def squares(body: str, values: ak.Array) -> list[list[list[Any]]]:
+    """Return what a body in the pairs of lists gives, event by event."""
+    query = f"(Select {E} (lambda (list e) {CHOSEN.format(body)}))"
+    source = Source(len(values), lambda _: values, dict)
+    result = Evaluation(prepare(node(query), query), source).loop()
+    found: list[list[list[Any]]] = array_of(result.element, result.inner).tolist()
+    return found
+
+
+def test_elements_that_are_chosen_often_are_computed_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nine elements are in 36 pairs."""
+    sizes: list[int] = []
+    unary = operators.unary
+
+    def counted(symbol: str, value: Any) -> Any:
+        sizes.append(len(value))
+        return unary(symbol, value)
+
+    monkeypatch.setattr(operators, "unary", counted)
+    pairs = [[-float(a), -float(b)] for a, b in combinations(range(9), 2)]
+    assert squares("(- v)", ak.Array([[float(n) for n in range(9)]])) == [pairs]
+    assert sizes == [9]
+
+
+def test_an_element_that_is_not_chosen_needs_no_value() -> None:
+    """The square of the first one does not fit into 64 bits, and no pair has it."""
+    values = ak.Array([[2**40], [3, 4], [5, 6, 7]])
+    wanted = [[], [[9, 16]], [[25, 36], [25, 49], [36, 49]]]
+    assert squares("(* v v)", values) == wanted
+    with pytest.raises(QueryTypeError, match="64 bits"):
+        squares("(* v v)", ak.Array([[2**40, 1]]))

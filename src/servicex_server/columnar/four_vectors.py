@@ -80,6 +80,27 @@ def is_momentum(array: Any) -> bool:
     return bool(layout.is_record and layout.parameter("__record__") in _NAMES)
 
 
+def components(array: Any) -> dict[str, Any] | None:
+    """Return the Cartesian components of momenta as numbers of 64 bits; None if some are missing.
+
+    They are those that vector adds up: t, z, x, y, of two dimensions x, y.
+    """
+    import awkward as ak
+
+    momenta_of_4 = array.layout.purelist_parameter("__record__") == _NAMES[1]
+    values = {name: getattr(array, name) for name in ("tzxy" if momenta_of_4 else "xy")}
+    if any(ak.any(ak.is_none(one)) for one in values.values()):
+        return None
+    return {name: ak.to_numpy(ak.drop_none(one)).astype("f8") for name, one in values.items()}
+
+
+def from_components(values: dict[str, Any]) -> Any:
+    """Return momenta that have these of the `components`."""
+    import awkward as ak
+
+    return ak.zip(values, with_name=_NAMES["t" in values], behavior=_behavior())
+
+
 def part(array: Any, name: str) -> Any:
     """Return a field of records or a property of four-vectors.
 

@@ -2,10 +2,12 @@
 
 `Evaluation` takes the nodes of `servicex_server.columnar.loop_nodes`. It computes a node in the
 outermost frame that has all it depends on (`servicex_server.columnar.loop_frames`), so a list that
-is the same for every element of another list is computed once. So is a common subexpression.
+is the same for every element of another list is computed once. So is a common subexpression, and
+a function of one element that many lists of `Choose` contain.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,6 +32,7 @@ from servicex_server.columnar.loop_frames import (
     Scalar,
     Value,
     array_of,
+    carried,
     is_list,
     lift,
     opened,
@@ -285,9 +288,13 @@ class Evaluation:
         }
         return methods[node.name](node, loop, scope)
 
-    def _select(self, node: Operator, loop: Loop, scope: _Scope) -> Value:
-        body = self._body(node.arguments[0], scope, (loop.inner, loop.element))
-        return Loop(loop.frame, loop.inner, body)
+    def _select(self, node: Operator, loop: Loop, scope: _Scope) -> Loop:
+        function = node.arguments[0]
+        if loop.origin is not None and not self._query.free[id(function)]:
+            # of an element that was never chosen, the function may be impossible to compute
+            with suppress(QueryTypeError):
+                return carried(loop.frame, loop.inner, self._select(node, loop.origin, scope))
+        return Loop(loop.frame, loop.inner, self._body(function, scope, (loop.inner, loop.element)))
 
     def _where(self, node: Operator, loop: Loop, scope: _Scope) -> Value:
         import numpy as np

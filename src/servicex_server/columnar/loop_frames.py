@@ -99,11 +99,21 @@ class Parts:
 
 @dataclass(frozen=True)
 class Loop:
-    """A sequence in every turn of ``frame``; its elements are the turns of ``inner``."""
+    """A sequence in every turn of ``frame``; its elements are the turns of ``inner``.
+
+    If all elements come from one other sequence, ``origin`` is that one. What depends on an element
+    alone is computed there, once for each, and carried here by index.
+    """
 
     frame: Frame
     inner: Frame
-    element: "Value"
+    content: "Value | Later"
+    origin: "Loop | None" = None
+
+    @property
+    def element(self) -> "Value":
+        """The value of the element, one for every turn of ``inner``."""
+        return self.content.value if isinstance(self.content, Later) else self.content
 
     def counts(self) -> Any:
         """Return how many elements each sequence has."""
@@ -178,6 +188,11 @@ def _repeated(loop: Loop, frame: Frame) -> Loop:
         own = Frame(len(owner), (loop.inner, starts[index][owner] + within))
     inner = Frame(len(owner), (frame, owner), (own, None))
     return Loop(frame, inner, lift(lift(loop.element, own), inner))
+
+
+def carried(frame: Frame, inner: Frame, origin: Loop) -> Loop:
+    """Return a sequence of elements of another one, to which ``inner`` has an index."""
+    return Loop(frame, inner, Later(lambda: lift(origin.element, inner)), origin)
 
 
 def array_of(value: Value, frame: Frame) -> Any:

@@ -16,6 +16,7 @@ from servicex_server.columnar.loop_frames import (
     Scalar,
     Value,
     array_of,
+    carried,
     described,
     is_list,
     lift,
@@ -180,7 +181,7 @@ def chosen(loop: Loop, many: int) -> Value:
     index = np.stack([np.asarray(one) for one in ak.unzip(ak.flatten(ways))], axis=1).ravel()
     group = np.repeat(np.arange(len(owner)), len(index) // max(len(owner), 1))
     inner = Frame(len(index), (groups, group), (loop.inner, index))
-    return Loop(loop.frame, groups, Loop(groups, inner, lift(loop.element, inner)))
+    return Loop(loop.frame, groups, carried(groups, inner, loop))
 
 
 def reduced(loop: Loop, name: str, what: str) -> Value:
@@ -188,6 +189,8 @@ def reduced(loop: Loop, name: str, what: str) -> Value:
     import awkward as ak
     import numpy as np
 
+    if name == "sum" and (total := _sum_of_momenta(loop)) is not None:
+        return total
     content = array_of(loop.element, loop.inner)
     if is_list(content):
         raise TypeError(f"{what} needs a list of single values; SelectMany joins lists of lists")
@@ -206,3 +209,27 @@ def reduced(loop: Loop, name: str, what: str) -> Value:
         # NaN is ignored; where there is nothing else, awkward returns infinity
         result = getattr(ak, f"nan{name}")(lists, axis=1)
     return Column(loop.frame, result)
+
+
+def _sum_of_momenta(loop: Loop) -> Value | None:
+    """Return the sums of momenta; None if they are no momenta, or some are missing.
+
+    If the momenta come from another sequence, their components are computed there.
+    """
+    import numpy as np
+
+    source = loop.origin or loop
+    content = array_of(source.element, source.inner)
+    if is_list(content) or not four_vectors.is_momentum(content):
+        return None
+    components = four_vectors.components(content)
+    if components is None:
+        return None
+    index, owner = loop.inner.index_to(source.inner), loop.inner.index_to(loop.frame)
+    sums = {
+        name: np.bincount(
+            owner, values if index is None else values[index], minlength=loop.frame.length
+        )
+        for name, values in components.items()
+    }
+    return Column(loop.frame, four_vectors.from_components(sums))
