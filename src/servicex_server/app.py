@@ -160,7 +160,9 @@ class App:
         self.queries.start()
         self.languages = await _languages(self.settings)
         self.submission = Submission(database, self, self.settings, self.queries, self.languages)
-        self.requests = RequestService(database, self.objects, self.submission, self.stopped)
+        self.requests = RequestService(
+            database, self.objects, self.submission, self.wake, self.stopped
+        )
         self.account_notifier = AccountNotifier(self.settings)
         opening.push_async_callback(self.account_notifier.close)
         if self.duty.stands:
@@ -207,9 +209,9 @@ class App:
         return self.leader is not None or await self.database.read(leader_lock.taken)
 
     async def wake(self, request_id: str) -> None:
-        """Have the leader begin a request that was stored."""
+        """Have the leader begin the new tasks of a request."""
         if self.leader is not None:
-            self.leader.wake()
+            self.leader.wake(request_id)
         else:
             await self._notify_leader(WAKE, request_id)
 

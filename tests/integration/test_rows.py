@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from servicex_server.database import datasets as dataset_rows
-from servicex_server.database import finished_files, request_completion
+from servicex_server.database import finished_files, lost_results, request_completion
 from servicex_server.database import outcomes as outcome_rows
 from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
@@ -429,3 +429,82 @@ async def test_a_part_that_is_told_twice_is_made_once(database: Database) -> Non
     for _ in range(2):
         await split(database, large, (0, 5), (5, 9))
     assert len(await claim(database, 9)) == 2
+
+
+async def sums(database: Database, request_id: str) -> tuple[int, int, int | None]:
+    """Return the bytes, events read and events kept of a request, as its row has them."""
+
+    def read(connection: Any) -> tuple[int, int, int | None]:
+        from sqlalchemy import select
+
+        from servicex_server.database.tables import requests
+
+        columns = requests.c.bytes, requests.c.events, requests.c.events_kept
+        row = connection.execute(select(*columns).where(requests.c.id == request_id)).one()
+        return tuple(row)
+
+    return await database.read(read)
+
+
+async def test_lost_result_is_queued_again(database: Database) -> None:
+    """Its request runs until the file is done again, with the counters of before."""
+    request_id = await ask(database, "ann", "a", 3)
+    done = [success(one) for one in await claim(database, 3)]
+    await database.write(outcome_rows.record, done, most_attempts=1)
+    await database.write(request_completion.finish, [request_id], fatal_after=3)
+    before = await database.read(request_rows.get, ANN, request_id)
+    buckets, lost = RequestBuckets(database), done[1]
+    assert await database.write(lost_results.make_again, request_id, lost.object_key)
+    assert not await database.write(lost_results.make_again, request_id, lost.object_key)
+    found = await database.read(request_rows.get, ANN, request_id)
+    assert (found.state, found.finished_at) == (RequestState.RUNNING, None)
+    assert (found.completed, found.failed) == (2, 0)
+    assert await sums(database, request_id) == (14, 6, 0)
+    assert await buckets.object(request_id, lost.object_name) is None
+    assert await buckets.made_again(request_id, lost.object_name)
+    assert not await buckets.made_again(request_id, done[0].object_name)
+    (again,) = await claim(database, 3)
+    assert (again.task_id, again.attempt) == (lost.task_id, 1)
+    # the name is kept while the file is tried again
+    away = failure(again, UnreachableError("away"))
+    await database.write(outcome_rows.record, [away], most_attempts=2)
+    assert await buckets.made_again(request_id, lost.object_name)
+    await database.write(_make_due)
+    (again,) = await claim(database, 3)
+    await database.write(outcome_rows.record, [success(again)], most_attempts=2)
+    ended = await database.write(request_completion.finish, [request_id], fatal_after=3)
+    assert ended == {request_id: RequestState.COMPLETE}
+    found = await database.read(request_rows.get, ANN, request_id)
+    assert (found.completed, found.failed) == (before.completed, before.failed)
+    assert await sums(database, request_id) == (21, 9, 0)
+    assert await buckets.object(request_id, lost.object_name) is not None
+    assert not await buckets.made_again(request_id, lost.object_name)
+
+
+@pytest.mark.parametrize("end", [request_rows.cancel, request_rows.mark_deleted])
+async def test_lost_result_of_a_stopped_request_stays_lost(database: Database, end: Any) -> None:
+    """Its user wants no more work."""
+    request_id = await ask(database, "ann", "a", 2)
+    done = success((await claim(database, 1))[0])
+    await database.write(outcome_rows.record, [done], most_attempts=1)
+    await database.write(end, ANN, request_id)
+    assert not await database.write(lost_results.make_again, request_id, done.object_key)
+    assert not await RequestBuckets(database).made_again(request_id, done.object_name)
+
+
+async def test_lost_result_that_cannot_be_made_is_a_failed_file(database: Database) -> None:
+    """The file may be gone by now: then its result is, and a reader waits no more."""
+    request_id = await ask(database, "ann", "a", 2)
+    done = [success(one) for one in await claim(database, 2)]
+    await database.write(outcome_rows.record, done, most_attempts=1)
+    await database.write(request_completion.finish, [request_id], fatal_after=3)
+    assert await database.write(lost_results.make_again, request_id, done[0].object_key)
+    (again,) = await claim(database, 2)
+    gone = failure(again, CorruptError("bad"))
+    await database.write(outcome_rows.record, [gone], most_attempts=1)
+    ended = await database.write(request_completion.finish, [request_id], fatal_after=3)
+    assert ended == {request_id: RequestState.COMPLETE}
+    found = await database.read(request_rows.get, ANN, request_id)
+    assert (found.completed, found.failed) == (1, 1)
+    assert await sums(database, request_id) == (7, 3, 0)
+    assert not await RequestBuckets(database).made_again(request_id, done[0].object_name)

@@ -193,6 +193,29 @@ def test_result_that_is_gone_is_made_again(new_server: NewServer, tmp_path: Path
             assert len(got["Body"].read()) == one["Size"]
 
 
+def test_lost_result_is_made_again_for_its_reader(new_server: NewServer, tmp_path: Path) -> None:
+    """A reader of a result whose object is gone is asked to wait, and gets the same content."""
+    server = new_server()
+    request = server.run(file_list=copies(tmp_path / "in", 4))
+    lost, *others = server.stored(request["request_id"])
+    content = lost.read_bytes()
+    with client_of(server, request) as client:
+        bucket = request["request_id"]
+        listed = client.list_objects_v2(Bucket=bucket)["Contents"]
+        assert len(listed) == 4
+        lost.unlink()
+        asked = {"Bucket": bucket, "Key": lost.name}
+        with pytest.raises(ClientError, match=r"SlowDown.*made again") as caught:
+            client.get_object(**asked)
+        assert caught.value.response["ResponseMetadata"]["HTTPHeaders"]["retry-after"] == "5"
+        until(lambda: size_of(client, bucket, lost.name) == len(content), "it is read again")
+        assert client.get_object(**asked)["Body"].read() == content
+    ended = server.wait(bucket)
+    assert (ended["status"], ended["files-completed"]) == ("Complete", 4)
+    assert "is gone from the object store, and is made again" in server.output
+    assert {one.name for one in server.stored(bucket)} == {one.name for one in (lost, *others)}
+
+
 def test_cancel_is_accepted_while_the_store_is_away(
     new_server: NewServer, store: Seaweed, tmp_path: Path
 ) -> None:

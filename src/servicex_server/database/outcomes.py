@@ -124,6 +124,7 @@ def _running(connection: Connection, task_ids: Sequence[int]) -> dict[int, Any]:
             tasks.c.tried,
             tasks.c.part_of,
             tasks.c.parts,
+            tasks.c.object_name,
         ).where(tasks.c.id.in_(task_ids), tasks.c.state == TaskState.RUNNING)
     )
     return {row.id: row for row in rows}
@@ -183,9 +184,12 @@ def _ended(result: Recorded, row: Any, clock: CounterUpdates, most_attempts: int
             }
         else:
             values["state"] = TaskState.FAILED
-    if values["state"] is not TaskState.WAITING and row.part_of is not None:
+    if values["state"] is TaskState.WAITING:
+        # of a lost result that is made again, the name has been given to its readers
+        values["object_name"] = row.object_name
+    elif row.part_of is not None:
         values["finished_at"] = now()
-    elif values["state"] is not TaskState.WAITING:
+    else:
         values["finished_at"] = clock.end(
             outcome.request_id,
             values["state"],

@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Connection, and_, exists, false, not_, or_
 
 from servicex_server.database.connection import Database
 from servicex_server.database.tables import api_tokens, requests, tasks, users
+from servicex_server.database.tasks import RUNNABLE
 from servicex_server.model import LOCAL_USER, Role, TaskState, UserState, now
 from servicex_server.storage.bucket import BucketObject, Buckets, Grant
 
@@ -55,6 +56,10 @@ class RequestBuckets(Buckets):
     ) -> BucketObject | None:
         """Return one result; None if it does not exist, or its bucket is not open."""
         return await self._database.read(_object, self._opened(bucket, grant), name)
+
+    async def made_again(self, bucket: str, name: str, *, grant: Grant | None = None) -> bool:
+        """Whether a result of this name was lost, and the service makes it again."""
+        return await self._database.read(_made_again, self._opened(bucket, grant), name)
 
     def _opened(self, bucket: str, grant: Grant | None) -> ColumnElement[bool]:
         """Return the condition that the bucket exists and the grant opens it."""
@@ -132,3 +137,18 @@ def _object(connection: Connection, opened: ColumnElement[bool], name: str) -> B
         )
     ).first()
     return BucketObject(*row) if row is not None else None
+
+
+def _made_again(connection: Connection, opened: ColumnElement[bool], name: str) -> bool:
+    # of unfinished tasks, only those of lost results have a name
+    lost = (
+        select(tasks.c.id)
+        .join(requests, requests.c.id == tasks.c.request_id)
+        .where(
+            opened,
+            requests.c.state.in_(RUNNABLE),
+            tasks.c.state.in_((TaskState.WAITING, TaskState.RUNNING, TaskState.SPLIT)),
+            tasks.c.object_name == name,
+        )
+    )
+    return connection.scalar(lost.limit(1)) is not None

@@ -1,6 +1,6 @@
 """Reuse of results that another request has for the same work."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, not_, select, update
@@ -20,13 +20,6 @@ def known_objects(
 ) -> dict[str, str]:
     """Return the object keys of results that may be reused, by result key."""
     return {row.identity: row.object_key for row in _made(connection, result_keys, owner, of)}
-
-
-def forget(connection: Connection, object_keys: Iterable[str]) -> None:
-    """Let results be reused no more whose objects are gone from the store."""
-    connection.execute(
-        update(tasks).where(tasks.c.object_key.in_(list(object_keys))).values(identity=None)
-    )
 
 
 def reuse(

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from servicex_server.database import datasets as dataset_rows
+from servicex_server.database import lost_results
 from servicex_server.database import requests as request_rows
 from servicex_server.database.connection import Database
 from servicex_server.errors import StoreUnavailableError
@@ -26,6 +27,8 @@ class RequestService:
         Where results are stored.
     submission
         Checks and stores new requests.
+    wake
+        Called after a request has new tasks, so that the leader starts them.
     stopped
         Called after a request was cancelled or deleted, so that the leader drops its tasks.
     """
@@ -35,11 +38,13 @@ class RequestService:
         database: Database,
         objects: ObjectStore,
         submission: Submission,
+        wake: Callable[[str], Awaitable[None]],
         stopped: Callable[[str], Awaitable[None]],
     ) -> None:
         self._database = database
         self._objects = objects
         self._submission = submission
+        self._wake = wake
         self._stopped = stopped
 
     async def submit(self, principal: Principal, order: Order) -> str:
@@ -82,6 +87,24 @@ class RequestService:
             await clear(self._database, self._objects, request_id)
         except StoreUnavailableError as error:
             log.warning("results are deleted later: %s", error, extra={"request_id": request_id})
+
+    async def make_again(self, request_id: str, object_key: str) -> bool:
+        """Make a result again whose object is gone from the store; return whether this is possible.
+
+        The caller has verified that the reader may read it. A result of a canceled request stays
+        lost.
+        """
+        again = await self._database.write(lost_results.make_again, request_id, object_key)
+        what = "made again" if again else "lost: its request was canceled or deleted"
+        log.warning(
+            "result %s is gone from the object store, and is %s",
+            object_key,
+            what,
+            extra={"request_id": request_id},
+        )
+        if again:
+            await self._wake(request_id)
+        return again
 
     async def resubmit(self, principal: Principal, request_id: str) -> str:
         """Submit the same request again; return the id of the new one.

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0
 """Seconds between two reads of the rows, without a notification."""
 
-CLEAR_SECONDS = 60.0
+CLEAR_SECONDS = 15.0
 """Seconds between two looks for deletions that were interrupted."""
 
 _BESIDE = (RequestState.CANCELED, RequestState.BAD_DATASET)
@@ -141,8 +141,9 @@ class Leader:
             log.warning("the last outcomes could not be stored: %s", error)
             await self._engine.close()
 
-    def wake(self) -> None:
-        """Look at the rows now."""
+    def wake(self, request_id: str = "") -> None:
+        """Look at the rows now, and begin the new tasks of a request."""
+        self._known.discard(request_id)  # it may have ended and have new tasks since the last look
         self._bell.set()
 
     async def stop(self, request_id: str) -> None:
@@ -157,7 +158,7 @@ class Leader:
         word, _, request_id = message.partition(" ")
         if word == STOPPED:
             self._keep(self.stop(request_id))
-        self.wake()
+        self.wake(request_id)
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine in the background, and keep a reference until it is done."""

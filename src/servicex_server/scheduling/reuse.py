@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from servicex_server.database import lost_results
 from servicex_server.database import result_reuse as rows
 from servicex_server.database.connection import Database
 from servicex_server.database.tasks import Work
@@ -130,7 +131,7 @@ class ResultReuse:
         gone = {key for key, answer in zip(keys, answers, strict=True) if answer}
         if gone:
             log.warning("%d results are gone from the object store and are made again", len(gone))
-            await self._database.write(rows.forget, gone)
+            await self._database.write(lost_results.forget, gone)
         there = {result for result, key in made.items() if key not in gone}
         return {task_id: result for task_id, result in known.items() if result in there}
 

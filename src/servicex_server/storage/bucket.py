@@ -54,6 +54,10 @@ class Buckets(ABC):
     ) -> BucketObject | None:
         """Return one result; None if the bucket or the result does not exist."""
 
+    @abstractmethod
+    async def made_again(self, bucket: str, name: str, *, grant: "Grant | None" = None) -> bool:
+        """Whether a result of this name was lost, and the service makes it again."""
+
 
 @dataclass(frozen=True, slots=True)
 class BucketKeys:

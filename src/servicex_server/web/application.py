@@ -38,7 +38,9 @@ def web_app(app: App, peers: PeerUids | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(web: FastAPI) -> AsyncIterator[None]:
         web.state.servicex = app
-        web.router.routes.extend(s3_routes(app.buckets, app.objects, app.keys))
+        web.router.routes.extend(
+            s3_routes(app.buckets, app.objects, app.keys, app.requests.make_again)
+        )
         yield
 
     web = _Application(

@@ -13,7 +13,7 @@ import base64
 import logging
 import re
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from urllib.parse import quote, unquote
@@ -38,7 +38,7 @@ MAX_KEYS = 1000
 """Most names on one page of a listing, as in S3."""
 
 RETRY_AFTER = 5
-"""Seconds after which a client may try again, if the object store does not answer."""
+"""Seconds after which a client may try again, if a result cannot be read now."""
 
 HEADS_AT_ONCE = 64
 """Objects of a page whose ETags are read concurrently."""
@@ -89,6 +89,7 @@ def s3_routes(
     buckets: Buckets,
     store: ObjectStore,
     keys: SigningKeys,
+    make_again: Callable[[str, str], Awaitable[bool]],
     *,
     clock: Callable[[], datetime] = _utc_now,
 ) -> list[Route]:
@@ -102,10 +103,13 @@ def s3_routes(
         Stores the results.
     keys
         The signing keys of the service. Each gives one pair of keys that opens a bucket.
+    make_again
+        Makes a result again whose object is gone, by the id of its request and its key; returns
+        whether this is possible.
     clock
         Returns the current time, with its zone.
     """
-    gate = _Gate(buckets, store, keys, clock)
+    gate = _Gate(buckets, store, keys, make_again, clock)
     return [
         Route("/{bucket:s3bucket}", gate, name="s3-bucket", include_in_schema=False),
         Route(
@@ -122,11 +126,13 @@ class _Gate:
         buckets: Buckets,
         store: ObjectStore,
         keys: SigningKeys,
+        make_again: Callable[[str, str], Awaitable[bool]],
         clock: Callable[[], datetime],
     ) -> None:
         self._buckets = buckets
         self._store = store
         self._keys = keys
+        self._make_again = make_again
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -137,12 +143,7 @@ class _Gate:
             response = _refusal(error, scope, request_id)
         except StoreUnavailableError as error:
             log.warning("a result cannot be read: %s", error)
-            away = S3Error(
-                "SlowDown",
-                "The object store does not answer. Try again.",
-                503,
-                headers=[("retry-after", str(RETRY_AFTER))],
-            )
+            away = _slow_down("The object store does not answer. Try again.")
             response = _refusal(away, scope, request_id)
         except OperationalError as error:
             log.warning("a result cannot be looked up, the database does not answer: %s", error)
@@ -208,13 +209,12 @@ class _Gate:
         found = None if "\0" in name else await self._buckets.object(bucket, name, grant=grant)
         if found is None:
             await self._must_exist(bucket, grant)
+            if "\0" not in name and await self._buckets.made_again(bucket, name, grant=grant):
+                raise _being_made()
             raise _no_key()
         info = await self._store.head(found.key)
         if info is None:
-            log.error(
-                "result %s is not in the object store", found.key, extra={"request_id": bucket}
-            )
-            raise _no_key()
+            raise _being_made() if await self._make_again(bucket, found.key) else _no_key()
         etag = _etag(info)
         headers = {
             "accept-ranges": "bytes",
@@ -240,6 +240,14 @@ class _Gate:
 
 
 _ALLOW = [("allow", "GET, HEAD")]
+
+
+def _slow_down(message: str) -> S3Error:
+    return S3Error("SlowDown", message, 503, headers=[("retry-after", str(RETRY_AFTER))])
+
+
+def _being_made() -> S3Error:
+    return _slow_down("The result was lost by the object store, and is made again. Try again.")
 
 
 async def _after(first: bytes, others: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
