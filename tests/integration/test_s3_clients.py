@@ -128,6 +128,9 @@ class Watched(ObjectStore):
     def download_url(self, key: str, *, seconds: float) -> str:
         return self._inner.download_url(key, seconds=seconds)
 
+    async def put(self, key: str, content: bytes) -> None:
+        await self._inner.put(key, content)
+
     async def head(self, key: str) -> ObjectInfo | None:
         return await self._inner.head(key)
 
@@ -145,6 +148,9 @@ class Watched(ObjectStore):
 
     async def disk(self) -> Disk | None:
         return await self._inner.disk()
+
+    async def folders(self) -> list[str]:
+        return await self._inner.folders()
 
     async def list(self, prefix: str) -> list[ObjectInfo]:
         return await self._inner.list(prefix)

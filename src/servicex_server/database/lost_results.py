@@ -19,6 +19,25 @@ def forget(connection: Connection, object_keys: Iterable[str]) -> None:
     )
 
 
+def makers(connection: Connection) -> list[str]:
+    """Return the ids of requests that have results."""
+    return list(
+        connection.scalars(
+            select(requests.c.id).where(~requests.c.deleted, requests.c.completed > 0)
+        )
+    )
+
+
+def own_objects(connection: Connection, request_id: str) -> set[str]:
+    """Return the keys of the objects that a request has made itself, and still has."""
+    keys = connection.scalars(
+        select(tasks.c.object_key).where(
+            tasks.c.request_id == request_id, tasks.c.state == TaskState.DONE
+        )
+    )
+    return {key for key in keys if key and key.startswith(f"{request_id}/")}
+
+
 def make_again(connection: Connection, request_id: str, object_key: str) -> bool:
     """Queue the files of a request whose result had this object; return whether there are any.
 

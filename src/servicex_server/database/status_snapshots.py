@@ -19,6 +19,12 @@ SITES = "sites"
 COUNTS = "counts"
 """Name of the snapshot of the leader's counters, which start at 0 when it takes the lead."""
 
+STORE_OWNER = "store owner"
+"""Name of the snapshot of the identity by which the object store knows this database."""
+
+RECONCILED = "reconciled"
+"""Name of the snapshot of what the last reconciliation with the object store found."""
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:

@@ -8,21 +8,24 @@ import asyncio
 import logging
 from collections.abc import Coroutine
 from contextlib import suppress
+from dataclasses import asdict
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
 from sqlalchemy.exc import OperationalError
 
-from servicex_server.database import active_requests
+from servicex_server.database import active_requests, status_snapshots
 from servicex_server.database.connection import Database
 from servicex_server.datasets.lookup import Lookups
 from servicex_server.engine.contract import Engine
 from servicex_server.errors import StoreUnavailableError
-from servicex_server.model import RequestState
+from servicex_server.model import RequestState, now
 from servicex_server.observability import logs
 from servicex_server.replicas.refresh import current_replicas
 from servicex_server.replicas.reporting import BadReplicaReporter, sinks_of
 from servicex_server.requests.deletion import clear_left
+from servicex_server.requests.reconciliation import reconcile
 from servicex_server.scheduling.autoscaling import Scaling
 from servicex_server.scheduling.dispatcher import Dispatcher
 from servicex_server.scheduling.policy import DispatchPolicy
@@ -35,6 +38,12 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
 """Seconds between two reads of the rows, without a notification."""
+
+RECONCILE_EVERY = timedelta(days=1)
+"""Time between two reconciliations with the object store."""
+
+RECONCILE_LOOK = timedelta(minutes=10)
+"""Time between two looks whether a reconciliation is due."""
 
 CLEAR_SECONDS = 15.0
 """Seconds between two looks for deletions that were interrupted."""
@@ -116,6 +125,7 @@ class Leader:
         self._keep(self._status.run_history())
         self._keep(self._reports.run())
         self._keep(self._clear_left())
+        self._keep(self._reconcile())
         if self._probe_seconds:
             self._keep(self._probe())
 
@@ -176,6 +186,23 @@ class Leader:
             except Exception:
                 log.exception("deleted requests cannot be cleared")
             await asyncio.sleep(CLEAR_SECONDS)
+
+    async def _reconcile(self) -> None:
+        """Compare the object store with the rows, once a day."""
+        while True:
+            await asyncio.sleep(RECONCILE_LOOK.total_seconds())
+            try:
+                last = await self._database.read(status_snapshots.get, status_snapshots.RECONCILED)
+                if last is not None and timedelta() <= now() - last.at < RECONCILE_EVERY:
+                    continue
+                found = await reconcile(self._database, self._objects, at=now())
+                await self._database.write(
+                    status_snapshots.put, {status_snapshots.RECONCILED: asdict(found)}
+                )
+            except (OperationalError, StoreUnavailableError) as error:
+                log.warning("the object store cannot be compared with the rows now: %s", error)
+            except Exception:
+                log.exception("the object store cannot be compared with the rows")
 
     async def _probe(self) -> None:
         while True:

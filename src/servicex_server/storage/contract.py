@@ -58,6 +58,16 @@ class ObjectStore(ABC):
         """
 
     @abstractmethod
+    async def put(self, key: str, content: bytes) -> None:
+        """Write a small object.
+
+        Raises
+        ------
+        StoreUnavailableError
+            The store does not answer, or refuses the service.
+        """
+
+    @abstractmethod
     async def head(self, key: str) -> ObjectInfo | None:
         """Return the metadata of an object; None if it does not exist.
 
@@ -102,6 +112,16 @@ class ObjectStore(ABC):
     @abstractmethod
     async def disk(self) -> Disk | None:
         """Return the usage of the disk; None if the store is not on a disk of this machine."""
+
+    @abstractmethod
+    async def folders(self) -> list[str]:
+        """Return the names of the folders at the top, sorted.
+
+        Raises
+        ------
+        StoreUnavailableError
+            The store does not answer, or refuses the service.
+        """
 
     @abstractmethod
     async def list(self, prefix: str) -> list[ObjectInfo]:

@@ -152,6 +152,12 @@ class ObstoreStore(ObjectStore):
             return self._folder_url + quote(key)
         return obstore.sign(cast("S3Store", self._store), method, key, timedelta(seconds=seconds))
 
+    async def put(self, key: str, content: bytes) -> None:
+        """Write a small object."""
+        _check(key)
+        with _available():
+            await obstore.put_async(self._store, key, content)
+
     async def head(self, key: str) -> ObjectInfo | None:
         """Return the metadata of an object; None if it does not exist."""
         _check(key)
@@ -211,6 +217,12 @@ class ObstoreStore(ObjectStore):
             return None
         found = await asyncio.to_thread(shutil.disk_usage, self._folder)
         return Disk(used=found.used, free=found.free)
+
+    async def folders(self) -> list[str]:
+        """Return the names of the folders at the top, sorted."""
+        with _available():
+            found = await obstore.list_with_delimiter_async(self._store)
+        return sorted(found["common_prefixes"])
 
     async def list(self, prefix: str) -> list[ObjectInfo]:
         """Return the objects below a folder, sorted by key; ``""`` is the whole store."""

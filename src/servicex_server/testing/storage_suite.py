@@ -188,6 +188,19 @@ class ObjectStoreSuite:
         (listed,) = run(store.list("fg"))
         assert (listed.size, listed.etag) == (7, run(store.head("fg/a")).etag)
 
+    def test_put(self, store: ObjectStore, run: Run) -> None:
+        """The service writes a small object itself; a second write replaces the first."""
+        for content in (b"content", b"other"):
+            run(store.put("folder/a", content))
+            assert run(joined(store.stream("folder/a", 0, 100))) == content
+
+    def test_folders(self, store: ObjectStore, run: Run) -> None:
+        """The folders at the top are listed by name, and not the objects beside them."""
+        assert run(store.folders()) == []
+        for key in ("f/b", "f/a/c", "fg/a", "a", "é/a"):
+            upload(store, key, b"content")
+        assert run(store.folders()) == ["f", "fg", "é"]
+
     @pytest.mark.parametrize("key", ODD_KEYS)
     def test_odd_keys(self, store: ObjectStore, run: Run, key: str) -> None:
         """A key may be any text that is a relative path."""
