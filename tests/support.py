@@ -242,7 +242,7 @@ class Server:
 
     def _is_warm(self) -> bool:
         """Whether a copy of a process that has imported the service will do."""
-        plain = all(name.startswith("SERVICEX_SERVER_") for name in self.environment)
+        plain = all(name.startswith(("SERVICEX_SERVER_", "AWS_")) for name in self.environment)
         debug = "DEBUG" in [*self.options, *self.environment.values()]
         return self.warm and plain and not debug and self.program == PROGRAM
 
