@@ -39,8 +39,8 @@ from servicex_server.scheduling.election import LeaderElection
 from servicex_server.scheduling.leader import STOPPED, WAKE, Leader
 from servicex_server.settings.data_folder import close_to_others
 from servicex_server.settings.service import Settings
+from servicex_server.storage.choose import open_store
 from servicex_server.storage.contract import ObjectStore
-from servicex_server.storage.obstore_store import open_store
 from servicex_server.text.hints import did_you_mean
 from servicex_server.worker import sandbox
 

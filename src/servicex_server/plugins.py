@@ -1,7 +1,8 @@
-"""Query languages and finders by name, from entry points; built-in ones are found the same way.
+"""Languages, finders, stores and clusters by name, from entry points; also those built in.
 
-The entry point groups are ``servicex_server.languages`` and ``servicex_server.finders``. A plug-in
-is imported when it is first used.
+The entry point groups are ``servicex_server.languages``, ``servicex_server.finders``,
+``servicex_server.stores`` (by the scheme of their URLs) and ``servicex_server.clusters`` (by the
+kind of the setting ``engine``). A plug-in is imported when it is first used.
 """
 
 from importlib.metadata import EntryPoint, entry_points
@@ -10,7 +11,7 @@ from typing import Any, Literal
 from servicex_server.errors import InternalError, RequestError
 from servicex_server.text.hints import did_you_mean, install
 
-Group = Literal["languages", "finders"]
+Group = Literal["languages", "finders", "stores", "clusters"]
 
 
 def available(group: Group) -> dict[str, EntryPoint]:

@@ -41,4 +41,4 @@ class TestFileList(FinderSuite):
 
 
 # the finder on the page, and its test as it stands there
-TestMyLab: type[FinderSuite] = from_page(0, 2)["TestMyLab"]
+TestMyLab: type[FinderSuite] = from_page(0, 4)["TestMyLab"]

@@ -16,8 +16,8 @@ from servicex_server.errors import (
     StartupError,
     StoreUnavailableError,
 )
+from servicex_server.storage.choose import open_store
 from servicex_server.storage.contract import ObjectStore
-from servicex_server.storage.obstore_store import open_store
 from servicex_server.testing.storage_suite import ObjectStoreSuite, Run, upload
 from servicex_server.worker.download import downloaded
 from servicex_server.worker.upload import upload as put

@@ -251,4 +251,4 @@ def test_examples_of_plug_ins_work() -> None:
     for example in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         names: dict[str, object] = {}
         exec(compile(example, "example", "exec"), names)
-        assert {"MyLab", "NameList", "TestMyLab"} & names.keys()
+        assert {"MyLab", "NameList", "open_eos", "LabScheduler", "TestMyLab"} & names.keys()

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import dask
 import numpy as np
@@ -215,6 +215,12 @@ class Queue(Cluster):
 
     def __init__(self) -> None:
         self.found: Repair | Exception = Repair()
+
+    @classmethod
+    def from_settings(cls, options: Any, **limits: Any) -> Self:
+        """Return one without options."""
+        del options, limits
+        return cls()
 
     async def open(self) -> Any:
         """Not needed here."""

@@ -17,8 +17,8 @@ from servicex_server.errors import StoreUnavailableError
 from servicex_server.model import Sharing, now
 from servicex_server.requests.deletion import clear
 from servicex_server.requests.reconciliation import GRACE, OWNER, Reconciled, reconcile
+from servicex_server.storage.choose import open_store
 from servicex_server.storage.contract import ObjectStore
-from servicex_server.storage.obstore_store import open_store
 from tests.integration.test_rows import ANN, ask, claim, success
 from tests.seaweed import SECRET_KEY, Seaweed
 

@@ -51,8 +51,9 @@ from servicex_server.storage.bucket import (
     Grant,
     bucket_keys,
 )
+from servicex_server.storage.choose import open_store
 from servicex_server.storage.contract import Disk, ObjectInfo, ObjectStore
-from servicex_server.storage.obstore_store import PIECE, open_store
+from servicex_server.storage.obstore_store import PIECE
 from servicex_server.web.s3.routes import s3_routes
 
 YEAR = 365 * 24 * 3600

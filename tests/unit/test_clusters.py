@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any, Self
 
 import pytest
 from distributed import Client
@@ -34,6 +35,11 @@ class OfServer(Managed):
         super().__init__()
         self._cluster = server
         self._ends = ends
+
+    @classmethod
+    def from_settings(cls, options: Server, **limits: Any) -> Self:
+        del limits
+        return cls(options)
 
     async def open(self) -> Client:
         raise NotImplementedError

@@ -19,9 +19,9 @@ SOURCE = Path(__file__).parents[2] / "src" / PACKAGE
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"text", "concurrency"}),
     frozenset({"errors"}),
-    frozenset({"network"}),
+    frozenset({"network", "plugins"}),
     frozenset({"model"}),
-    frozenset({"plugins", "credentials", "observability", "storage", "columnar"}),
+    frozenset({"credentials", "observability", "storage", "columnar"}),
     frozenset({"database", "languages", "finders"}),
     frozenset({"worker"}),
     frozenset({"settings", "query_processes"}),
@@ -40,7 +40,7 @@ LAYERS: tuple[frozenset[str], ...] = (
 
 ONLY: Mapping[str, frozenset[str]] = {
     "columnar": frozenset({"errors", "network", "text"}),
-    "storage": frozenset({"errors", "model"}),
+    "storage": frozenset({"errors", "model", "plugins"}),
     "database": frozenset({"errors", "model", "storage", "text"}),
     "languages": frozenset({"columnar", "errors", "model", "text"}),
     "finders": frozenset({"concurrency", "credentials", "errors", "model", "network", "text"}),
@@ -56,14 +56,14 @@ ONLY: Mapping[str, frozenset[str]] = {
             "storage",
         }
     ),
-    "settings": frozenset({"errors", "model", "network", "text"}),
+    "settings": frozenset({"errors", "model", "network", "plugins", "text"}),
 }
 """Rooms that import less than what lies below them. A worker knows no database and no web."""
 
 FAMILIES: Mapping[str, frozenset[str]] = {
     "languages": frozenset({"contract"}),
     "finders": frozenset({"contract", "file_list"}),
-    "storage": frozenset({"contract", "bucket"}),
+    "storage": frozenset({"contract", "choose", "bucket"}),
     "engine": frozenset({"contract"}),
 }
 """Families of implementations, and what others than `ASSEMBLY` may import of each.

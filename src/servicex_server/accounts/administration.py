@@ -13,8 +13,8 @@ from servicex_server.notifications.accounts import AccountNotifier
 from servicex_server.requests.deletion import clear
 from servicex_server.settings.data_folder import write_privately
 from servicex_server.settings.service import Settings
+from servicex_server.storage.choose import open_store
 from servicex_server.storage.contract import ObjectStore
-from servicex_server.storage.obstore_store import open_store
 
 T = TypeVar("T")
 

@@ -250,7 +250,7 @@ def _object_store(settings: Settings) -> Iterator[Finding]:
     import asyncio
 
     from servicex_server.scheduling.store_health import PROBE_SECONDS
-    from servicex_server.storage.obstore_store import open_store
+    from servicex_server.storage.choose import open_store
 
     hint = "see the settings storage.objects_url, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     try:

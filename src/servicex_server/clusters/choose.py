@@ -2,18 +2,13 @@
 
 from pathlib import Path
 
+from pydantic import BaseModel, ValidationError
+
+from servicex_server import plugins
 from servicex_server.clusters.contract import Cluster
-from servicex_server.clusters.local import LocalProcesses
 from servicex_server.errors import StartupError
-from servicex_server.settings.clusters import (
-    AddressOptions,
-    EngineOptions,
-    GatewayOptions,
-    JobQueueOptions,
-    KubernetesOptions,
-    LocalOptions,
-)
-from servicex_server.worker.scratch import name_of_account, private_folder
+from servicex_server.settings.clusters import EngineOptions, PluginOptions
+from servicex_server.text.hints import did_you_mean
 
 
 def cluster_of(options: EngineOptions, *, memory: int, folder: Path) -> Cluster:
@@ -31,42 +26,25 @@ def cluster_of(options: EngineOptions, *, memory: int, folder: Path) -> Cluster:
     Raises
     ------
     StartupError
-        The cluster needs a package or a program that is missing; the hint says how to get it.
+        An option of a plug-in is invalid, or the cluster needs a package or a program that is
+        missing; the hint says how to get it.
     """
-    if isinstance(options, AddressOptions):
-        from servicex_server.clusters.existing import ExistingScheduler
-
-        return ExistingScheduler(options)
-    if isinstance(options, JobQueueOptions):
-        from servicex_server.clusters.jobqueue import JobQueue
-
-        return JobQueue(options, memory=memory, folder=folder)
-    if isinstance(options, KubernetesOptions):
-        from servicex_server.clusters.kubernetes import KubernetesPods
-
-        return KubernetesPods(options, memory=memory)
-    if isinstance(options, GatewayOptions):
-        from servicex_server.clusters.gateway import GatewayWorkers
-
-        return GatewayWorkers(options, folder=folder)
-    return LocalProcesses(memory=memory, scratch=_scratch_of(options, folder))
-
-
-def _scratch_of(options: LocalOptions, folder: Path) -> Path:
-    """Return the private folder for temporary files of workers on this machine.
-
-    Raises
-    ------
-    StartupError
-        The folder cannot be created.
-    """
-    chosen = options.scratch_folder
-    try:
-        if chosen is None:
-            return private_folder(folder, "scratch").absolute()
-        return private_folder(chosen, name_of_account()).absolute()
-    except OSError as error:
+    known = plugins.available("clusters")
+    if options.kind not in known:  # the source is newer than the installation
         raise StartupError(
-            f"the scratch folder cannot be created: {error}",
-            hint="choose another with engine.scratch_folder",
-        ) from error
+            f"engine.kind: {options.kind} is not registered", hint="install the package again"
+        )
+    kind: type[Cluster] = known[options.kind].load()
+    checked: BaseModel = options
+    if isinstance(options, PluginOptions):
+        try:
+            checked = kind.Options.model_validate(options.model_dump())
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            if first["type"] == "extra_forbidden":
+                hint = did_you_mean(name, kind.Options.model_fields)
+                raise StartupError(f"there is no setting engine.{name}", hint=hint) from None
+            said = first["msg"].removeprefix("Value error, ")
+            raise StartupError(f"setting engine.{name}: {said}") from None
+    return kind.from_settings(checked, memory=memory, folder=folder)

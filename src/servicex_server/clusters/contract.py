@@ -8,9 +8,11 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 from distributed import Client
+from pydantic import BaseModel
 
 from servicex_server.clusters.wire import protect
 
@@ -36,10 +38,36 @@ class Repair:
 
 
 class Cluster(ABC):
-    """A scheduler, and a number of workers with one thread each."""
+    """A scheduler, and a number of workers with one thread each.
+
+    The constructor is called before the cluster is needed, and starts nothing.
+    """
+
+    Options: ClassVar[type[BaseModel]]
+    """The options of the setting ``engine``, with its ``kind``."""
 
     def __init__(self) -> None:
         protect()
+
+    @classmethod
+    @abstractmethod
+    def from_settings(cls, options: Any, *, memory: int, folder: Path) -> Self:
+        """Return the cluster of the settings, without starting it.
+
+        Parameters
+        ----------
+        options
+            An instance of `Options`.
+        memory
+            Bytes that one worker may use.
+        folder
+            The data folder of the service.
+
+        Raises
+        ------
+        StartupError
+            The cluster needs a package or a program that is missing; the hint says how to get it.
+        """
 
     @abstractmethod
     async def open(self) -> Client:

@@ -2,7 +2,8 @@
 
 import logging
 import ssl
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from distributed import Client, Security
 
@@ -28,6 +29,14 @@ class ExistingScheduler(Cluster):
     options
         The address of the scheduler, and the certificates.
     """
+
+    Options = AddressOptions
+
+    @classmethod
+    def from_settings(cls, options: AddressOptions, *, memory: int, folder: Path) -> Self:
+        """Return the cluster of the settings."""
+        del memory, folder  # of workers that others start
+        return cls(options)
 
     def __init__(self, options: AddressOptions) -> None:
         super().__init__()

@@ -3,7 +3,7 @@
 import asyncio
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from distributed import Client
 
@@ -31,6 +31,14 @@ class GatewayWorkers(Managed):
     StartupError
         dask-gateway is not installed.
     """
+
+    Options = GatewayOptions
+
+    @classmethod
+    def from_settings(cls, options: GatewayOptions, *, memory: int, folder: Path) -> Self:
+        """Return the cluster of the settings."""
+        del memory  # which the gateway decides
+        return cls(options, folder=folder)
 
     def __init__(self, options: GatewayOptions, *, folder: Path) -> None:
         super().__init__()

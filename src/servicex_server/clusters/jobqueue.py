@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import dask
 from distributed import Client, Scheduler, SchedulerPlugin, Security
@@ -82,6 +82,13 @@ class JobQueue(Cluster):
     StartupError
         dask-jobqueue, or a program of the batch system, is not installed.
     """
+
+    Options = JobQueueOptions
+
+    @classmethod
+    def from_settings(cls, options: JobQueueOptions, *, memory: int, folder: Path) -> Self:
+        """Return the cluster of the settings."""
+        return cls(options, memory=memory, folder=folder)
 
     def __init__(self, options: JobQueueOptions, *, memory: int, folder: Path) -> None:
         super().__init__()

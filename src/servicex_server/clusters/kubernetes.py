@@ -9,7 +9,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from distributed import Client, Security
 
@@ -86,6 +86,14 @@ class KubernetesPods(Managed):
     StartupError
         dask-kubernetes is not installed.
     """
+
+    Options = KubernetesOptions
+
+    @classmethod
+    def from_settings(cls, options: KubernetesOptions, *, memory: int, folder: Path) -> Self:
+        """Return the cluster of the settings."""
+        del folder
+        return cls(options, memory=memory)
 
     def __init__(self, options: KubernetesOptions, *, memory: int) -> None:
         super().__init__()

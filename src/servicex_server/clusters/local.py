@@ -8,7 +8,7 @@ from collections.abc import Collection
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import dask
 from distributed import Client, Nanny
@@ -20,6 +20,7 @@ from servicex_server.clusters.scheduler import GuardedScheduler
 from servicex_server.clusters.tls import cluster_security
 from servicex_server.credentials import taken
 from servicex_server.errors import StartupError
+from servicex_server.settings.clusters import LocalOptions
 from servicex_server.worker.scratch import clear_left, name_of_account, private_folder
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,24 @@ class LocalProcesses(Cluster):
     scratch
         Private folder for temporary files. The default is one in the system's temporary folder.
     """
+
+    Options = LocalOptions
+
+    @classmethod
+    def from_settings(cls, options: LocalOptions, *, memory: int, folder: Path) -> Self:
+        """Return the cluster of the settings."""
+        chosen = options.scratch_folder
+        try:
+            if chosen is None:
+                scratch = private_folder(folder, "scratch")
+            else:
+                scratch = private_folder(chosen, name_of_account())
+        except OSError as error:
+            raise StartupError(
+                f"the scratch folder cannot be created: {error}",
+                hint="choose another with engine.scratch_folder",
+            ) from error
+        return cls(memory=memory, scratch=scratch.absolute())
 
     def __init__(self, *, memory: int, scratch: Path | None = None) -> None:
         super().__init__()

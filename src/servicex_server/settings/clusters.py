@@ -1,7 +1,7 @@
 """The options of each kind of cluster: the part ``engine`` of the settings.
 
-Every kind is a model of its own, chosen by ``kind``. An option of another kind is an error. The
-files beside this one, one for each kind, create a `Cluster` from the options.
+Every kind is a model of its own, chosen by ``kind``. An option of another kind is an error.
+`servicex_server.clusters.choose` creates the cluster of a kind from its options.
 """
 
 from pathlib import Path
@@ -10,11 +10,15 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     SecretStr,
+    Tag,
     ValidationInfo,
     field_validator,
 )
+
+from servicex_server import plugins
 
 
 class _Options(BaseModel):
@@ -237,13 +241,37 @@ class GatewayOptions(_Options):
     """Seconds within which the cluster must start."""
 
 
-EngineOptions = Annotated[
-    LocalOptions | AddressOptions | JobQueueOptions | KubernetesOptions | GatewayOptions,
-    Field(discriminator="kind"),
-]
+class PluginOptions(BaseModel):
+    """A cluster of an installed plug-in, which validates its options itself."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    kind: str
+    """Name of the entry point."""
 
 
 def kinds() -> dict[str, type[BaseModel]]:
-    """Return the model of every kind, by its name."""
-    models: tuple[type[BaseModel], ...] = get_args(get_args(EngineOptions)[0])
+    """Return the model of every kind that is built in, by its name."""
+    models = LocalOptions, AddressOptions, JobQueueOptions, KubernetesOptions, GatewayOptions
     return {get_args(model.model_fields["kind"].annotation)[0]: model for model in models}
+
+
+_PLUGIN = "plug-in"
+
+
+def _tag(value: Any) -> str | None:
+    """Return the kind of an engine; all kinds of plug-ins have one tag."""
+    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    installed = kind not in kinds() and kind in plugins.available("clusters")
+    return _PLUGIN if installed else kind
+
+
+EngineOptions = Annotated[
+    Annotated[LocalOptions, Tag("local")]
+    | Annotated[AddressOptions, Tag("address")]
+    | Annotated[JobQueueOptions, Tag("jobqueue")]
+    | Annotated[KubernetesOptions, Tag("kubernetes")]
+    | Annotated[GatewayOptions, Tag("gateway")]
+    | Annotated[PluginOptions, Tag(_PLUGIN)],
+    Discriminator(_tag),
+]

@@ -9,6 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_settings import SettingsConfigDict, SettingsError
 
+from servicex_server import plugins
 from servicex_server.errors import StartupError
 from servicex_server.model import Credential
 from servicex_server.settings.clusters import kinds
@@ -181,7 +182,7 @@ def _explained(error: ValidationError, flags: dict[str, Any]) -> str:
         )
     if first["type"].startswith("union_tag"):
         path.append("kind")
-        first["msg"] = f"one of {', '.join(kinds())} is needed"
+        first["msg"] = f"one of {', '.join(_kinds())} is needed"
     if first["type"] == "tuple_type":
         first["msg"] = f"a list is needed, {_AS_IN}"
     if first["type"] in ("model_type", "model_attributes_type") and group is not None:
@@ -191,6 +192,11 @@ def _explained(error: ValidationError, flags: dict[str, Any]) -> str:
     shown = isinstance(first["input"], str | int | float | list) and not _is_secret(path)
     given = f", not {first['input']!r}" if shown else ""
     return f"setting {place}: {first['msg'].removeprefix('Value error, ')}{given}"
+
+
+def _kinds() -> list[str]:
+    """Return the kinds of engines: those built in first, then those of plug-ins."""
+    return [*kinds(), *sorted(plugins.available("clusters").keys() - kinds().keys())]
 
 
 def _is_secret(path: list[str]) -> bool:

@@ -45,48 +45,20 @@ _RETRY: "RetryConfig" = {"max_retries": 10, "retry_timeout": timedelta(seconds=1
 _REPLY_SECONDS = 24 * 3600
 
 
-def open_store(url: str, *, options: Mapping[str, str] | None = None) -> ObjectStore:
-    """Open the store at a URL.
-
-    Parameters
-    ----------
-    url
-        ``file:///absolute/folder``, which is created if needed, or
-        ``s3://bucket/prefix?endpoint=https://…&region=…``; the query has settings of
-        ``obstore.store.S3Config``. Other settings are found as in every AWS program: by ``AWS_…``
-        variables, and by the role of the machine.
-    options
-        More settings of an S3 store, which override those of the URL, so that a secret need not be
-        part of the URL.
+def open_folder(url: str, options: Mapping[str, str]) -> "ObstoreStore":
+    """Open the folder of a ``file://`` URL; it is created if needed. It has no options.
 
     Raises
     ------
     StartupError
-        The URL is invalid, a setting does not exist, or the folder cannot be created.
+        The URL is not an absolute folder on this machine, or the folder cannot be created.
     """
+    del options
     parts = urlsplit(url)
-    if "@" in parts.netloc:
+    folder = Path(url2pathname(parts.path))
+    if parts.netloc not in ("", "localhost") or not folder.is_absolute():
         raise StartupError(
-            f"results cannot be stored at {parts.scheme}://…@…: the URL must not contain a user",
-            hint="set the keys by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-        )
-    if parts.scheme == "file":
-        return _open_folder(parts.netloc, parts.path)
-    if parts.scheme == "s3":
-        settings = dict(parse_qsl(parts.query, keep_blank_values=True))
-        return _open_bucket(parts.netloc, parts.path, settings | dict(options or {}))
-    raise StartupError(
-        # the query may hold a secret
-        f"results cannot be stored at {url.partition('?')[0]}",
-        hint="use file:///absolute/folder or s3://bucket",
-    )
-
-
-def _open_folder(host: str, path: str) -> "ObstoreStore":
-    folder = Path(url2pathname(path))
-    if host not in ("", "localhost") or not folder.is_absolute():
-        raise StartupError(
-            f"file://{host}{path} is not an absolute folder on this machine",
+            f"file://{parts.netloc}{parts.path} is not an absolute folder on this machine",
             hint="write three slashes: file:///absolute/folder",
         )
     try:
@@ -96,18 +68,37 @@ def _open_folder(host: str, path: str) -> "ObstoreStore":
     return ObstoreStore(LocalStore(folder), folder=folder)
 
 
-def _open_bucket(bucket: str, prefix: str, settings: dict[str, str]) -> "ObstoreStore":
+def open_bucket(url: str, options: Mapping[str, str]) -> "ObstoreStore":
+    """Open the bucket of an ``s3://`` URL, whose query has settings of ``obstore.store.S3Config``.
+
+    Other settings are found as in every AWS program: by ``AWS_…`` variables, and by the role of the
+    machine.
+
+    Parameters
+    ----------
+    url
+        ``s3://bucket/prefix?endpoint=https://…&region=…``.
+    options
+        More settings, which override those of the URL.
+
+    Raises
+    ------
+    StartupError
+        A setting does not exist.
+    """
+    parts = urlsplit(url)
+    settings = dict(parse_qsl(parts.query, keep_blank_values=True)) | dict(options)
     client: ClientConfig = {
         "timeout": timedelta(seconds=_REPLY_SECONDS),
         "read_timeout": timedelta(seconds=_READ_SECONDS),
         # http:// in an endpoint is a choice of the operator
         "allow_http": settings.get("endpoint", "").startswith("http://"),
     }
-    if not bucket:
+    if not parts.netloc:
         raise StartupError("an s3 URL needs a bucket: s3://bucket/prefix")
     try:
         store = S3Store.from_url(
-            f"s3://{bucket}{prefix}",
+            f"s3://{parts.netloc}{parts.path}",
             config=cast("S3Config", settings),
             client_options=client,
             retry_config=_RETRY,
@@ -115,12 +106,16 @@ def _open_bucket(bucket: str, prefix: str, settings: dict[str, str]) -> "Obstore
     except (BaseError, ValueError) as error:
         # from the second line on, the text has internals of the library
         why = str(error).partition("\n")[0]
-        raise StartupError(f"the bucket for results s3://{bucket} cannot be used: {why}") from None
+        raise StartupError(
+            f"the bucket for results s3://{parts.netloc} cannot be used: {why}"
+        ) from None
     return ObstoreStore(store)
 
 
 class ObstoreStore(ObjectStore):
-    """Stores objects below a folder, or below a prefix in a bucket. `open_store` creates it.
+    """Stores objects below a folder, or below a prefix in a bucket.
+
+    `open_folder` and `open_bucket` create it.
 
     Parameters
     ----------
