@@ -12,6 +12,17 @@ from tests.leaks import listening
 from tests.postgres import Postgres, postgres
 from tests.support import Server, warm_starter
 
+HERE = Path(__file__).parent
+
+RUNGS = ("e2e", "integration", "contract", "property", "docs", "unit")
+"""Folders of tests, the slowest first: so no long file is alone at the end of a parallel run."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the files by their folders."""
+    items.sort(key=lambda item: RUNGS.index(item.path.relative_to(HERE).parts[0]))
+
 
 @pytest.fixture
 def anyio_backend() -> str:

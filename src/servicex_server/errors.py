@@ -352,6 +352,13 @@ class UploadError(ServiceXError):
     retryable = True
 
 
+class ResultTooLargeError(UploadError):
+    """The result of one file is larger than the object store accepts in one upload."""
+
+    blame: ClassVar[Blame] = "query"
+    retryable = False
+
+
 class StoreUnavailableError(UploadError):
     """The object store cannot be reached, or has no room for a result.
 

@@ -10,7 +10,7 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from servicex_server.errors import StoreUnavailableError, UploadError
+from servicex_server.errors import ResultTooLargeError, StoreUnavailableError, UploadError
 from servicex_server.worker.upload import upload
 from tests.integration.servers import Answer, stand_in
 from tests.seaweed import SECRET_KEY, Seaweed
@@ -291,7 +291,7 @@ def test_full_disk_of_results_is_waited_for(tmp_path: Path) -> None:
         (429, StoreUnavailableError),
         (403, UploadError),
         (400, UploadError),
-        (413, UploadError),
+        (413, ResultTooLargeError),
     ],
 )
 def test_refusal_is_told_from_trouble(
@@ -307,3 +307,17 @@ def test_refusal_is_told_from_trouble(
         upload(result, f"{server.url}/bucket/a?secret=x")
     assert type(caught.value) is error
     assert "secret" not in str(caught.value)
+
+
+def test_result_too_large_for_one_upload_is_an_error_of_the_query(tmp_path: Path) -> None:
+    """Amazon S3 answers 400, as it does for other refusals; its code tells."""
+    result = tmp_path / "result"
+    result.write_bytes(b"x")
+    answer = b"<Error><Code>EntityTooLarge</Code></Error>"
+    with (
+        stand_in(lambda _: Answer(answer, 400)) as server,
+        pytest.raises(ResultTooLargeError, match="EntityTooLarge") as caught,
+    ):
+        upload(result, f"{server.url}/bucket/a")
+    assert (caught.value.blame, caught.value.retryable) == ("query", False)
+    assert "select fewer columns" in caught.value.hint

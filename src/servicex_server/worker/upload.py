@@ -11,7 +11,7 @@ from pathlib import Path
 from random import uniform
 from urllib.parse import unquote, urlsplit
 
-from servicex_server.errors import StoreUnavailableError, UploadError
+from servicex_server.errors import ResultTooLargeError, StoreUnavailableError, UploadError
 from servicex_server.storage.contract import UNFINISHED
 
 _MODE = 0o600
@@ -19,6 +19,9 @@ _MODE = 0o600
 
 
 _WAITS = "files wait until it works again; if that takes long, tell the operator"
+
+_LARGE = 413
+_SMALLER = "select fewer columns, or keep fewer events; Amazon S3 accepts 5 GiB in one upload"
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
 """Seconds between two tries of an upload; each failure doubles the pause."""
@@ -66,6 +69,8 @@ def upload(
         The object store cannot be reached, or has no room, for all this time.
     UploadError
         The object store refuses the upload.
+    ResultTooLargeError
+        The file is larger than the object store accepts.
     """
     until, pause = time.monotonic() + patience, FIRST_PAUSE
     while True:
@@ -138,7 +143,10 @@ def _put(path: Path, url: str) -> None:
             raise StoreUnavailableError(
                 f"the object store takes no result now: {said}", hint=_WAITS
             )
-        raise UploadError(f"the object store refused the result: {said}")
+        refused = f"the object store refused the result: {said}"
+        if response.status_code == _LARGE or "EntityTooLarge" in said:
+            raise ResultTooLargeError(refused, hint=_SMALLER)
+        raise UploadError(refused)
 
 
 def _may_be_moved(path: Path, folder: Path) -> bool:
