@@ -3,7 +3,6 @@
 import asyncio
 import http.client
 import io
-import logging
 import os
 import re
 import socket
@@ -178,6 +177,8 @@ class Gate:
     service_key: bytes = field(default_factory=lambda: os.urandom(32))
     results: Results = field(default_factory=Results)
     ahead: timedelta = timedelta()
+    makes_again: bool = False
+    lost: list[tuple[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.store = Watched(open_store(self.folder.as_uri()))
@@ -191,8 +192,8 @@ class Gate:
             return datetime.now(UTC) + self.ahead
 
         async def make_again(bucket: str, key: str) -> bool:
-            del bucket, key
-            return False
+            self.lost.append((bucket, key))
+            return self.makes_again
 
         app = FastAPI()
         routes = s3_routes(
@@ -938,14 +939,26 @@ class TestRefused:
         assert refused(client.get_bucket_location, Bucket=nowhere) == expected
         assert refused(client.head_bucket, Bucket=nowhere) == ("404", 404)
 
-    def test_a_result_that_was_lost(self, gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
-        """A result that the store has lost is not there, and the operator is told."""
+    @pytest.mark.parametrize(
+        ("possible", "answer"), [(False, ("NoSuchKey", 404)), (True, ("SlowDown", 503))]
+    )
+    def test_lost_result_is_made_again_where_possible(
+        self,
+        gate: Gate,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        possible: bool,
+        answer: tuple[str, int],
+    ) -> None:
+        """The gateway asks the service to make a result again whose object is gone."""
         bucket = gate.bucket({"a": b"content"})
-        (gate.folder / bucket.key("a")).unlink()
+        key = bucket.key("a")
+        (gate.folder / key).unlink()
+        monkeypatch.setattr(gate, "makes_again", possible)
+        monkeypatch.setattr(gate, "lost", [])
         client = bucket.boto()
-        with caplog.at_level(logging.ERROR, "servicex_server"):
-            assert refused(client.get_object, Bucket=bucket.name, Key="a") == ("NoSuchKey", 404)
-        assert bucket.name in caplog.text
+        assert refused(client.get_object, Bucket=bucket.name, Key="a") == answer
+        assert gate.lost == [(bucket.name, key)]
 
     def test_writing(self, gate: Gate) -> None:
         """Nothing can be written or removed with the keys of a bucket."""
