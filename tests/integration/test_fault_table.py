@@ -346,8 +346,8 @@ TABLE: list[tuple[Door, str, str, str, float]] = [
     ("root", "timeout eof [3011].root", "Corrupt", "not a ROOT file", SECONDS),
     ("root", "denied.root", "Denied", "may not be read: .*permission denied", SECONDS),
     ("cache", "missing.root", "Missing", "does not exist", SECONDS),
-    # it waits for others longer than is waited for it
-    ("cache", "(closed)", "Slow", "did not answer in time", DEAD_SECONDS),
+    # it tries again, and answers before or after the deadline
+    ("cache", "(closed)", "Slow|Unreachable", "did not answer|connection refused", DEAD_SECONDS),
     ("cache", "(frozen)", "Slow", "did not answer in time", DEAD_SECONDS),
     # a cache that is asked for it opens the file of the question before
     ("cache", "(unknown)", "Unreachable", "cannot be resolved", SECONDS),
@@ -416,7 +416,7 @@ def test_a_bad_replica(  # a row of the table
         outcome = world.run(*urls, stopped=bad.stopped, credentials=bad.credentials)
     kinds = [attempt.error.kind if attempt.error else "" for attempt in outcome.attempts]
     assert [attempt.url for attempt in outcome.attempts] == urls
-    assert kinds[0] == kind, outcome.attempts[0].error
+    assert kinds[0] in kind.split("|"), outcome.attempts[0].error
     assert kinds[1:] == [""] * (len(urls) - 1)
     first = outcome.attempts[0]
     assert first.error is not None

@@ -9,6 +9,10 @@ from servicex_server.clusters.messages import Exit
 from servicex_server.errors import OverdueError, WorkerDiedError
 from servicex_server.model import Attempt, Outcome, TaskSpec, WorkerInfo, now
 
+GRACE_SECONDS = 5.0
+"""Seconds after its time limit at which a task is ended together with its worker. At the limit, the
+worker ends the function of a user itself, and can say in which line it was."""
+
 _FULL = 0.8
 """The share of the memory limit from which on Dask pauses a worker."""
 
@@ -44,7 +48,7 @@ class RunningTask:
     def overdue(self) -> str:
         """Return why the task has to be ended; empty if it may run on."""
         at, limits = time.monotonic(), self.spec.limits
-        if at - self.began > limits.seconds:
+        if at - self.began > limits.seconds + GRACE_SECONDS:
             return f"it took longer than {limits.seconds:g} s"
         if self.stepped is not None and at - self.stepped > limits.stall:
             return f"it made no progress for {limits.stall:g} s"
