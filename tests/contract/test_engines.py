@@ -1,4 +1,4 @@
-"""What every engine has to do, on the double and on real worker processes."""
+"""The contract of engines, on the engine in memory and on real worker processes."""
 
 import asyncio
 import base64
@@ -71,7 +71,7 @@ async def running(
 
 
 class TestEveryEngine(EngineSuite):
-    """The one in memory, and Dask on processes of this machine."""
+    """The engine in memory, and Dask on processes of this machine."""
 
     @pytest.fixture
     def running(self, running: Started) -> Started:
@@ -100,10 +100,10 @@ async def next_outcome(ended: asyncio.Queue[Outcome]) -> Outcome:
     return await asyncio.wait_for(ended.get(), 60)
 
 
-async def test_a_store_that_takes_nothing_may_be_asked_again(
+async def test_failed_upload_is_a_retryable_error(
     running: tuple[Engine, asyncio.Queue[Outcome]], tmp_path: Path
 ) -> None:
-    """A result that is refused, or for which nobody is there, is an error that may pass."""
+    """The store rejects the result, or does not answer."""
     engine, ended = running
     at_once = Limits(upload=0)
     with http() as door:
@@ -127,10 +127,10 @@ def question(url: str = HZZ, *, branch: str = "NJet", language: str = "uproot-ra
     return CheckSpec((Replica(url),), language, selection, ResultFormat.PARQUET)
 
 
-async def test_a_check_that_hangs_is_given_up(
+async def test_hanging_dry_run_ends_at_the_deadline(
     running: tuple[Engine, asyncio.Queue[Outcome]], tmp_path: Path
 ) -> None:
-    """A door that does not answer costs the deadline; meanwhile and after it tasks run."""
+    """The storage endpoint does not answer. Tasks run during the dry run and after it."""
     engine, ended = running
     with http("silent") as door:
         began = time.monotonic()
@@ -171,8 +171,8 @@ async def started(workers: int = 1) -> AsyncIterator[tuple[DaskEngine, asyncio.Q
         await engine.close()
 
 
-async def test_an_engine_ends_while_a_check_hangs(tmp_path: Path) -> None:
-    """Nobody waits for the thread that waits for a door."""
+async def test_engine_closes_during_a_hanging_dry_run(tmp_path: Path) -> None:
+    """It does not wait for the thread that waits for a storage endpoint."""
     engine = DaskEngine(LocalProcesses(memory=1 << 30), workers=1)
     await engine.start(lambda outcome: None)
     with http("silent") as door:
@@ -200,10 +200,10 @@ KILLS_ITS_WORKER = (
 
 
 @pytest.mark.parametrize("running", ["dask"], indirect=True)
-async def test_a_task_is_tried_again_by_another_worker(
+async def test_task_runs_on_another_worker_than_the_avoided_one(
     running: tuple[Engine, asyncio.Queue[Outcome]], tmp_path: Path
 ) -> None:
-    """The worker that has failed is avoided, where there is another one."""
+    """The engine avoids the worker that has failed if there is another one."""
     engine, ended = running
     names = sorted(worker.name for worker in engine.workers())
     for avoided in names * 3:
@@ -214,7 +214,7 @@ async def test_a_task_is_tried_again_by_another_worker(
 async def test_workers_of_another_version_get_no_tasks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is wrong with them is shown, and nothing is lost: the task waits for a fit one."""
+    """The engine shows the problem. The task is not lost, and waits for a suitable worker."""
     monkeypatch.setattr("servicex_server.engine.dask_engine.__version__", "0.0.0")
     async with started() as (engine, ended):
         assert engine.slots == 0
@@ -227,8 +227,8 @@ async def test_workers_of_another_version_get_no_tasks(
         assert [bool(one.problem) for one in engine.workers()] == [True, False]
 
 
-async def test_workers_come_and_go(tmp_path: Path) -> None:
-    """Where fewer are wanted, those end that are idle; the one on a task goes on with it."""
+async def test_engine_scales_workers_up_and_down(tmp_path: Path) -> None:
+    """If fewer are wanted, idle workers end. A busy worker continues its task."""
     async with started(0) as (engine, ended):
         assert engine.slots == 0
         engine.submit(spec(tmp_path, "p"))

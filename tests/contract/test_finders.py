@@ -34,7 +34,7 @@ class TestFileList(FinderSuite):
         return FileList()
 
     def test_known_reference_passes_the_check(self, finder: Finder) -> None:
-        """A list is checked entry by entry, by another method."""
+        """Another method checks a list entry by entry."""
         assert isinstance(finder, FileList)
         for entry in self.known:
             finder.check_entries([entry], folders=[Path("/data")])

@@ -46,7 +46,7 @@ class TestPythonFunction(LanguageSuite):
 
 
 class TestLanguageOfTheDocumentation(LanguageSuite):
-    """As it stands on the page."""
+    """The language of the page on plug-ins, unchanged."""
 
     language = from_page(1)["NameList"]
     valid = ('["pt", "eta"]',)

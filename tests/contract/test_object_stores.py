@@ -1,4 +1,4 @@
-"""Every object store keeps the contract: a folder, and a real S3 server."""
+"""The contract of object stores, on a folder and on a real S3 server."""
 
 import asyncio
 import time
@@ -56,7 +56,7 @@ def run() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
 
 
 class TestEveryStore(ObjectStoreSuite):
-    """A folder, and a bucket."""
+    """A store in a folder, and one in a bucket."""
 
     @pytest.fixture
     def store(self, empty_store: ObjectStore) -> ObjectStore:
@@ -65,17 +65,17 @@ class TestEveryStore(ObjectStoreSuite):
 
 
 class TestFolder:
-    """What is special about a folder."""
+    """The behaviour of a store in a folder only."""
 
-    def test_upload_url(self, tmp_path: Path) -> None:
+    def test_upload_url_is_the_final_path(self, tmp_path: Path) -> None:
         """An upload goes straight to the final path."""
         store = open_store(tmp_path.as_uri())
         url = store.upload_url("f/a b", seconds=1)
         assert url == (tmp_path / "f" / "a b").as_uri()
 
     @pytest.mark.parametrize("how", ["moved", "linked", "second name", "other disk"])
-    def test_a_result_is_a_file_of_its_own(self, tmp_path: Path, how: str) -> None:
-        """It is moved where that is the same; a link, or a name that is left, leads nowhere."""
+    def test_stored_result_is_a_separate_file(self, tmp_path: Path, how: str) -> None:
+        """The worker moves it if that is enough, and copies it otherwise. No link leads to it."""
         store = open_store((tmp_path / "store").as_uri())
         path = tmp_path / "result"
         if how == "other disk":
@@ -97,15 +97,15 @@ class TestFolder:
         assert [one.name for one in stored.parent.iterdir()] == ["a"]
         path.unlink(missing_ok=True)
 
-    def test_localhost(self, tmp_path: Path, run: Run) -> None:
+    def test_file_url_may_name_localhost(self, tmp_path: Path, run: Run) -> None:
         """A file URL may name this machine."""
         store = open_store(f"file://localhost{tmp_path}")
         upload(store, "a", b"content")
         assert (tmp_path / "a").read_bytes() == b"content"
         assert run(store.head("a")).size == 7
 
-    def test_unfinished_writes(self, tmp_path: Path) -> None:
-        """Names that obstore gives to unfinished writes are refused from the start."""
+    def test_key_of_an_unfinished_write_is_rejected(self, tmp_path: Path) -> None:
+        """The store rejects names that obstore gives to unfinished writes."""
         store = open_store(tmp_path.as_uri())
         for key in ("a#1", "a#12/b"):
             with pytest.raises(InternalError):
@@ -113,10 +113,10 @@ class TestFolder:
 
 
 class TestBucket:
-    """What is special about S3."""
+    """The behaviour of a store in S3 only."""
 
-    def test_an_url_is_for_one_upload(self, s3_endpoint: str, run: Run) -> None:
-        """A URL writes the object it was made for, and reads nothing."""
+    def test_upload_url_writes_one_object_only(self, s3_endpoint: str, run: Run) -> None:
+        """It does not write another object, and does not read."""
         store = _s3_store(s3_endpoint, "special")
         url = store.upload_url("mine", seconds=60)
         assert httpx.put(url, content=b"content").is_success
@@ -125,8 +125,8 @@ class TestBucket:
         assert SECRET_KEY not in url
         assert run(store.head("yours")) is None
 
-    def test_an_url_is_for_one_download(self, s3_endpoint: str) -> None:
-        """A URL reads the object it was made for, and writes nothing."""
+    def test_download_url_reads_one_object_only(self, s3_endpoint: str) -> None:
+        """It does not read another object, and does not write."""
         store = _s3_store(s3_endpoint, "downloads")
         upload(store, "mine", b"content")
         upload(store, "yours", b"content")
@@ -136,8 +136,8 @@ class TestBucket:
         assert httpx.get(url.replace("/mine?", "/yours?")).status_code == 403
         assert SECRET_KEY not in url
 
-    def test_a_store_that_is_away_is_an_error(self, tmp_path: Path) -> None:
-        """A worker that cannot reach it may try again."""
+    def test_store_that_cannot_be_reached_is_a_retryable_error(self, tmp_path: Path) -> None:
+        """The worker may try again."""
         nobody = f"http://127.0.0.1:{free_port()}/bucket/a"
         with (
             pytest.raises(DownloadError, match="cannot be reached") as raised,
@@ -146,8 +146,8 @@ class TestBucket:
             pass
         assert raised.value.record().retryable
 
-    def test_an_url_expires(self, s3_endpoint: str, run: Run) -> None:
-        """A URL works as long as was asked for."""
+    def test_url_expires(self, s3_endpoint: str, run: Run) -> None:
+        """A URL works for the time that the caller asked for."""
         store = _s3_store(s3_endpoint, "expiring")
         url = store.upload_url("a", seconds=1)
         deadline = time.monotonic() + 10
@@ -157,15 +157,15 @@ class TestBucket:
         assert reply.status_code == 403
         assert "X-Amz-Expires=3600" in store.upload_url("a", seconds=3600)
 
-    def test_prefix(self, s3_endpoint: str, run: Run) -> None:
-        """A store sees only what is below its prefix."""
+    def test_store_sees_only_keys_below_its_prefix(self, s3_endpoint: str, run: Run) -> None:
+        """Its keys do not contain the prefix."""
         outer, inner = _s3_store(s3_endpoint, "outer"), _s3_store(s3_endpoint, "outer/in ner")
         upload(inner, "a", b"content")
         assert [info.key for info in run(inner.list(""))] == ["a"]
         assert [info.key for info in run(outer.list(""))] == ["in ner/a"]
 
-    def test_a_wrong_secret(self, s3_endpoint: str, run: Run) -> None:
-        """A store whose secret is wrong does not pretend that nothing is there."""
+    def test_wrong_secret_is_an_error(self, s3_endpoint: str, run: Run) -> None:
+        """The store does not answer that the object is missing."""
         url = f"s3://results/x?endpoint={s3_endpoint}&region=us-east-1&access_key_id={ACCESS_KEY}"
         store = open_store(url, options={"secret_access_key": "wrong"})
         with pytest.raises(Exception, match="403"):
@@ -175,7 +175,7 @@ class TestBucket:
 
 
 class TestOpening:
-    """What a URL of a store may be."""
+    """The URL of a store, and its options."""
 
     @pytest.mark.parametrize(
         ("url", "words"),
@@ -190,27 +190,27 @@ class TestOpening:
             ("s3://bucket?virtual_hosted_style_request=perhaps", "perhaps"),
         ],
     )
-    def test_wrong_urls(self, url: str, words: str) -> None:
-        """A URL that means no store is refused in one line that says why."""
+    def test_invalid_url_is_rejected(self, url: str, words: str) -> None:
+        """The error is one line that says why."""
         with pytest.raises(StartupError, match=words) as caught:
             open_store(url)
         assert "\n" not in str(caught.value)
 
-    def test_a_secret_is_not_shown(self) -> None:
-        """The query of a URL, which may hold a secret, is not in an error."""
+    def test_error_shows_no_secret(self) -> None:
+        """The query of a URL, which may contain a secret, is not in the error."""
         for url in ("s4://bucket?secret_access_key=hidden", "s3://?secret_access_key=hidden"):
             with pytest.raises(StartupError) as caught:
                 open_store(url)
             assert "hidden" not in str(caught.value)
 
-    def test_a_folder_that_cannot_be_made(self, tmp_path: Path) -> None:
-        """A folder that cannot be made stops the start."""
+    def test_folder_that_cannot_be_created_stops_the_start(self, tmp_path: Path) -> None:
+        """A part of its path is a file."""
         (tmp_path / "a").write_text("a file")
         with pytest.raises(StartupError, match="cannot be created"):
             open_store((tmp_path / "a" / "b").as_uri())
 
-    def test_options_win(self) -> None:
-        """An option wins over the same setting in the URL."""
+    def test_option_overrides_the_url(self) -> None:
+        """An option has precedence over the same setting in the URL."""
         keys = {"access_key_id": "a", "secret_access_key": "b"}
         url = "s3://bucket/p?endpoint=https://one.example.org&region=us-east-1"
         store = open_store(url, options=keys | {"endpoint": "http://two.example.org"})

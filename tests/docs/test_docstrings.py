@@ -17,12 +17,12 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_examples_of_a_module_are_true(name: str) -> None:
-    """Every example of a module runs and prints what it shows."""
+    """Every example of a module runs, and prints the text in the docstring."""
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
-def test_there_are_examples() -> None:
-    """The finder of examples finds some."""
+def test_docstrings_have_examples() -> None:
+    """Otherwise, the other test would check nothing."""
     finder = doctest.DocTestFinder(exclude_empty=True)
     found = [t for n in NAMES for t in finder.find(importlib.import_module(n)) if t.examples]
     assert len(found) >= 6

@@ -1,4 +1,4 @@
-"""What the published client sends of a lambda is what the page about func_adl says."""
+"""The published client sends the text of a lambda that the page about func_adl states."""
 
 import re
 from pathlib import Path
@@ -21,13 +21,13 @@ def sent(expression: str) -> str:
 
 
 def test_page_has_rows() -> None:
-    """Otherwise the next test has nothing to do."""
+    """Otherwise, the next test would check nothing."""
     assert len(ROWS) == 7
 
 
 @pytest.mark.parametrize(("expression", "how", "instead"), ROWS)
-def test_client_sends_what_the_page_says(expression: str, how: str, instead: str) -> None:
-    """A newer client that can send it makes this fail, and the row can go."""
+def test_client_sends_the_text_on_the_page(expression: str, how: str, instead: str) -> None:
+    """If a newer client can send the expression, this test fails. Then remove the row."""
     if how == "raises":
         with pytest.raises((KeyError, SyntaxError)):
             sent(expression)

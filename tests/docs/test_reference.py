@@ -1,4 +1,4 @@
-"""The reference pages name everything there is, and the examples in all pages mean something."""
+"""The reference pages describe everything, and the examples in all pages are valid."""
 
 import ast
 import inspect
@@ -167,7 +167,7 @@ def test_every_field_of_a_request_and_every_state_is_described() -> None:
         assert state.value in described
 
 
-def test_every_error_is_described_as_it_is() -> None:
+def test_every_error_is_described_with_its_properties() -> None:
     described = rows(page("errors"))
     classes = {
         name.removesuffix("Error"): kind

@@ -1,4 +1,4 @@
-"""The page on security names tests as evidence: each of them is there."""
+"""The page on security names tests as evidence, and each of them exists."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_evidence_is_there() -> None:
+def test_every_test_on_the_page_exists() -> None:
     page = (ROOT / "docs" / "explanation" / "security.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`(test_\w+)`", page))
     there = {

@@ -1,4 +1,4 @@
-"""Where users sign in: who may do what, by one table; and how accounts and tokens live and die."""
+"""Permissions of each role by one table, and the life of accounts and tokens, with sign-in."""
 
 import base64
 import html
@@ -53,7 +53,7 @@ def program(server: Server, *arguments: str, code: int = 0, given: str = "") -> 
 
 @dataclass
 class People:
-    """A server on which users sign in, and those who do."""
+    """A server with sign-in, and its users."""
 
     server: Server
     tokens: dict[str, str] = field(default_factory=dict)
@@ -270,7 +270,7 @@ FORMS: Mapping[str, dict[str, str]] = {
 
 
 def test_every_route_is_in_the_table(people: People) -> None:
-    """One that nobody has thought about is a hole."""
+    """A new route without an entry fails this test."""
     described = people.server.get("/openapi.json").json()["paths"]
     shown = {f"{method.upper()} {path}" for path, ways in described.items() for method in ways}
     assert shown == set(TABLE)
@@ -298,10 +298,10 @@ def there(people: People) -> dict[str, Any]:
 
 @pytest.mark.parametrize("way", ["program", "browser"])
 @pytest.mark.parametrize("route", [*TABLE, *PAGES])
-def test_everybody_gets_what_the_table_says(
+def test_each_role_gets_the_status_of_the_table(
     people: People, there: dict[str, Any], route: str, way: str
 ) -> None:
-    """What ends a request or a dataset has one of its own, and a new one after who may end it.
+    """A route that ends a request or a dataset gets a new one after each role that may end it.
 
     The cookie of a browser opens the pages, and nothing else.
     """
@@ -359,8 +359,8 @@ def _dataset_of(people: People, request_id: str) -> int:
     return int(people.server.rows(query, request_id)[0][0])
 
 
-def test_lists_are_one_s_own(people: People) -> None:
-    """Of requests, datasets and the queue; who sees all may ask for somebody's."""
+def test_user_lists_only_their_own_requests_and_datasets(people: People) -> None:
+    """The same holds for the queue. Operators and administrators can list those of other users."""
     request_id = people.submit()
     dataset = _dataset_of(people, request_id)
 
@@ -389,8 +389,8 @@ def test_lists_are_one_s_own(people: People) -> None:
     assert users <= {people.email("other")}
 
 
-def test_results_are_opened_by_keys_of_their_request_only(people: People) -> None:
-    """The keys of one bucket are no keys of another, and they die with the request."""
+def test_link_opens_results_of_its_own_request_only(people: People) -> None:
+    """Its signature is not valid for another request. It ends when the request is deleted."""
     mine, theirs = (people.ended(people.submit(who), who) for who in ("owner", "other"))
     path = "/servicex/transformation/file-urls"
     for request, who, stranger in ((mine, "owner", "other"), (theirs, "other", "owner")):
@@ -417,8 +417,8 @@ def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
-def test_what_is_no_token_of_ours_is_told_what_to_do(people: People) -> None:
-    """With 401 and never a 500, for each way to be wrong."""
+def test_invalid_token_is_rejected_with_a_hint(people: People) -> None:
+    """The server answers 401, and never 500, to each kind of invalid token."""
     good = people.access["owner"]
     head, said, signature = good.split(".")
     none = base64.urlsafe_b64encode(b'{"alg":"none"}').rstrip(b"=").decode()
@@ -445,8 +445,8 @@ def test_what_is_no_token_of_ours_is_told_what_to_do(people: People) -> None:
         assert words in people.exchange(people.tokens[who]).json()["message"]
 
 
-def test_a_token_that_is_revoked_or_has_ended_works_no_more(people: People) -> None:
-    """At once: also what was got for it."""
+def test_revoked_or_expired_token_is_rejected(people: People) -> None:
+    """Access tokens that the user got for it end at once, too."""
     people.add("brief")
     email = people.email("brief")
     path = "/servicex/transformation"
@@ -468,8 +468,8 @@ def test_a_token_that_is_revoked_or_has_ended_works_no_more(people: People) -> N
     until(lambda: "expired at" in people.exchange(short).text, "the token has expired")
 
 
-def test_accounts_are_kept_by_the_command_line(people: People) -> None:
-    """Each step shows in the list, and mistakes are told."""
+def test_command_line_manages_accounts(people: People) -> None:
+    """The list shows each step, and each mistake gives a message."""
     server = people.server
     program(server, "add", "Al@Example.org")
     assert "is not an e-mail address" in program(server, "add", "al", code=1)
@@ -496,8 +496,8 @@ def test_accounts_are_kept_by_the_command_line(people: People) -> None:
     assert "jo@example.org" not in command(server, "list")
 
 
-def test_who_is_suspended_or_deleted_leaves_no_work(people: People) -> None:
-    """Requests end, and with the account they and their results go."""
+def test_suspended_or_deleted_user_leaves_no_work(people: People) -> None:
+    """A suspension cancels their requests. A deletion also deletes their requests and results."""
     people.add("gone")
     done = people.ended(people.submit("gone"), "gone")["request_id"]
     running = people.submit("gone", **people.endless)
@@ -516,10 +516,10 @@ def test_who_is_suspended_or_deleted_leaves_no_work(people: People) -> None:
         until(lambda at=request_id: not people.server.stored(at), "no result is left")  # type: ignore[misc]
 
 
-def test_results_of_who_is_suspended_are_shut(people: People) -> None:
-    """Their links and the keys of their bucket open nothing, also after they are let in again.
+def test_suspended_user_cannot_download_results(people: People) -> None:
+    """Their old links and bucket keys open nothing, even after the account is approved again.
 
-    Then they get new ones.
+    The user then gets new ones.
     """
     import boto3
     from botocore.config import Config
@@ -577,7 +577,7 @@ def test_results_of_who_is_suspended_are_shut(people: People) -> None:
 
 
 def test_the_published_client_signs_in(people: People, tmp_path: Path) -> None:
-    """With the token in its configuration, and is told when that is wrong."""
+    """It uses the token in its configuration, and reports a wrong one."""
     program = Path(__file__).with_name("client_program.py")
 
     def deliver(token: str) -> subprocess.CompletedProcess[str]:
@@ -599,8 +599,8 @@ def test_the_published_client_signs_in(people: People, tmp_path: Path) -> None:
     assert Path(path).is_file()
 
 
-def test_what_the_page_says_is_to_be_run_signs_in_too(people: People, tmp_path: Path) -> None:
-    """With a token from the environment it fetches the results."""
+def test_program_on_the_request_page_signs_in(people: People, tmp_path: Path) -> None:
+    """It reads a token from the environment, and downloads the results."""
     request_id = people.ended(people.submit())["request_id"]
     text = people.browse("owner", "GET", f"/requests/{request_id}").text
     (program,) = re.findall(r'<pre[^>]*id="fetch"[^>]*>(.*?)</pre>', text, re.DOTALL)
@@ -619,8 +619,8 @@ def test_what_the_page_says_is_to_be_run_signs_in_too(people: People, tmp_path: 
     assert result.read_bytes()[:4] == b"PAR1"
 
 
-def test_nothing_secret_is_in_the_log_or_the_rows(people: People) -> None:
-    """A token is known to its user only."""
+def test_log_and_data_folder_contain_no_tokens(people: People) -> None:
+    """Only its user knows a token."""
     everything = b"".join(
         path.read_bytes() for path in people.server.data_dir.rglob("*") if path.is_file()
     )
@@ -630,8 +630,8 @@ def test_nothing_secret_is_in_the_log_or_the_rows(people: People) -> None:
 
 
 @pytest.mark.anyio
-async def test_files_of_the_machine_are_for_nobody_where_users_sign_in(tmp_path: Path) -> None:
-    """Unless the operator names folders."""
+async def test_server_with_sign_in_rejects_local_files(tmp_path: Path) -> None:
+    """Nobody can request them unless the operator allows folders."""
     user = ("one@example.org", "--data-dir", str(tmp_path / "data"))
     async with client_of(Settings(data_dir=tmp_path / "data", sign_in=True)) as client:
         assert invoke("user", "add", *user)[0] == 0

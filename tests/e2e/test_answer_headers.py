@@ -1,4 +1,4 @@
-"""Every answer of the service says that it is not to be cached, guessed at, or run as a page."""
+"""Every answer has headers against caching, content sniffing and execution as a page."""
 
 import re
 from pathlib import Path
@@ -41,7 +41,7 @@ def check(answer: httpx.Response) -> None:
 
 @pytest.mark.parametrize("accept", ["application/json", "text/html"])
 def test_answers_of_every_route_have_the_headers(server: Server, ended: str, accept: str) -> None:
-    """What is there, what is not, and what is refused; the request goes last of all."""
+    """The test calls each route with a known and an unknown id, and the DELETE routes last."""
     known = sorted(routes(), key=lambda route: route.startswith("DELETE"))
     assert len(known) > 40
     for route in known:
@@ -61,7 +61,7 @@ def test_refusals_before_any_route_have_the_headers(server: Server) -> None:
 
 @pytest.mark.anyio
 async def test_unexpected_error_has_the_headers(tmp_path: Path) -> None:
-    """It is made outside of all other middleware."""
+    """The server makes this answer outside of all other middleware."""
     web = web_app(App(Settings(data_dir=tmp_path)))
 
     @web.get("/servicex/broken")

@@ -1,4 +1,4 @@
-"""Bad days: what dies, hangs, fills up or jumps in the middle of a request costs no file."""
+"""Crashes, hangs, full disks and clock jumps in the middle of a request lose no file."""
 
 import json
 import re
@@ -132,10 +132,10 @@ def results_on(server: Server, disk: Path) -> Iterator[None]:
 
 
 class Day:
-    """What comes in the way of a request on one day.
+    """A fault that happens during a request.
 
-    ``error`` is what a try fails with that it costs, and ``most`` how many tries it may cost. Such
-    a try is ``counted`` as an attempt, or not.
+    ``error`` is the class of the error of a try that the fault ends, and ``most`` is the largest
+    number of such tries. Such a try is ``counted`` as an attempt, or not.
     """
 
     error = ""
@@ -153,7 +153,7 @@ class Day:
 
 
 class TheServerIsKilled(Day):
-    """It and its workers are gone at once, and it is started again."""
+    """The test kills the server and its workers at once, and starts the server again."""
 
     def happen(self, server: Server, request_id: str) -> None:
         """Kill it, as it writes."""
@@ -169,7 +169,7 @@ class TheServerIsKilled(Day):
 
 
 class AWorkerIsKilled(Day):
-    """What it was on is tried once more."""
+    """The service tries the file of this worker once more."""
 
     error = "WorkerDied"
     most = 1
@@ -181,7 +181,7 @@ class AWorkerIsKilled(Day):
 
 
 class TheDiskIsFull(Day):
-    """Where results are kept there is no space for a while, which costs no file a try."""
+    """The disk of the results has no space for a while. No file loses an attempt."""
 
     error = "StoreUnavailable"
     most = FILES
@@ -207,7 +207,7 @@ class TheDiskIsFull(Day):
 
 
 class TheDatabaseIsRestarted(Day):
-    """PostgreSQL is gone as in a crash, while files end, and comes back."""
+    """PostgreSQL stops as in a crash while files end, and starts again."""
 
     @contextmanager
     def prepared(self, given: pytest.FixtureRequest) -> Iterator[Server]:
@@ -228,7 +228,7 @@ class TheDatabaseIsRestarted(Day):
 
 
 class TheClockIsSet(AWorkerIsKilled):
-    """The wall clock jumps while a file waits to be tried again, and a new worker comes."""
+    """The wall clock jumps while a file waits for its next try, and a new worker starts."""
 
     hours = 1
 
@@ -257,13 +257,13 @@ class TheClockIsSet(AWorkerIsKilled):
 
 
 class TheClockIsSetBack(TheClockIsSet):
-    """What waits would wait for an hour more, and a certificate of now is not valid yet."""
+    """A waiting file would wait an hour longer, and a new certificate would not be valid yet."""
 
     hours = -1
 
 
 class TheClockIsSetBackAtWork(TheClockIsSet):
-    """Messages to workers, and theirs, would wait for as long as it is set back."""
+    """Messages to and from workers would wait for as long as the clock is set back."""
 
     error = ""
     most = 0
@@ -293,13 +293,13 @@ def _waits(server: Server, request_id: str) -> bool:
     ],
     ids=lambda day: type(day).__name__,
 )
-def test_whatever_comes_in_the_way_every_file_ends_once(
+def test_every_file_ends_once_despite_a_fault(
     undisturbed: dict[str, bytes], files: list[str], request: pytest.FixtureRequest, day: Day
 ) -> None:
-    """The objects are those of a request that nothing came in the way of, bit for bit.
+    """The objects are those of an undisturbed request, bit for bit.
 
-    No file has been tried more often than it had to be, and nothing is left once the request is
-    deleted.
+    The service tries no file more often than necessary. The deletion of the request removes all
+    objects.
     """
     with day.prepared(request) as server:
         request_id = submit(server, files)
@@ -326,10 +326,10 @@ def recovered(server: Server, request_id: str) -> int:
 # --- what is wrong with one file -------------------------------------------------------------
 
 
-def test_a_read_that_hangs_costs_its_own_file_only(steady: Server, files: list[str]) -> None:
-    """It is ended after the time that the request allows, as often as it may be tried.
+def test_hanging_read_fails_only_its_own_file(steady: Server, files: list[str]) -> None:
+    """The service ends each try of it at the time limit of the request.
 
-    Meanwhile the others are done, each at the first try.
+    Meanwhile, the other files end, each at its first try.
     """
     server = steady
     with http("silent") as door:
@@ -350,10 +350,10 @@ def test_a_read_that_hangs_costs_its_own_file_only(steady: Server, files: list[s
     assert server.results(request_id)[-1]["transform_status"] == "failure"
 
 
-def test_a_file_that_takes_too_much_memory_costs_no_other(
+def test_file_that_exhausts_memory_fails_no_other_file(
     steady: Server, files: list[str], tmp_path: Path
 ) -> None:
-    """It ends its worker, as often as it may be tried; the error says how, and how much it had."""
+    """Each try of it ends its worker. The error names the signal and the memory of the worker."""
     giant = tmp_path / "giant.root"
     with uproot.recreate(giant, compression=uproot.LZ4(1)) as file:
         tree = file.mktree("events", {"x": "i8"})
@@ -437,10 +437,10 @@ def cancel(server: Server, request_id: str) -> httpx.Response:
 
 
 @pytest.mark.parametrize("state", ["Lookup", "Pending Lookup", "Running"])
-def test_a_request_is_cancelled_in_every_state(
+def test_request_can_be_cancelled_in_every_state(
     holding: Server, files: list[str], tmp_path: Path, state: str
 ) -> None:
-    """It is over at once and for good; another one on the same dataset is not."""
+    """It ends at once and for good. Another request on the same dataset continues."""
     gate = tmp_path / "gate"
     with http("silent") as door:
         listed = [files[0], door.url("x.root"), *files[1:20]] if state == "Running" else files[:20]
@@ -471,10 +471,10 @@ def test_a_request_is_cancelled_in_every_state(
 
 
 @pytest.mark.parametrize("state", ["Complete", "Fatal", "Bad Dataset"])
-def test_what_has_ended_cannot_be_cancelled(
+def test_ended_request_cannot_be_cancelled(
     holding: Server, files: list[str], tmp_path: Path, state: str
 ) -> None:
-    """It stays what it was."""
+    """The server answers 400, and the request stays as it was."""
     gate = tmp_path / "gate"
     gate.write_text({"Complete": files[0], "Fatal": "/no/such.root", "Bad Dataset": ""}[state])
     request_id = held(holding, gate)

@@ -1,4 +1,4 @@
-"""Everything a user can send that is wrong: the reply says what, and what is stored stays sound."""
+"""Wrong input of a user: the answer names the fault, and the stored state stays sound."""
 
 import json
 import os
@@ -75,7 +75,7 @@ def query(**subquery: Any) -> str:
 def test_a_wrong_body_is_refused_and_nothing_is_stored(
     server: Server, changes: dict[str, Any], status: int, words: str
 ) -> None:
-    """The reply has one sentence with the field first, and no row is made."""
+    """The answer is one sentence that begins with the field. The server stores no row."""
     before = server.counts()
     answer = server.submit(**changes)
     assert answer.status_code == status, answer.text
@@ -95,10 +95,10 @@ def test_a_wrong_body_is_refused_and_nothing_is_stored(
         (b'{"a":' * 5000, "not JSON|nested|body"),
     ],
 )
-def test_a_body_that_is_no_json_object_is_refused(
+def test_body_that_is_not_a_json_object_is_rejected(
     server: Server, content: bytes, words: str
 ) -> None:
-    """Whatever bytes come, the reply is a 400 with a sentence."""
+    """The server answers 400 with a sentence to any bytes."""
     before = server.counts()
     answer = httpx.post(
         f"{server.url}/servicex/transformation",
@@ -111,7 +111,7 @@ def test_a_body_that_is_no_json_object_is_refused(
 
 
 def test_unknown_keys_are_ignored(server: Server) -> None:
-    """Newer clients may send keys that are not known here."""
+    """Newer clients may send keys that this server does not know."""
     answer = server.submit(client_version="9.9", some_future_key={"a": 1})
     assert answer.status_code == 200
     assert server.wait(answer.json()["request_id"])["status"] == "Complete"
@@ -136,7 +136,7 @@ def test_unknown_keys_are_ignored(server: Server) -> None:
 def test_an_unknown_request_is_not_found(
     server: Server, method: str, path: str, request_id: str
 ) -> None:
-    """A request id that is unknown, or no UUID at all, is a 404 on every route."""
+    """Every route answers 404 to an id that is unknown or is not a UUID."""
     answer = server.client.request(method, path.format(id=request_id))
     assert answer.status_code == 404
     assert list(answer.json()) == ["message"]
@@ -145,15 +145,15 @@ def test_an_unknown_request_is_not_found(
 @pytest.mark.parametrize("dataset_id", ["999999", "x", "-1", "9" * 40, "1.5"])
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
 def test_an_unknown_dataset_is_not_found(server: Server, method: str, dataset_id: str) -> None:
-    """A dataset id that is unknown, or no number, is a 404."""
+    """The server answers 404 to an id that is unknown or is not a number."""
     answer = httpx.request(method, f"{server.url}/servicex/datasets/{dataset_id}")
     assert answer.status_code == 404
     assert f"Dataset {dataset_id} not found" in answer.json()["message"]
 
 
 @pytest.mark.parametrize("later_than", ["yesterday", "2024-13-01", "", "9" * 50])
-def test_a_wrong_moment_is_refused(server: Server, later_than: str) -> None:
-    """A cursor that is no time is a 400 that shows it."""
+def test_cursor_that_is_not_a_time_is_rejected(server: Server, later_than: str) -> None:
+    """The server answers 400, and quotes the cursor."""
     request_id = server.run()["request_id"]
     path = f"/servicex/transformation/{request_id}/results"
     answer = server.get(path, params={"later_than": later_than})
@@ -217,7 +217,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Any], str, str, str]] = {
 
 @pytest.mark.parametrize("case", BAD_FILES)
 def test_a_bad_file_fails_alone(server: Server, tmp_path: Path, case: str) -> None:
-    """A file that fails says what, whose fault and what to do; its neighbours are delivered."""
+    """Its error names the fault, the blame and the remedy. The service delivers the other files."""
     make, kind, blame, words = BAD_FILES[case]
     bad = tmp_path / "bad.root"
     make(bad)
@@ -242,8 +242,8 @@ def test_a_bad_file_fails_alone(server: Server, tmp_path: Path, case: str) -> No
     assert f"1 x {kind}" in page
 
 
-def test_the_nearest_names_are_offered(server: Server, tmp_path: Path) -> None:
-    """A misspelt tree and a misspelt branch are refused, with what there is instead."""
+def test_misspelt_name_is_rejected_with_the_nearest_names(server: Server, tmp_path: Path) -> None:
+    """The names are those of the trees and branches of the file."""
     said = server.refused(selection='[{"treename": "evnts"}]')
     assert re.match(r"selection: there is no tree evnts .*\(did you mean events\?", said)
     said = server.refused(selection=query(expressions=["pt11"]))
@@ -256,8 +256,8 @@ def test_the_nearest_names_are_offered(server: Server, tmp_path: Path) -> None:
     assert "did you mean events/t?" in server.refused(file_list=[str(bad)])
 
 
-def test_all_files_failed_is_not_silence(server: Server) -> None:
-    """A request of which every file failed is fatal, and says why."""
+def test_request_whose_files_all_failed_is_fatal(server: Server) -> None:
+    """Its `failure-info` states the reason."""
     status = server.run(file_list=["/no/such/a.root", "/no/such/b.root"])
     assert status["status"] == "Fatal"
     assert status["files-failed"] == 2
@@ -265,9 +265,9 @@ def test_all_files_failed_is_not_silence(server: Server) -> None:
 
 
 def test_the_same_query_error_ends_the_request_early(server: Server, tmp_path: Path) -> None:
-    """The third file with one and the same query error ends a long request.
+    """The third file with the same query error ends a long request.
 
-    It is accepted because the last file has the branch.
+    The server accepts the request because the last file has the branch.
     """
     files = [*copies(tmp_path / "without", 200), str(HZZ)]
     status = server.run(file_list=files, selection=query(expressions=["NJet"]))
@@ -289,8 +289,10 @@ def test_the_same_query_error_ends_the_request_early(server: Server, tmp_path: P
 
 
 @pytest.mark.parametrize("flag", [None, False, True])
-def test_missing_trees_by_the_flag(server: Server, *, flag: bool | None) -> None:
-    """One missing tree of two is passed over, unless the query says that it must be there."""
+def test_flag_decides_whether_a_missing_tree_is_an_error(
+    server: Server, *, flag: bool | None
+) -> None:
+    """The worker skips one missing tree of two, unless the query requires all trees."""
     subqueries = [{"treename": name, "fail_on_missing_trees": flag} for name in ("events", "nope")]
     order = {"selection": json.dumps(subqueries), "result_format": "root-file"}
     if flag:
@@ -327,8 +329,8 @@ def test_zero_entries_give_typed_columns(server: Server, tmp_path: Path) -> None
                 assert "jets" in file["events"].keys()  # noqa: SIM118  # trees are no dicts
 
 
-def test_a_branch_of_an_unreadable_type_is_named(server: Server) -> None:
-    """A branch that no reader understands is refused by its name, with a way out."""
+def test_branch_of_an_unreadable_type_is_rejected(server: Server) -> None:
+    """The message names the branch that no reader supports, and the remedy."""
     bad = sample("uproot-issue371.root")
     with uproot.open(bad) as file:
         tree = next(key for key, kind in file.classnames(cycle=False).items() if kind == "TTree")
@@ -344,8 +346,10 @@ def test_a_branch_of_an_unreadable_type_is_named(server: Server) -> None:
 
 
 @pytest.mark.parametrize("result_format", ["root-file", "root-rntuple"])
-def test_what_a_format_cannot_hold_is_said_by_name(server: Server, result_format: str) -> None:
-    """A missing value in a TTree is refused with the column, its type and the way out."""
+def test_ttree_rejects_missing_values_and_rntuple_accepts_them(
+    server: Server, result_format: str
+) -> None:
+    """The message names the column, its type and the remedy."""
     order = {
         "file_list": [str(HZZ)],
         "selection": query(expressions=["max(Jet_Px)"]),
@@ -362,8 +366,8 @@ def test_what_a_format_cannot_hold_is_said_by_name(server: Server, result_format
 # --- several requests, long titles, odd moments --------------------------------------------
 
 
-def test_two_requests_with_one_title_are_two_requests(server: Server) -> None:
-    """Titles need not be unique, at the same moment neither."""
+def test_requests_may_have_the_same_title(server: Server) -> None:
+    """Titles need not be unique, even at the same moment."""
     answers: list[httpx.Response] = []
     threads = [
         threading.Thread(target=lambda: answers.append(server.submit(title="twins")))
@@ -379,23 +383,23 @@ def test_two_requests_with_one_title_are_two_requests(server: Server) -> None:
 
 
 def test_a_very_long_title_is_kept(server: Server) -> None:
-    """A title of 10,240 characters comes back as it was sent."""
+    """The server returns a title of 10,240 characters unchanged."""
     title = "µ" * 10_240
     assert server.run(title=title)["title"] == title
     listed = server.get("/servicex/transformation").json()["requests"]
     assert any(one["title"] == title for one in listed)
 
 
-def test_ending_twice_is_refused(server: Server) -> None:
-    """Cancelling what has ended is a 400 that says how it ended."""
+def test_cancellation_of_an_ended_request_is_rejected(server: Server) -> None:
+    """The server answers 400, and names the final state."""
     request_id = server.run()["request_id"]
     answer = httpx.post(f"{server.url}/servicex/transformation/{request_id}/cancel")
     assert answer.status_code == 400
     assert "has ended already: Complete" in answer.json()["message"]
 
 
-def test_a_dataset_is_forgotten_once(server: Server) -> None:
-    """A stale dataset stays readable, is left out of lists, and cannot be forgotten twice."""
+def test_dataset_can_be_deleted_only_once(server: Server) -> None:
+    """A stale dataset stays readable, lists omit it, and the server rejects a second deletion."""
     dataset_id = server.run()["did_id"]
     url = f"{server.url}/servicex/datasets/{dataset_id}"
     assert httpx.delete(url).json() == {"dataset-id": dataset_id, "stale": True}
@@ -433,10 +437,10 @@ def python(body: str) -> dict[str, Any]:
         ("x = []\nwhile True: x.append(bytearray(1 << 24))", "OutOfMemory", "memory"),
     ],
 )
-def test_a_function_that_fails_says_how(
+def test_failing_function_fails_its_file_with_its_own_error(
     calm_server: Server, body: str, kind: str, words: str
 ) -> None:
-    """A user's function that goes wrong fails its file with its own error, and no worker dies."""
+    """The error shows how the user's function failed, and no worker dies."""
     server = calm_server
     workers = {process.pid for process in server.descendants(helpers=False)}
     status = server.run(**python(body), result_format="root-file")
@@ -449,8 +453,8 @@ def test_a_function_that_fails_says_how(
     assert workers == {process.pid for process in server.descendants(helpers=False)}
 
 
-def test_a_function_that_prints_much_is_cut(server: Server) -> None:
-    """A hundred megabytes of print-out leave a short tail, and the result."""
+def test_long_output_of_a_function_is_truncated(server: Server) -> None:
+    """The service stores a short tail of a hundred megabytes of output, and the result."""
     body = "import awkward as ak\nfor n in range(100): print('y' * 1000000)\nreturn ak.Array([1.5])"
     status = server.run(**python(body))
     assert status["status"] == "Complete", server.errors(status["request_id"])
@@ -466,8 +470,8 @@ def beside_workers(server: Server) -> int:
     return sum("spawn_main" not in command for command in found)
 
 
-def test_a_function_that_never_ends_is_ended(server: Server) -> None:
-    """A loop without end and everything it started are gone after the time limit."""
+def test_endless_function_ends_at_the_time_limit(server: Server) -> None:
+    """All processes that the function started end, too."""
     before = beside_workers(server)
     body = "import os\nos.fork()\nos.fork()\nwhile True: pass"
     status = server.run(**python(body), file_seconds=2)
@@ -477,8 +481,8 @@ def test_a_function_that_never_ends_is_ended(server: Server) -> None:
     assert beside_workers(server) == before
 
 
-def test_full_disk_of_results_is_waited_for(server: Server, tmp_path: Path) -> None:
-    """Where no space is left the worker keeps the result until there is some."""
+def test_worker_waits_while_the_result_disk_is_full(server: Server, tmp_path: Path) -> None:
+    """It keeps the result until the disk has space."""
     with small_disk(tmp_path / "disk") as disk, results_on(server, disk):
         fill(disk / "filler")
         request_id = server.submit(file_list=[str(HZZ)], selection=query()).json()["request_id"]

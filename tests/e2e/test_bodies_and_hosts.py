@@ -1,4 +1,4 @@
-"""What a service refuses before it looks at it: bodies without an end, and names of other sites."""
+"""The server rejects endless bodies and host names of other sites before it reads more."""
 
 import json
 import socket
@@ -33,7 +33,7 @@ def signing_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 class Stream:
-    """A body that is sent in chunks, without a length, and knows how much of it was taken."""
+    """A body in chunks, without a length, that records how much of it the server took."""
 
     def __init__(self, begin: bytes, size: int, piece: int = MIB) -> None:
         self.sent = 0
@@ -55,8 +55,8 @@ def memory(server: Server) -> int:
     return int(psutil.Process(server.process.pid).memory_info().rss)
 
 
-def test_json_without_a_length_is_counted_as_it_comes(server: Server) -> None:
-    """It is refused at the bound, no more is read, and the service keeps nothing of it."""
+def test_json_without_a_length_is_limited_while_it_arrives(server: Server) -> None:
+    """The server rejects it at the limit, reads no more, and keeps nothing of it in memory."""
     before = memory(server)
     body = Stream(b'{"title": "', 16 * MAX_SUBMIT)
     answer = server.client.post("/servicex/transformation", content=body, headers=JSON)
@@ -71,8 +71,8 @@ def test_json_without_a_length_is_counted_as_it_comes(server: Server) -> None:
     assert server.submit().status_code == 200
 
 
-def test_a_length_that_is_too_much_is_refused_at_once(server: Server) -> None:
-    """Nothing of the body is waited for."""
+def test_too_large_content_length_is_rejected_at_once(server: Server) -> None:
+    """The server does not wait for the body."""
     host, port = server.url.removeprefix("http://").split(":")
     head = f"POST /servicex/transformation HTTP/1.1\r\nHost: {host}\r\nContent-Length: "
     with socket.create_connection((host, int(port)), 10) as opened:
@@ -84,8 +84,8 @@ def test_a_length_that_is_too_much_is_refused_at_once(server: Server) -> None:
 
 @pytest.mark.parametrize("path", ["/sign-in", "/device/code", "/device/token"])
 @pytest.mark.parametrize("chunks", [True, False])
-def test_forms_are_small(signing_in: Server, path: str, *, chunks: bool) -> None:
-    """Whether their length is told or not; what fits is looked at."""
+def test_large_form_is_rejected(signing_in: Server, path: str, *, chunks: bool) -> None:
+    """The limit holds with and without a length. The server processes a form that fits."""
     body = Stream(b"token=", MAX_SUBMIT // 2, piece=MAX_BODY)
     content = body if chunks else b"token=" + b"x" * MAX_BODY
     answer = signing_in.client.post(path, content=content, headers=FORM)
@@ -103,8 +103,8 @@ STRANGE = ("evil.example", "evil.example:5000", "127.0.0.1.evil.example", "local
 
 @pytest.mark.parametrize("host", STRANGE)
 @pytest.mark.parametrize("path", ["/", "/servicex", "/servicex/transformation", "/token/refresh"])
-def test_a_name_of_another_site_is_refused(server: Server, host: str, path: str) -> None:
-    """Of each method, by a sentence for programs and a page for people, and nothing is done."""
+def test_host_name_of_another_site_is_rejected(server: Server, host: str, path: str) -> None:
+    """Programs get a sentence and people get a page, for each method. The server stores nothing."""
     before = server.counts()["requests"]  # files of others may still be found
     for method in ("GET", "POST", "DELETE", "OPTIONS"):
         answer = server.client.request(method, path, headers={"Host": host})
@@ -119,15 +119,15 @@ def test_a_name_of_another_site_is_refused(server: Server, host: str, path: str)
 @pytest.mark.parametrize(
     "host", ["localhost:1", "LOCALHOST", "x.localhost.", "10.0.0.7", "[::1]:5"]
 )
-def test_names_of_this_machine_and_addresses_are_good(server: Server, host: str) -> None:
-    """Also those of tunnels and containers, of which the port is another."""
+def test_host_names_of_this_machine_and_ip_addresses_are_allowed(server: Server, host: str) -> None:
+    """The port may differ, as behind a tunnel or a container."""
     assert server.get("/servicex", headers={"Host": host}).status_code == 200
     own = f"{socket.gethostname()}:{server.url.rpartition(':')[2]}"
     assert server.get("/servicex", headers={"Host": own}).status_code == 200
 
 
-def test_results_are_not_reached_by_the_name_of_another_site(server: Server) -> None:
-    """Though their links have signatures."""
+def test_results_cannot_be_read_by_the_host_name_of_another_site(server: Server) -> None:
+    """The server rejects the host name even if the signature of the link is valid."""
     request_id = server.run()["request_id"]
     body = {
         "request_id": request_id,
@@ -139,15 +139,15 @@ def test_results_are_not_reached_by_the_name_of_another_site(server: Server) -> 
     assert httpx.get(link, headers={"Host": "evil.example"}).status_code == 421
 
 
-def test_the_name_in_public_url_is_good(new_server: Callable[..., Server]) -> None:
-    """As a proxy passes it on."""
+def test_host_name_of_public_url_is_allowed(new_server: Callable[..., Server]) -> None:
+    """A proxy passes this name on."""
     server = new_server(SERVICEX_SERVER_PUBLIC_URL="https://ServiceX.example.org")
     assert server.get("/servicex", headers={"Host": "servicex.example.org"}).status_code == 200
     assert server.get("/servicex", headers={"Host": "example.org"}).status_code == 421
 
 
-def test_where_users_sign_in_any_name_is_good(signing_in: Server) -> None:
-    """A cookie is sent to the host only that has set it."""
+def test_server_with_sign_in_allows_any_host_name(signing_in: Server) -> None:
+    """A browser sends a cookie only to the host that has set it."""
     headers = {"Host": "evil.example"}
     assert signing_in.get("/servicex", headers=headers).status_code == 200
     assert json.loads(signing_in.get("/requests", headers=headers).text)["message"]

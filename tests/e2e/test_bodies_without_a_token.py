@@ -1,4 +1,4 @@
-"""Bodies of strangers are not read, and those of users cost a few times their bytes."""
+"""The server does not read bodies of strangers, and bounds its memory for bodies of users."""
 
 import json
 import re
@@ -61,8 +61,8 @@ def status_of(server: Server, head: str, body: bytes = b"") -> tuple[int, float]
 
 
 @pytest.mark.parametrize("route", sorted(routes()))
-def test_a_stranger_waits_for_no_body_on_any_route(people: People, route: str) -> None:
-    """The answer comes while the body is missing, whatever its declared length."""
+def test_stranger_gets_an_answer_before_the_body_arrives(people: People, route: str) -> None:
+    """Every route answers early, whatever the declared length."""
     method, path = route.split()
     address = re.sub(r"\{[^}]*\}", "1", path)
     length = MAX_BODY + 1 if route in OPEN_FORMS else 20 * MIB
@@ -81,7 +81,7 @@ def test_a_stranger_waits_for_no_body_on_any_route(people: People, route: str) -
 
 
 def test_a_route_with_a_body_authenticates_by_construction() -> None:
-    """Every route that takes a body is a `JsonRoute`, and one that nobody guards is refused."""
+    """Every route with a body is a `JsonRoute`, which rejects a route without authentication."""
     found = [one.route for one in iter_route_contexts(web_app(App(Settings())).routes)]
     taking = [one for one in found if isinstance(one, APIRoute) and one.body_field is not None]
     assert len(taking) == 2
@@ -116,7 +116,7 @@ HOSTILE = {
 
 
 class Memory(threading.Thread):
-    """Watches the memory of a process, until it is told to stop."""
+    """A thread that records the peak memory of a process until it is stopped."""
 
     def __init__(self, server: Server) -> None:
         super().__init__()
@@ -142,10 +142,10 @@ class Memory(threading.Thread):
 @pytest.mark.parametrize(
     ("kind", "signing_in"), [*((kind, True) for kind in HOSTILE), ("empty objects", False)]
 )
-def test_hostile_json_costs_a_few_times_its_bytes(
+def test_memory_for_hostile_json_is_bounded(
     people: People, server: Server, kind: str, *, signing_in: bool
 ) -> None:
-    """It is refused in a sentence, and the service answers others meanwhile."""
+    """The server rejects it with a sentence, and answers others meanwhile."""
     chosen = people.server if signing_in else server
     headers = JSON | {"Content-Length": str(len(HOSTILE[kind]))}
     if signing_in:
@@ -170,8 +170,8 @@ def test_hostile_json_costs_a_few_times_its_bytes(
     assert memory.most - memory.before < 8 * LIMIT
 
 
-def test_large_bodies_are_few_at_a_time(people: People) -> None:
-    """One user has one place: what they begin and do not go on with is not in the memory twice."""
+def test_unfinished_large_bodies_of_a_user_do_not_add_up(people: People) -> None:
+    """A user has one place for large bodies, so the memory does not hold a second one."""
     host, port = people.server.url.removeprefix("http://").split(":")
     head = (
         f"POST {SUBMIT} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"

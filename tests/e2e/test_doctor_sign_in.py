@@ -1,4 +1,4 @@
-"""What ``doctor`` finds about sign-in: issuers that can be used, and who decides on accounts."""
+"""``doctor`` checks sign-in: whether the OIDC providers work, and who approves accounts."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -60,8 +60,8 @@ def sign_in(*issuers: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def test_an_issuer_that_can_be_used_is_well(provider: IdentityProvider, tmp_path: Path) -> None:
-    """With the address that is to be registered there, in a process of its own."""
+def test_working_provider_is_reported_as_ok(provider: IdentityProvider, tmp_path: Path) -> None:
+    """``doctor`` runs in a process of its own, and shows the redirect URI to register."""
     ran = doctor(
         *("--data-dir", str(tmp_path / "data")),
         **sign_in(issuer("lab", provider.issuer, title="The Lab")),
@@ -79,8 +79,8 @@ def test_an_issuer_that_can_be_used_is_well(provider: IdentityProvider, tmp_path
     assert "missing" not in said
 
 
-def test_what_cannot_be_used_is_said_of_each_issuer(found: Found) -> None:
-    """One that is away, of another name, without PKCE or keys; and one that leaves it open."""
+def test_fault_of_each_provider_is_reported(found: Found) -> None:
+    """One is down, one has another name, two lack PKCE or keys, and one does not mention PKCE."""
     with key_holder() as open_, key_holder() as other, key_holder() as plain, key_holder() as bare:
         other.more = {"issuer": "https://elsewhere.example.org"}
         plain.more = {"code_challenge_methods_supported": ["plain"]}
@@ -103,8 +103,8 @@ def test_what_cannot_be_used_is_said_of_each_issuer(found: Found) -> None:
     assert "https://<this service>/sign-in/open/callback" in said
 
 
-def test_somebody_has_to_decide_on_accounts(found: Found, tmp_path: Path) -> None:
-    """Who is named without an issuer is nobody; an account of an administrator is somebody."""
+def test_missing_administrator_is_reported(found: Found, tmp_path: Path) -> None:
+    """A name in the settings does not count without a provider. An administrator account counts."""
     said = found(0, SERVICEX_SERVER_ACCOUNTS__ADMINISTRATORS='["jane@example.org"]')
     assert "missing there is no administrator" in said
     assert "servicex-server user add you@example.org --role administrator" in said
@@ -113,8 +113,8 @@ def test_somebody_has_to_decide_on_accounts(found: Found, tmp_path: Path) -> Non
     assert "administrators: jo@example.org" in found(0)
 
 
-def test_without_sign_in_there_is_nobody_to_ask(found: Found) -> None:
-    """Issuers are then for nobody, which is hardly meant."""
+def test_providers_without_sign_in_are_reported_as_unused(found: Found) -> None:
+    """Such settings are probably a mistake."""
     said = found(0, issuer("x", "http://127.0.0.1:9"), SERVICEX_SERVER_SIGN_IN="false")
     assert "sign-in is off" in said
     assert "the issuers are not used" in said

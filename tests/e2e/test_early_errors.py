@@ -1,4 +1,4 @@
-"""What is wrong with a query is the answer to it, where a look at its files tells in time."""
+"""The server rejects a wrong query at submission if a dry run finds the fault in time."""
 
 import base64
 import json
@@ -60,15 +60,15 @@ FUNC_ADL = "(call Select (call EventDataset 'bogus.root' 'events') (lambda (list
         ),
     ],
 )
-def test_names_shapes_and_types_are_refused_at_once(
+def test_wrong_names_shapes_and_types_are_rejected_at_once(
     server: Server, changes: dict[str, Any], words: str
 ) -> None:
-    """What the file says against a query is the answer to it; nothing is stored."""
+    """The answer is the error of the dry run, and the server stores nothing."""
     assert re.search(words, server.refused(**changes), re.DOTALL)
 
 
-def test_one_odd_file_of_two_refuses_nothing(server: Server, tmp_path: Path) -> None:
-    """One of them is delivered, and the other says what is wrong with it."""
+def test_one_bad_file_of_two_does_not_reject_the_request(server: Server, tmp_path: Path) -> None:
+    """The service delivers the good file, and the error of the other one names the fault."""
     bad = tmp_path / "bad.root"
     with uproot.recreate(bad) as file:
         file.mktree("events", {"Jet_Pxx": "f4"}).extend({"Jet_Pxx": np.arange(3, dtype="f4")})
@@ -80,8 +80,10 @@ def test_one_odd_file_of_two_refuses_nothing(server: Server, tmp_path: Path) -> 
         assert (error["class"], error["file"]) == ("UnknownName", str(bad))
 
 
-def test_what_only_the_entries_show_is_found_on_them(server: Server, tmp_path: Path) -> None:
-    """A query whose types are sound is accepted; what its values make of it fails the file."""
+def test_fault_in_the_values_fails_the_file_and_not_the_submission(
+    server: Server, tmp_path: Path
+) -> None:
+    """The server accepts a query with correct types. Its values fail the file later."""
     lists = tmp_path / "lists.root"
     with uproot.recreate(lists) as file:
         tree = file.mktree("events", {"x": "var * float32", "y": "var * float32"})
@@ -101,8 +103,8 @@ def ended(server: Server, *requests: str) -> None:
         server.wait(one)
 
 
-def test_a_file_that_does_not_open_delays_the_answer_by_the_deadline(server: Server) -> None:
-    """A server of files that says nothing: the request is accepted, and others do not wait."""
+def test_silent_file_server_delays_the_answer_by_the_deadline_only(server: Server) -> None:
+    """The server then accepts the request, and other users do not wait."""
     server.refused(selection=query(expressions=["nope"]))
     answers: list[httpx.Response] = []
     with http("silent") as door:
@@ -123,8 +125,8 @@ def test_a_file_that_does_not_open_delays_the_answer_by_the_deadline(server: Ser
         ended(server, answers[0].json()["request_id"])
 
 
-def test_all_are_answered_while_workers_are_busy(server: Server) -> None:
-    """Twenty users at once get their answers from workers that work on something else."""
+def test_dry_runs_are_answered_while_workers_are_busy(server: Server) -> None:
+    """Twenty users at once get their answers from workers that run other tasks."""
     server.refused(selection=query(expressions=["nope"]))
     long = [server.submit(codegen="python", selection=ENDLESS) for _ in range(2)]
     keys = [answer.json()["request_id"] for answer in long]

@@ -1,4 +1,4 @@
-"""Events read and events kept: what a cut drops is not delivered, and is not called so."""
+"""Events read and events kept: the service does not count events that a cut drops as kept."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def cut(least: float) -> str:
 
 @pytest.mark.parametrize("least", [-1.0, 50.0, 1e9])
 def test_events_read_and_kept_are_shown(server: Server, tmp_path: Path, least: float) -> None:
-    """For each result, for the request, in the statistics, and on the page."""
+    """The results, the request, the statistics and the page show both numbers."""
     expected = kept(least)
     assert (expected == 0) == (least == 1e9)
     files = [*copies(tmp_path / "in", 3), "/no/such/file.root"]
@@ -53,8 +53,8 @@ def test_events_read_and_kept_are_shown(server: Server, tmp_path: Path, least: f
     assert re.findall(r'<data value="([^"]*)">', text)[-1] == str(3 * expected)
 
 
-def test_reused_result_has_its_numbers(server: Server, tmp_path: Path) -> None:
-    """The second request reads nothing, and is told the same."""
+def test_reused_result_keeps_its_numbers_of_events(server: Server, tmp_path: Path) -> None:
+    """The second request reads no file, and reports the same numbers."""
     files = copies(tmp_path / "in", 1)
     for _ in range(2):
         status = server.run(file_list=files, selection=cut(50.0))
@@ -72,8 +72,8 @@ def change(server: Server, *statements: tuple[str, str]) -> None:
     subprocess.run([sys.executable, "-c", program, path, orders], check=True)
 
 
-def test_unknown_number_is_not_made_up(server: Server, tmp_path: Path) -> None:
-    """Results of older versions have no number of events kept: nothing is said about it."""
+def test_unknown_number_of_events_kept_is_null(server: Server, tmp_path: Path) -> None:
+    """Results of older versions lack this number, and the page does not mention it."""
     request_id = server.run(file_list=copies(tmp_path / "in", 2), selection=cut(50.0))["request_id"]
     one = "select min(id) from tasks where request_id = ?"
     change(
@@ -90,7 +90,7 @@ def test_unknown_number_is_not_made_up(server: Server, tmp_path: Path) -> None:
 
 
 def test_queue_shows_events_read_and_kept(server: Server, tmp_path: Path) -> None:
-    """On the command line."""
+    """The command prints both numbers."""
     files = copies(tmp_path / "in", 2)
     request_id = server.run(file_list=files, selection=cut(50.0))["request_id"]
     set_to = "update requests set state = '{}', files = {} where id = ?"

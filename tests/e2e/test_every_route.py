@@ -1,4 +1,4 @@
-"""Every route of the OpenAPI document: errors have one shape, and nothing a user sends is a 500."""
+"""Every route of the OpenAPI document: errors have one shape, and no input gives a 500."""
 
 import json
 from collections.abc import Iterator
@@ -47,8 +47,8 @@ def check(answer: httpx.Response) -> None:
         assert body["message"]
 
 
-def test_the_document_names_what_there_is(server: Server) -> None:
-    """The OpenAPI document is valid JSON with all routes that clients call."""
+def test_openapi_document_has_the_routes_of_clients(server: Server) -> None:
+    """The document is valid JSON."""
     found = set(operations(server))
     for wanted in (
         ("get", "/servicex"),
@@ -63,7 +63,7 @@ def test_the_document_names_what_there_is(server: Server) -> None:
 
 
 def test_errors_have_one_shape_on_every_route(server: Server) -> None:
-    """Unknown ids, wrong bodies and wrong methods are answered with one sentence everywhere."""
+    """The server answers unknown ids, wrong bodies and wrong methods with one sentence."""
     there = list(operations(server))
     for method, path in there:
         for content in (b"", b"no json", b"[]", b'{"request_id": 5}'):
@@ -108,8 +108,8 @@ BODIES = st.fixed_dictionaries(
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(body=BODIES)
-def test_no_body_is_a_crash(server: Server, body: dict[str, Any]) -> None:
-    """Whatever JSON is submitted is accepted or refused with a sentence."""
+def test_json_body_never_causes_a_server_error(server: Server, body: dict[str, Any]) -> None:
+    """The server accepts any JSON, or rejects it with a sentence."""
     content = json.dumps(body).encode()
     headers = {"Content-Type": "application/json"}
     check(server.client.post("/servicex/transformation", content=content, headers=headers))
@@ -119,8 +119,8 @@ def test_no_body_is_a_crash(server: Server, body: dict[str, Any]) -> None:
 @given(
     name=st.text(min_size=1, max_size=20).filter(lambda t: "/" not in t and t not in (".", ".."))
 )
-def test_no_id_is_a_crash(server: Server, name: str) -> None:
-    """Whatever stands where an id belongs is answered with a 404."""
+def test_id_never_causes_a_server_error(server: Server, name: str) -> None:
+    """The server answers 404 to any text in the place of an id."""
     try:
         encoded = quote(name, safe="")
     except UnicodeEncodeError:
@@ -132,8 +132,8 @@ def test_no_id_is_a_crash(server: Server, name: str) -> None:
     check(server.get(f"/servicex/datasets?did-finder={encoded}"))
 
 
-def test_a_token_can_be_had(server: Server) -> None:
-    """Without sign-in anybody gets an access token of three parts, with an end in the future."""
+def test_server_without_sign_in_issues_access_tokens(server: Server) -> None:
+    """Anybody gets an access token, which has three parts and expires in the future."""
     import base64
     import time
 
@@ -146,7 +146,7 @@ def test_a_token_can_be_had(server: Server) -> None:
 
 
 def test_capabilities_are_announced(server: Server) -> None:
-    """The client finds the languages and what the server can do."""
+    """The client finds the query languages and the capabilities of the server."""
     answer = server.get("/servicex").json()
     assert {"uproot-raw", "python"} <= set(answer["code-gen-image"])
     assert "poll_local_transformation_results" in answer["capabilities"]

@@ -1,4 +1,4 @@
-"""Lists of files as people and programs write them: taken, or refused with the reason."""
+"""File lists as people and programs write them: the server accepts them, or states the fault."""
 
 import inspect
 import json
@@ -19,16 +19,16 @@ QUERY = json.dumps([{"treename": "events", "filter_name": ["E1"]}])
 def test_file_is_read_by_an_odd_but_clear_name(
     server: Server, tmp_path: Path, written: str
 ) -> None:
-    """Line breaks around it are removed, and slashes in front of it count as one."""
+    """The server removes line breaks around the name, and counts slashes in front of it as one."""
     (path,) = copies(tmp_path / "in", 1)
     status = server.run(file_list=[written.format(path)])
     assert (status["status"], status["files"]) == ("Complete", 1)
 
 
-def test_file_that_is_listed_twice_is_read_once_and_that_is_said(
+def test_file_that_is_listed_twice_is_read_once_with_a_message(
     server: Server, tmp_path: Path
 ) -> None:
-    """By any name of it; the results are as many as the files."""
+    """The server recognises other names of the file. There are as many results as files."""
     first, second = copies(tmp_path / "in", 2)
     names = [
         first,
@@ -52,7 +52,7 @@ def test_file_that_is_listed_twice_is_read_once_and_that_is_said(
 
 
 def test_remote_file_that_is_listed_twice_is_read_once(server: Server) -> None:
-    """Hosts have no case, ports a default, and fields of XRootD name no file."""
+    """The case of the host, the default port and fields of XRootD do not make another file."""
     with xrootd() as door:
         put(door.folder, "x.root", ZMUMU)
         url = door.url("x.root")
@@ -75,8 +75,10 @@ def test_remote_file_that_is_listed_twice_is_read_once(server: Server) -> None:
         ("root://host:1094", "write two slashes: root://host:1094//path"),
     ],
 )
-def test_entry_is_refused_with_the_reason(server: Server, entry: str, words: str) -> None:
-    """And with what to write instead."""
+def test_malformed_entry_is_rejected_with_the_reason(
+    server: Server, entry: str, words: str
+) -> None:
+    """The message also says what to write instead."""
     answer = server.submit(file_list=["/good.root", entry])
     assert answer.status_code == 400
     assert answer.json()["message"].startswith("file-list: entry 2, ")
@@ -86,7 +88,7 @@ def test_entry_is_refused_with_the_reason(server: Server, entry: str, words: str
 def test_relative_path_of_a_catalogue_fails_with_the_reason(
     tmp_path: Path, new_server: Callable[..., Server]
 ) -> None:
-    """A real server refuses it with the code that also stands for missing rights."""
+    """An XRootD server rejects it with the code that also stands for missing rights."""
     environment = plug_in(tmp_path / "installed", "listed", "Listed", inspect.getsource(listed))
     server = new_server(**environment)
     catalogue = tmp_path / "catalogue.json"

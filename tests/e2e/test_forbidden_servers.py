@@ -1,7 +1,7 @@
-"""Where users sign in, a service connects only to servers that its settings allow.
+"""With sign-in, a service connects only to servers that its settings allow.
 
-An attacker with an account names servers in every place that takes one; a port on an address that
-is not allowed counts the connections, and there are none.
+An attacker with an account names servers in every place that takes one. A listener on a forbidden
+address counts its connections, and gets none.
 """
 
 import json
@@ -145,7 +145,7 @@ def test_address_behind_an_allowed_proxy_of_xrootd_is_refused_at_submit(attacker
 def test_name_with_a_forbidden_address_is_refused_by_the_worker(
     attacker: People, internal: Listener, scheme: str
 ) -> None:
-    """In the same words whether somebody listens there or not."""
+    """The message is the same whether a server listens there or not."""
     said = set()
     for port in (internal.port, 9):
         error = _error(attacker, **{"file-list": [f"{scheme}://LocalHost:{port}//x.root"]})
@@ -166,7 +166,7 @@ def test_redirect_to_a_forbidden_address_is_refused(
     assert allowed.asked
 
 
-def test_function_of_a_user_does_not_connect_for_the_service(
+def test_file_for_a_user_function_is_not_read_from_a_forbidden_server(
     attacker: People, allowed: Http, internal: Listener
 ) -> None:
     code = {"codegen": "python", "selection": b64encode(FUNCTION.encode()).decode()}
@@ -189,7 +189,7 @@ def test_folder_of_a_forbidden_server_is_not_listed(attacker: People, internal: 
     assert "may not connect to localhost (" in attacker.ask("owner", "GET", path).text
 
 
-def test_allowed_servers_are_read_meanwhile(attacker: People, allowed: Http) -> None:
+def test_allowed_servers_are_still_read(attacker: People, allowed: Http) -> None:
     with xrootd(ALLOWED) as door:
         put(door.folder, "x.root", ZMUMU)
         files = [allowed.url("x.root"), door.url("x.root"), f"http://localhost:9/{door.port}"]

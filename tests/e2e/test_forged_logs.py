@@ -1,4 +1,4 @@
-"""No text of a user forges a line of the log of a real service, or drives a terminal."""
+"""No text of a user forges a line in the log of a real service, or controls a terminal."""
 
 import json
 import re
@@ -26,8 +26,8 @@ def run_query(path):
 _RECORD = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO|WARNING|ERROR) +\S+: ")
 
 
-def test_hostile_texts_are_one_line_each(new_server: Callable[..., Server]) -> None:
-    """In titles, URLs, queries, functions, headers, paths, and answers of a catalogue."""
+def test_log_escapes_hostile_texts(new_server: Callable[..., Server]) -> None:
+    """They are in titles, URLs, queries, functions, headers, paths and answers of a catalogue."""
     said = json.dumps({"hits": {"hits": [{"id": HOSTILE, "metadata": {"title": HOSTILE}}]}})
     with stand_in(lambda _: Answer(said.encode())) as portal:
         server = new_server(

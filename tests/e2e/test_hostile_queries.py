@@ -1,7 +1,7 @@
-"""Queries that never end, take all memory or crash: they are refused, and others are served.
+"""The service rejects queries that never end, exhaust memory or crash, and serves others.
 
-The language ``hostile`` does what its text says while it compiles, or on a worker; so
-what is tested here holds whatever a parser may do.
+The language ``hostile`` does what its text says, in a compiler process or on a worker. It stands
+for any fault of a parser.
 """
 
 import base64
@@ -152,8 +152,8 @@ def helpers(server: Server) -> list[psutil.Process]:
         ("write", "cannot be compiled: OSError"),
     ],
 )
-def test_a_query_that_misbehaves_is_refused(people: People, how: str, words: str) -> None:
-    """The answer is a 400 that names the field and the limit; nothing is stored, all goes on."""
+def test_misbehaving_query_is_rejected(people: People, how: str, words: str) -> None:
+    """The server answers 400 with the field and the limit, stores nothing, and continues."""
     before = people.server.counts()
     answer = post(people, "attacker", f"compile {how}")
     assert answer.status_code == 400, answer.text
@@ -163,15 +163,15 @@ def test_a_query_that_misbehaves_is_refused(people: People, how: str, words: str
     assert people.ended(people.submit())["status"] == "Complete"
 
 
-def test_a_plug_in_that_fails_is_in_the_log(people: People) -> None:
-    """The operator sees where, for it is no fault of the user's."""
+def test_fault_of_a_language_plug_in_is_logged(people: People) -> None:
+    """The operator sees the place of the fault, because the user is not to blame."""
     post(people, "attacker", "compile raise")
     assert "query language hostile failed to compile a query" in people.server.output
     assert "in misbehave" in people.server.output
 
 
-def test_a_helper_prints_nothing_and_has_no_secrets(people: People) -> None:
-    """What a library prints may hold a user's text; and what the service knows is not there."""
+def test_helper_process_prints_nothing_and_has_no_secrets(people: People) -> None:
+    """Output of a library may contain text of a user. A helper does not know the secrets."""
     post(people, "attacker", "compile loud")
     assert "LOUD" not in people.server.output
     message = post(people, "attacker", "compile once").json()["message"]
@@ -202,8 +202,8 @@ def hostile_queries() -> list[tuple[str, str]]:
     ]
 
 
-def test_eight_hostile_queries_stop_nobody(people: People) -> None:
-    """While they are compiled, and before the last is answered, others have had all they want."""
+def test_eight_hostile_queries_do_not_delay_other_users(people: People) -> None:
+    """Three requests of another user complete before the last hostile query has an answer."""
     assert people.server.process is not None
     service = psutil.Process(people.server.process.pid)
     queries = hostile_queries()
@@ -227,7 +227,7 @@ def test_eight_hostile_queries_stop_nobody(people: People) -> None:
 def test_a_helper_that_is_killed_is_replaced(
     people: People, tmp_path: Path, *, forks_others: bool
 ) -> None:
-    """One in the middle of a query, or the one that forks them all: the query is answered."""
+    """The test kills a busy helper or the fork server. The query still gets an answer."""
     announced = tmp_path / "announced"
     with ThreadPoolExecutor(1) as threads:
         answer = threads.submit(post, people, "attacker", f"compile announce {announced}")
@@ -245,7 +245,7 @@ def test_a_helper_that_is_killed_is_replaced(
 
 
 def test_helpers_that_are_killed_while_idle_are_replaced(people: People) -> None:
-    """All of them, with the one that forks them."""
+    """The test kills all helpers and the fork server."""
     until(lambda: len(helpers(people.server)) > 1, "helpers are ready")
     for one in helpers(people.server):
         one.kill()
@@ -255,7 +255,7 @@ def test_helpers_that_are_killed_while_idle_are_replaced(people: People) -> None
 def test_a_signal_ends_the_service_while_queries_are_compiled(
     new_server: Callable[..., Server], tmp_path: Path
 ) -> None:
-    """It does not wait for them, and leaves nothing behind."""
+    """The service does not wait for the queries, and leaves no process behind."""
     environment = plug_in(tmp_path / "plugins", "hostile", "Hostile", HOSTILE, group="languages")
     # nobody comes to work before a query has been compiled
     server = new_server("--workers", "1", **environment, SERVICEX_SERVER_SCALING__LEAST_WORKERS="0")
@@ -277,7 +277,7 @@ def test_a_signal_ends_the_service_while_queries_are_compiled(
 def test_helpers_end_with_a_service_that_is_killed(
     new_server: Callable[..., Server], tmp_path: Path
 ) -> None:
-    """A busy one too."""
+    """A busy helper ends, too."""
     environment = plug_in(tmp_path / "plugins", "hostile", "Hostile", HOSTILE, group="languages")
     server = new_server("--workers", "1", **environment, SERVICEX_SERVER_SCALING__LEAST_WORKERS="0")
     with ThreadPoolExecutor(1) as threads:
@@ -301,8 +301,8 @@ def working(people: People, folder: Path) -> str:
     return request_id
 
 
-def test_a_hostile_dry_run_costs_no_task(people: People, tmp_path: Path) -> None:
-    """The worker that does it is on a task of another user, which ends well at once."""
+def test_hostile_dry_run_fails_no_task(people: People, tmp_path: Path) -> None:
+    """The worker of the dry run also runs a task of another user, which ends well at once."""
     request_id = working(people, tmp_path / "files")
     worker = people.server.dask_processes()
     for how in ("spin", "sleep", "allocate", "crash", "crash"):
@@ -318,8 +318,8 @@ def test_a_hostile_dry_run_costs_no_task(people: People, tmp_path: Path) -> None
     assert people.server.rows(attempts, request_id) == [(1,)]
 
 
-def test_a_query_that_is_hostile_to_its_worker_fails_alone(people: People, tmp_path: Path) -> None:
-    """It was accepted under other limits, say: its files fail with a reason, the worker stays."""
+def test_query_that_is_hostile_on_the_worker_fails_alone(people: People, tmp_path: Path) -> None:
+    """The server may have accepted it under other limits. Its files fail, and the worker stays."""
     others = working(people, tmp_path / "files")
     texts = [f"compile {how} {tmp_path / 'flag'}" for how in ("spin", "allocate", "crash")]
     answers = [post(people, "attacker", text) for text in texts]

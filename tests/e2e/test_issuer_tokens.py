@@ -1,7 +1,7 @@
-"""Tokens of an issuer that programs come with: also while its keys change, or it is away.
+"""Programs send tokens of an OIDC issuer, also while its keys change or it is down.
 
-One issuer is a real provider; of the other the test has the private key, and makes tokens with it
-that no provider would make.
+One issuer is a real provider. The test has the private key of the other one, and signs tokens
+with it that no provider would issue.
 """
 
 import hmac
@@ -38,7 +38,7 @@ def new_key(name: str = "one") -> RSAKey:
 
 @dataclass
 class KeyHolder:
-    """An issuer that only shows what it is and its keys, of which the test has the private half."""
+    """An issuer with metadata and public keys only. The test has the private key."""
 
     server: ThreadingHTTPServer
     key: RSAKey = field(default_factory=new_key)
@@ -96,7 +96,7 @@ def key_holder() -> Iterator[KeyHolder]:
 
 @dataclass
 class Service:
-    """A server that takes tokens of two issuers, by which somebody has signed in before."""
+    """A server that accepts tokens of two issuers, with users who have signed in before."""
 
     server: Server
     holder: KeyHolder
@@ -175,15 +175,13 @@ def later(seconds: int) -> int:
         {"nonce": "of an issuer that has it in all of its tokens"},
     ],
 )
-def test_a_token_is_taken_that_is_for_here_and_now(
-    service: Service, claims: dict[str, Any]
-) -> None:
-    """With more than one audience, and moments in parts of seconds."""
+def test_valid_issuer_token_is_accepted(service: Service, claims: dict[str, Any]) -> None:
+    """It may have several audiences, and times with fractions of a second."""
     assert service.ask(service.holder.token(**claims)).status_code == 200
 
 
 def test_clocks_may_differ_by_a_minute(service: Service) -> None:
-    """By more they may not."""
+    """The server rejects a token if they differ by more."""
     assert service.ask(service.holder.token(exp=later(-50), nbf=later(50))).status_code == 200
     assert "has expired" in service.refused(service.holder.token(exp=later(-61)))
     assert "not valid yet (nbf)" in service.refused(service.holder.token(nbf=later(70)))
@@ -210,10 +208,10 @@ def test_clocks_may_differ_by_a_minute(service: Service) -> None:
         ({"sub": "x" * 256}, "does not say who you are"),
     ],
 )
-def test_what_its_issuer_has_signed_may_be_wrong(
+def test_signed_token_with_wrong_claims_is_rejected(
     service: Service, claims: dict[str, Any], words: str
 ) -> None:
-    """It is 401 with what is wrong."""
+    """The server answers 401 with the fault."""
     assert words in service.refused(service.holder.token(**claims))
 
 
@@ -230,8 +228,8 @@ def by_secret(header: dict[str, Any], claims: dict[str, Any], secret: bytes) -> 
     return f"{signed}.{urlsafe_b64encode(mark).rstrip(b'=').decode()}"
 
 
-def test_what_its_issuer_has_not_signed_is_nothing(service: Service) -> None:
-    """Unsigned, signed with the public key as if it were a secret, by a key of somebody else."""
+def test_token_without_the_signature_of_its_issuer_is_rejected(service: Service) -> None:
+    """It is unsigned, has the public key as an HMAC secret, or is signed by another key."""
     holder = service.holder
     head, said, signature = holder.token().split(".")
     public = holder.key.as_pem(private=False)
@@ -259,8 +257,8 @@ def test_what_its_issuer_has_not_signed_is_nothing(service: Service) -> None:
         assert "holder did not sign the token" in service.refused(token)
 
 
-def test_what_is_of_no_issuer_is_nothing_of_ours(service: Service) -> None:
-    """Also of an issuer that nobody has configured, though its token is sound."""
+def test_token_of_an_unknown_issuer_is_rejected(service: Service) -> None:
+    """The token may be correct, but its issuer is not in the settings; or it is malformed."""
     with key_holder() as third:
         assert "this service did not issue the access token" in service.refused(third.token())
         assert third.asked == 0
@@ -271,8 +269,8 @@ def test_what_is_of_no_issuer_is_nothing_of_ours(service: Service) -> None:
     assert service.server.get("/sign-up", headers=cookie).status_code == 303
 
 
-def test_an_id_token_is_no_access_token(service: Service, tmp_path: Path) -> None:
-    """It is for this service, but for its sign-in; no operator can have it taken by mistake."""
+def test_id_token_is_not_accepted_as_an_access_token(service: Service, tmp_path: Path) -> None:
+    """It is for sign-in to this service only. Settings that would accept it stop the start."""
     url, verifier = service.provider.authorization("http://127.0.0.1:9/nobody-is-here")
     with httpx.Client() as client:
         back = service.provider.sign_in(client, url, "jo")
@@ -285,8 +283,8 @@ def test_an_id_token_is_no_access_token(service: Service, tmp_path: Path) -> Non
     assert "tokens for client_id are ID tokens" in refused("--data-dir", str(tmp_path), **options)
 
 
-def test_keys_that_an_issuer_changes_are_known_within_seconds(service: Service) -> None:
-    """Without a start of the service; what was signed with the old ones is good no more."""
+def test_new_keys_of_an_issuer_are_known_within_seconds(service: Service) -> None:
+    """The service does not restart, and rejects tokens that the old keys signed."""
     old = service.provider.access_token("jo")
     assert service.ask(old).status_code == 200
     service.provider.stop()
@@ -296,8 +294,8 @@ def test_keys_that_an_issuer_changes_are_known_within_seconds(service: Service) 
     assert "provider did not sign the token" in service.refused(old)
 
 
-def test_many_unknown_keys_are_asked_for_once(service: Service) -> None:
-    """Nobody can have the service ask an issuer as often as they want."""
+def test_unknown_keys_cause_one_request_to_the_issuer(service: Service) -> None:
+    """Nobody can make the service send an issuer as many requests as they want."""
     service.ask(service.holder.token())
     before = service.holder.asked
     strange = new_key("strange")
@@ -306,10 +304,10 @@ def test_many_unknown_keys_are_asked_for_once(service: Service) -> None:
     assert service.holder.asked <= before + 1
 
 
-def test_while_an_issuer_is_away_its_known_keys_are_good(
+def test_known_keys_stay_valid_while_their_issuer_is_down(
     service: Service, new_server: Callable[..., Server]
 ) -> None:
-    """A token with another key is 503, with when to try again, as all are that need an answer."""
+    """If a token needs an answer of the issuer, the service answers 503 with `Retry-After`."""
     good = service.provider.access_token("jo")
     until(lambda: service.ask(good).status_code == 200, "the key is known", seconds=15)
     _, said, signature = good.split(".")
@@ -340,6 +338,6 @@ def test_while_an_issuer_is_away_its_known_keys_are_good(
     until(lambda: service.ask(new).status_code == 200, "its new key is known", seconds=15)
 
 
-def test_nothing_was_a_crash(service: Service) -> None:
-    """What was sent in this file has left no traceback in the log."""
+def test_log_has_no_traceback(service: Service) -> None:
+    """No token in this file has caused an unexpected error."""
     assert "Traceback" not in service.server.output

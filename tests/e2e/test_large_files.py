@@ -1,4 +1,4 @@
-"""A large file is done in parts by several workers, and the user gets all of it."""
+"""Several workers process the splits of a large file, and the user gets all of it."""
 
 import json
 import re
@@ -54,10 +54,10 @@ def selection(language: str) -> str:
 
 @pytest.mark.parametrize("language", ["uproot-raw", "uproot"])
 @pytest.mark.parametrize("result_format", ["parquet", "root-file", "root-rntuple"])
-def test_parts_become_one_result(
+def test_splits_become_one_result(
     splitting: Server, large: Path, language: str, result_format: str
 ) -> None:
-    """One file gives one result with its events in their order, and nothing else is left."""
+    """One file gives one result with its events in order. No other object stays in the store."""
     server = splitting
     before = len(server.output)
     query = {"codegen": language, "selection": selection(language), "result_format": result_format}
@@ -83,8 +83,8 @@ def test_parts_become_one_result(
     assert ak.all(ak.flatten(got.jets) == ak.flatten(expected.jets))
 
 
-def test_a_small_file_stays_whole(server: Server, large: Path) -> None:
-    """With the default size of a part, a file of a few megabytes gives one result."""
+def test_small_file_is_not_split(server: Server, large: Path) -> None:
+    """With the default size of a split, a file of a few megabytes gives one result."""
     status = server.run(file_list=[str(large)], selection=selection("uproot-raw"))
     assert len(server.results(status["request_id"])) == status["files"] == 1
     query = "select parts from tasks where request_id = ?"

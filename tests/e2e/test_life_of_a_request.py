@@ -28,8 +28,8 @@ def download(server: Server, status: dict[str, Any]) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("result_format", ["parquet", "root-file", "root-rntuple"])
-def test_columns_come_out_as_uproot_reads_them(server: Server, result_format: str) -> None:
-    """In every format the delivered columns equal those that uproot reads from the input."""
+def test_delivered_columns_equal_those_of_uproot(server: Server, result_format: str) -> None:
+    """In every format, the delivered columns equal those that uproot reads from the input."""
     status = server.run(
         file_list=[str(HZZ)],
         selection=json.dumps([{"treename": "events"}]),
@@ -59,8 +59,8 @@ def test_columns_come_out_as_uproot_reads_them(server: Server, result_format: st
         assert ak.array_equal(got[field], expected[field]), field
 
 
-def test_a_cut_keeps_what_uproot_keeps(server: Server) -> None:
-    """Expressions, aliases and a cut on objects give what the same text gives in uproot."""
+def test_cut_keeps_the_same_events_as_uproot(server: Server) -> None:
+    """Expressions, aliases and a cut on objects give the same values as in uproot."""
     query = {
         "treename": "events",
         "expressions": ["pt", "NJet"],
@@ -101,7 +101,7 @@ def test_an_empty_selection_has_typed_columns(server: Server) -> None:
 
 
 def test_several_trees_make_one_table_or_several_trees(server: Server) -> None:
-    """Two outputs of one query are told apart by a column in Parquet and by name in ROOT."""
+    """A column in Parquet and the name of the tree in ROOT tell two outputs of a query apart."""
     query = json.dumps(
         [
             {"treename": {"events": "plus"}, "filter_name": "E1", "cut": "Q1 > 0"},
@@ -120,7 +120,7 @@ def test_several_trees_make_one_table_or_several_trees(server: Server) -> None:
 
 
 def test_histograms_are_copied(server: Server) -> None:
-    """A histogram of the input is in the ROOT output, equal bin by bin."""
+    """The ROOT output has the histogram of the input, equal bin by bin."""
     source = sample("uproot-hepdata-example.root")
     status = server.run(
         file_list=[str(source)],
@@ -136,7 +136,7 @@ def test_histograms_are_copied(server: Server) -> None:
 
 
 def test_counters_and_results_agree(server: Server, tmp_path: Path) -> None:
-    """All polls of a running request are consistent: never more completed than results listed."""
+    """No poll of a running request counts more completed files than it lists results."""
     files = [*copies(tmp_path / "a", 10), *copies(tmp_path / "b", 10, HZZ.name)]
     answer = server.submit(
         file_list=[f"file://{f}" if n % 2 else f for n, f in enumerate(files)],
@@ -175,8 +175,8 @@ def test_deleting_removes_rows_and_objects(server: Server) -> None:
     assert server.rows("select 1 from tasks where request_id = ?", request_id) == []
 
 
-def test_the_status_before_version_three(server: Server) -> None:
-    """Older clients find their counters, statistics, and details only when asked for."""
+def test_status_route_serves_clients_before_version_three(server: Server) -> None:
+    """Older clients get counters and statistics, and details only if they ask for them."""
     request_id = server.run()["request_id"]
     path = f"/servicex/transformation/{request_id}/status"
     status = server.get(path).json()
@@ -188,7 +188,7 @@ def test_the_status_before_version_three(server: Server) -> None:
 
 
 def test_doubled_slashes_are_accepted(server: Server) -> None:
-    """An address configured with a slash at its end works, without any redirect."""
+    """A configured address with a slash at its end works without a redirect."""
     assert server.get("//servicex").status_code == 200
     assert server.get("//servicex//transformation/").status_code == 200
     request_id = server.run()["request_id"]
@@ -197,8 +197,8 @@ def test_doubled_slashes_are_accepted(server: Server) -> None:
     assert "No file has failed." in page.text
 
 
-def test_unicode_goes_through(server: Server, tmp_path: Path) -> None:
-    """Titles, paths and branches may hold any character, and names of results stay safe."""
+def test_unicode_is_preserved(server: Server, tmp_path: Path) -> None:
+    """Titles, paths and branches may contain any character. The names of results stay safe."""
     odd = tmp_path / "Z→μμ données #1 100% +.root"
     odd.write_bytes(ZMUMU.read_bytes())
     title = "Z→μμ 🎉 'quoted' \"twice\" <b>"

@@ -1,4 +1,4 @@
-"""Without sign-in the service belongs to one account; others of the machine are not served."""
+"""Without sign-in, the service serves only the account of the machine that runs it."""
 
 import http.client
 import json
@@ -49,7 +49,7 @@ def strange(server: Server, method: str, path: str, body: Any = None) -> tuple[i
 
 
 def test_another_account_is_refused_and_the_owner_is_served(server: Server) -> None:
-    """By every way in: information, pages, results, and a query that runs code."""
+    """The server refuses information, pages, results and a query that runs code."""
     done = server.run()
     code = "def run_query(path):\n    return {'n': [1]}\n"
     order = {
@@ -78,8 +78,8 @@ def test_another_account_is_refused_and_the_owner_is_served(server: Server) -> N
     assert server.run()["status"] == "Complete"
 
 
-def test_a_client_that_has_gone_is_refused(server: Server) -> None:
-    """A socket that no process has counts as root's in the kernel's tables."""
+def test_client_that_has_disconnected_is_rejected(server: Server) -> None:
+    """The tables of the kernel list a socket without a process as one of root."""
     before = server.counts()
     selection = json.dumps([{"treename": "events", "filter_name": ["E1"]}])
     order = {"selection": selection, "codegen": "uproot-raw", "result-destination": "object-store"}
@@ -93,7 +93,7 @@ def test_a_client_that_has_gone_is_refused(server: Server) -> None:
     assert server.counts()["requests"] == before["requests"] + 1
 
 
-def test_every_account_is_served_if_the_owner_wants_that(new_server: NewServer) -> None:
+def test_allow_anonymous_serves_every_account(new_server: NewServer) -> None:
     options = ("--workers", "1", "--allow-anonymous")
     server = new_server(*options, SERVICEX_SERVER_SCALING__LEAST_WORKERS="0")
     assert strange(server, "GET", "/servicex")[0] == 200
@@ -115,8 +115,8 @@ def asking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.stop()
 
 
-def test_a_token_is_asked_for(asking: Server, tmp_path: Path) -> None:
-    """The published client takes it from servicex.yaml, as it is printed."""
+def test_require_token_rejects_calls_without_the_token(asking: Server, tmp_path: Path) -> None:
+    """The published client reads the token from servicex.yaml, as the service prints it."""
     server = asking
     before = server.counts()["requests"]
     assert server.get("/healthz").status_code == 200
@@ -151,7 +151,7 @@ def test_a_token_is_asked_for(asking: Server, tmp_path: Path) -> None:
     assert [Path(path).suffix for path in delivered["mine"]] == [".parquet"]
 
 
-def test_a_browser_is_let_in_by_the_printed_address(asking: Server) -> None:
+def test_printed_address_lets_a_browser_in(asking: Server) -> None:
     server = asking
     token = printed(server)
     assert f"/open?token={token}" in server.output
@@ -173,7 +173,7 @@ def test_the_token_stays_the_same_over_a_restart(asking: Server) -> None:
     assert printed(asking) == token
 
 
-def test_a_proxy_without_sign_in_needs_consent(tmp_path: Path) -> None:
+def test_trusted_proxy_without_sign_in_needs_consent(tmp_path: Path) -> None:
     line = refused(
         *("--port", "0", "--data-dir", str(tmp_path)),
         SERVICEX_SERVER_TRUSTED_PROXIES='["127.0.0.1"]',

@@ -1,4 +1,4 @@
-"""Texts that no file, database or page can hold, on every route that takes a text: never a 500."""
+"""Texts that no file, database or page can store give no 500 on any route."""
 
 import json
 import re
@@ -108,10 +108,10 @@ def said(answer: httpx.Response) -> str:
 @pytest.mark.parametrize(
     "field", ["title", "did", "selection", "codegen", "result-format", "result-destination"]
 )
-def test_half_a_character_or_a_nul_is_refused_by_its_field(
+def test_lone_surrogate_or_nul_is_rejected_by_its_field(
     server: Server, field: str, odd: str
 ) -> None:
-    """The reply names the field, and is JSON that can be read."""
+    """The answer names the field, and is valid JSON."""
     before = server.counts()
     given = {field: f'"{odd}"'} | ({"file-list": "null"} if field == "did" else {})
     assert said(submitted(server, **given)).startswith(f"{field}: ")
@@ -132,10 +132,10 @@ def test_half_a_character_or_a_nul_is_refused_by_its_field(
         '[{"copy_histograms": "ODD"}]',
     ],
 )
-def test_no_name_in_a_selection_is_half_a_character(
+def test_name_with_a_lone_surrogate_or_nul_is_rejected(
     server: Server, selection: str, odd: str
 ) -> None:
-    """Such a name would be stored in an error, and break the answer or the database there."""
+    """An error would contain such a name, and break the answer or the database."""
     text = '"' + selection.replace('"', r"\"").replace("ODD", f"x{odd}") + '"'
     answer = submitted(server, selection=text, **{"result-format": '"root-file"'})
     assert re.match("selection: .* a NUL character or a lone surrogate", said(answer))
@@ -156,10 +156,10 @@ def test_no_name_in_a_selection_is_half_a_character(
         ),
     ],
 )
-def test_no_text_in_an_expression_is_half_a_character(
+def test_escaped_lone_surrogate_or_nul_in_an_expression_is_rejected(
     server: Server, language: str, selection: str, odd: str
 ) -> None:
-    """Escapes of Python and qastle are no way around it."""
+    """Escapes of Python and qastle do not bypass the check."""
     inner = odd.replace("\\", "\\\\") if language == "uproot-raw" else odd
     answer = submitted(
         server,
@@ -170,8 +170,8 @@ def test_no_text_in_an_expression_is_half_a_character(
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_a_number_that_fits_nowhere_is_refused_by_its_field(server: Server, number: str) -> None:
-    """JSON knows no bound, and Python's reads what is no JSON."""
+def test_number_out_of_range_is_rejected_by_its_field(server: Server, number: str) -> None:
+    """JSON has no limit for numbers, and Python also reads numbers that are not JSON."""
     for field in ("file-seconds", "title", "did", "selection", "codegen", "file-list"):
         answer = submitted(server, **{field: number})
         if number == "1e-400":
@@ -185,8 +185,8 @@ def test_a_number_that_fits_nowhere_is_refused_by_its_field(server: Server, numb
 
 
 @pytest.mark.parametrize("digits", [300, 310, 4_000, 4_400])
-def test_a_long_number_in_a_query_is_no_crash(server: Server, digits: int) -> None:
-    """It is infinite, or refused; in both languages, whole, with a point, and in hexadecimal."""
+def test_long_number_in_a_query_causes_no_server_error(server: Server, digits: int) -> None:
+    """Both languages read it as infinite, or reject it: as an integer, a decimal or hexadecimal."""
     for number in ("9" * digits, "9" * digits + ".5", "0x" + "f" * digits, "9e" + "9" * digits):
         raw = json.dumps([{"treename": "events", "expressions": ["E1"], "cut": f"E1 < {number}"}])
         adl = (
@@ -201,7 +201,7 @@ def test_a_long_number_in_a_query_is_no_crash(server: Server, digits: int) -> No
 
 
 def test_deep_json_is_refused(server: Server) -> None:
-    """In the body, and in the selection, where its field is named."""
+    """The body or the selection is deep. For the selection, the message names the field."""
     short = "[" * 10_000 + "]" * 10_000
     assert said(submitted(server, selection=json.dumps(short))).startswith("selection")
     for deep in ("[" * 100_000 + "]" * 100_000, '{"a":' * 100_000 + "1" + "}" * 100_000):
@@ -209,8 +209,8 @@ def test_deep_json_is_refused(server: Server) -> None:
         assert said(submitted(server, selection=json.dumps(deep)))
 
 
-def test_patterns_that_would_take_hours_take_no_time(server: Server, tmp_path: Path) -> None:
-    """Names that they nearly fit are in the file: they are no match, and the next request works."""
+def test_patterns_that_would_backtrack_for_hours_are_fast(server: Server, tmp_path: Path) -> None:
+    """The file has names that nearly match. None matches, and the next request works."""
     path = tmp_path / "names.root"
     names = ("a" * 200 + "_", "ab" * 100 + "d", "a1" * 100 + "_")
     with uproot.recreate(path) as file:
@@ -233,7 +233,7 @@ def test_patterns_that_would_take_hours_take_no_time(server: Server, tmp_path: P
 def test_a_pattern_that_cannot_be_matched_in_linear_time_is_refused(
     server: Server, pattern: str
 ) -> None:
-    """The reply shows the pattern, and says what in it cannot be had."""
+    """The message quotes the pattern, and names the unsupported part."""
     for field in ("filter_name", "filter_typename"):
         selection = json.dumps([{"treename": "events", field: f"/x{pattern}/"}])
         message = said(submitted(server, selection=json.dumps(selection)))
@@ -242,20 +242,22 @@ def test_a_pattern_that_cannot_be_matched_in_linear_time_is_refused(
 
 @pytest.mark.long
 @pytest.mark.timeout(400)
-def test_no_address_form_or_header_is_a_crash(server: Server) -> None:
-    """Every route, with odd bytes in its path, its query, a form, JSON and its headers.
+def test_odd_bytes_cause_no_server_error_on_any_route(server: Server) -> None:
+    """They are in the path, the query, a form, JSON and the headers.
 
-    In the short lane the next test guards the same routes, where users sign in.
+    In `make test`, the next test guards the same routes, on a server with sign-in.
     """
     no_crash(server, {}, {})
 
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.long)])
-def test_no_address_form_or_header_of_a_user_is_a_crash(people: People, *, every: bool) -> None:
-    """Where users sign in, as an administrator, who may do most; odd bytes are everywhere.
+def test_odd_bytes_of_a_user_cause_no_server_error_on_any_route(
+    people: People, *, every: bool
+) -> None:
+    """On a server with sign-in, an administrator, who may do most, sends them everywhere.
 
-    In the short lane not every route gets every odd header.
+    In `make test`, not every route gets every odd header.
     """
     cookie = {"Cookie": f"servicex={people.signed_in('administrator')}"}
     token = {"Authorization": f"Bearer {people.access['administrator']}"}

@@ -1,7 +1,7 @@
-"""The service keeps to its OpenAPI document: held by a program that tries to break it.
+"""The service keeps to its OpenAPI document, and ``schemathesis`` tries to break it.
 
-``schemathesis`` makes requests of the document, right ones and wrong ones, and holds each answer
-against it. It runs beside the tests: as a plug-in it would look at all of them.
+It generates correct and wrong requests from the document, and checks each answer. It runs as a
+process of its own, because as a pytest plug-in it would look at all tests.
 """
 
 import json
@@ -79,22 +79,26 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Iterator[People]:
 
 
 @EXAMPLES
-def test_where_everybody_is_an_administrator(
+def test_server_without_sign_in_keeps_to_its_openapi_document(
     new_server: Callable[..., Server], tmp_path: Path, examples: int
 ) -> None:
-    """As on a laptop."""
+    """Everybody is an administrator, as on a laptop."""
     hold(new_server(), tmp_path, examples)
 
 
 @EXAMPLES
-def test_who_has_not_signed_in(people: People, tmp_path: Path, examples: int) -> None:
-    """Is told so, in the way that the document says."""
+def test_answers_without_sign_in_keep_to_the_openapi_document(
+    people: People, tmp_path: Path, examples: int
+) -> None:
+    """The server rejects the calls in the way that the document describes."""
     hold(people.server, tmp_path, examples)
 
 
 @EXAMPLES
-def test_who_has_signed_in_and_has_a_request(people: People, tmp_path: Path, examples: int) -> None:
-    """Is shown what there is, in the way that the document says."""
+def test_answers_to_a_signed_in_user_keep_to_the_openapi_document(
+    people: People, tmp_path: Path, examples: int
+) -> None:
+    """The user has a request, and sees it in the way that the document describes."""
     request_id = people.ended(people.submit())["request_id"]
     query = "select dataset_id from requests where id = ?"
     ((dataset_id,),) = people.server.rows(query, request_id)

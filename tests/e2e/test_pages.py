@@ -1,4 +1,4 @@
-"""The pages in a browser, and what they are without one."""
+"""The pages in a browser, and the HTML without a browser."""
 
 import base64
 import html
@@ -55,7 +55,7 @@ def filled(server: Server, path: str, request_id: str) -> str:
 
 
 def test_every_page_is_in_the_table() -> None:
-    """A new page without an entry here is found."""
+    """A new page without an entry fails this test."""
     shown = {
         route.split()[1] for route, in_api in routes().items() if not in_api and "GET" in route
     }
@@ -68,7 +68,7 @@ def test_every_page_is_in_the_table() -> None:
 def test_a_page_is_readable_without_a_script_and_safe(
     server: Server, ended: str, path: str
 ) -> None:
-    """Each page has its text, escapes what users wrote, and forbids foreign code."""
+    """Each page has its text, escapes text of users, and forbids foreign code."""
     address = filled(server, path, ended)
     answer = server.get(address, headers=HTML)
     assert answer.status_code == 200, answer.text
@@ -84,7 +84,7 @@ def test_a_page_is_readable_without_a_script_and_safe(
 
 
 def test_a_request_shows_its_query_its_errors_and_its_results(server: Server, ended: str) -> None:
-    """The query is formatted, files that failed alike are one group, and a link gives a result."""
+    """The page formats the query, groups files with the same error, and links the results."""
     text = server.get(f"/requests/{ended}", headers=HTML).text
     assert "&#34;treename&#34;: &#34;events&#34;" in text
     assert "<strong>2 files</strong>: (the file) does not exist" in text
@@ -115,8 +115,8 @@ def ran(folder: Path, program: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_what_pages_say_is_to_be_run_runs(server: Server, ended: str, tmp_path: Path) -> None:
-    """The start at home, on a file that there is, and the code that fetches results."""
+def test_code_on_the_pages_runs(server: Server, ended: str, tmp_path: Path) -> None:
+    """The start page has an example, and the page of a request has code that downloads results."""
     (tmp_path / "servicex.yaml").write_text(shown(server, "/", "configuration"))
     program = shown(server, "/", "example")
     program = program.replace("root://host//store/run1.root", str(sample("uproot-Zmumu.root")))
@@ -133,7 +133,7 @@ def test_what_pages_say_is_to_be_run_runs(server: Server, ended: str, tmp_path: 
 
 
 def test_the_address_that_the_client_prints_leads_to_the_page(server: Server, ended: str) -> None:
-    """People come to the page of the request; programs have the text that they had."""
+    """The server redirects people to the page of the request. Programs get the text as before."""
     for path in (f"/transformation-request/{ended}", f"/transformation-request//{ended}/results"):
         answer = server.get(path, headers=HTML)
         assert (answer.status_code, answer.headers["Location"]) == (303, f"/requests/{ended}")
@@ -147,7 +147,7 @@ def test_the_address_that_the_client_prints_leads_to_the_page(server: Server, en
 def test_errors_are_pages_for_people_and_json_for_programs(
     server: Server, path: str, status: int
 ) -> None:
-    """A browser gets a page with the headers of all pages, everybody else one sentence."""
+    """A browser gets a page with the headers of all pages. Every other client gets one sentence."""
     answer = server.get(path, headers=HTML)
     assert answer.status_code == status
     assert answer.text.startswith("<!doctype html>")
@@ -166,10 +166,10 @@ def test_errors_are_pages_for_people_and_json_for_programs(
         {"Origin": "null"},
     ],
 )
-def test_a_page_of_another_site_changes_nothing(
+def test_form_of_another_site_is_rejected(
     server: Server, ended: str, headers: dict[str, str]
 ) -> None:
-    """Forms of other sites are refused on pages and on the API, whatever they are after."""
+    """The server rejects it on pages and on the API, for any purpose."""
     for path in (f"/requests/{ended}/delete", "/servicex/transformation"):
         answer = server.client.post(path, headers=headers, data={"sure": "yes"})
         assert answer.status_code == 403
@@ -178,7 +178,7 @@ def test_a_page_of_another_site_changes_nothing(
 
 
 def test_requests_are_resubmitted_found_and_deleted(server: Server, ended: str) -> None:
-    """The same is asked again; it is found by its title; and it goes once that is confirmed."""
+    """The user resubmits a request, finds it by its title, and deletes it after a confirmation."""
     own = {"Origin": server.url}
     first = str(server.run(title="once more")["request_id"])
     answer = server.client.post(f"/requests/{first}/resubmit", headers=own)
@@ -212,10 +212,10 @@ def halting(server: Server, folder: Path, title: str) -> str:
     return str(answer.json()["request_id"])
 
 
-def test_a_page_goes_on_by_itself_until_the_request_has_ended(
+def test_request_page_updates_itself_until_the_request_ends(
     server: Server, browser: Browser, tmp_path: Path
 ) -> None:
-    """Without a reload the page of a running request shows its end, and then asks no more."""
+    """The page shows the end of the request without a reload, and then stops polling."""
     request_id = halting(server, tmp_path / "files", "live")
     with opened(browser, server.url) as page:
         page.goto(f"/requests/{request_id}")
@@ -232,7 +232,7 @@ def test_a_page_goes_on_by_itself_until_the_request_has_ended(
 def test_a_request_is_cancelled_and_found_in_the_browser(
     server: Server, browser: Browser, tmp_path: Path
 ) -> None:
-    """Cancel ends a request; the filter and the search find it."""
+    """The button ends a request. The filter and the search find it."""
     request_id = halting(server, tmp_path / "files", "to be stopped")
     with opened(browser, server.url) as page:
         page.goto(f"/requests/{request_id}")
@@ -256,10 +256,10 @@ def hidden_at_the_side(page: Page) -> list[str]:
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_every_page_is_accessible_and_fits(
+def test_every_page_is_accessible_and_fits_the_screen(
     server: Server, ended: str, browser: Browser, path: str
 ) -> None:
-    """No serious fault by axe-core, nothing wider than the screen, light and dark."""
+    """axe-core finds no serious fault, and nothing is wider than the screen, in light and dark."""
     with opened(browser, server.url) as page:
         page.goto(filled(server, path, ended))
         look(page, path.strip("/").replace("/{", "-").replace("}", "") or "home")
@@ -285,10 +285,10 @@ def strange(server: Server) -> Iterator[dict[str, str]]:
         server.client.delete(f"/servicex/transformation/{one}")
 
 
-def test_lists_hold_whatever_users_write(
+def test_lists_show_odd_texts_of_users(
     server: Server, browser: Browser, strange: dict[str, str]
 ) -> None:
-    """All that is strange is on one page of requests, and on one of datasets."""
+    """One page of requests and one page of datasets show all odd texts."""
     with opened(browser, server.url) as page:
         page.goto("/requests")
         links = page.locator("tbody a").evaluate_all("all => all.map(e => e.pathname)")
@@ -300,10 +300,10 @@ def test_lists_hold_whatever_users_write(
 
 
 @pytest.mark.parametrize("name", ["long", "right to left", "dataset"])
-def test_a_page_holds_whatever_users_write(
+def test_page_shows_odd_texts_of_users(
     server: Server, browser: Browser, strange: dict[str, str], name: str
 ) -> None:
-    """Long titles are cut, long datasets are broken, and no text turns what is around it."""
+    """The page cuts long titles and wraps long names. No text changes the direction of others."""
     with opened(browser, server.url) as page:
         for path in ("/requests/{request_id}", "/datasets/{dataset_id}"):
             page.goto(filled(server, path, strange[name]))
@@ -318,8 +318,8 @@ def test_a_page_holds_whatever_users_write(
         look(page, f"{name}-delete".replace(" ", "-"))
 
 
-def test_a_page_is_used_without_a_mouse(server: Server, ended: str, browser: Browser) -> None:
-    """The first key leads over the menu to the content; what has the focus is seen."""
+def test_page_can_be_used_without_a_mouse(server: Server, ended: str, browser: Browser) -> None:
+    """The first Tab key leads past the menu to the content. The focus is visible."""
     with opened(browser, server.url) as page:
         page.goto(f"/requests/{ended}")
         page.keyboard.press("Tab")

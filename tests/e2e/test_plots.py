@@ -1,4 +1,4 @@
-"""What the plots of a real service show: its rows, soon, also of very many files or of none."""
+"""The plots of a real service show its rows soon, for very many files and for none."""
 
 import asyncio
 import base64
@@ -53,8 +53,8 @@ def moment(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-def test_the_plots_of_a_request_are_its_rows(server: Server, tmp_path: Path) -> None:
-    """Files, bytes and events add up to those of the request; workers are those at each moment."""
+def test_plots_of_a_request_equal_its_rows(server: Server, tmp_path: Path) -> None:
+    """Files, bytes and events add up to those of the request. Workers are those of each moment."""
     files = [*copies(tmp_path / "files", 12), "/no/such/file.root"]
     request_id = server.run(file_list=files)["request_id"]
     query = "select submitted_at, finished_at from requests where id = ?"
@@ -85,8 +85,8 @@ def test_the_plots_of_a_request_are_its_rows(server: Server, tmp_path: Path) -> 
     assert worked == pytest.approx(sum(took for _, took in spans), abs=0.03)
 
 
-def test_a_request_that_came_just_now_has_empty_plots(server: Server, tmp_path: Path) -> None:
-    """Nothing has ended, and nothing is divided by nothing."""
+def test_new_request_has_empty_plots(server: Server, tmp_path: Path) -> None:
+    """No file has ended, and the page does not divide by zero."""
     last = copies(tmp_path / "files", 3)[2:]
     code = base64.b64encode(HALTS.encode()).decode()
     answer = server.submit(file_list=last, codegen="python", selection=code)
@@ -99,7 +99,7 @@ def test_a_request_that_came_just_now_has_empty_plots(server: Server, tmp_path: 
 
 @pytest.mark.anyio
 async def test_many_files_are_plotted(tmp_path: Path) -> None:
-    """A hundred thousand files are all in the plots, and the page is no longer for it."""
+    """The plots contain a hundred thousand files, and the page is not longer than for a few."""
     async with App(Settings(data_dir=tmp_path), engine=MemoryEngine(done)) as app:
         await submit(app, 1)
         await asyncio.to_thread(many_files, Server(tmp_path))
@@ -118,8 +118,8 @@ async def test_many_files_are_plotted(tmp_path: Path) -> None:
     assert len(text) < 100_000
 
 
-def test_the_history_begins_with_the_lead(new_server: Callable[..., Server]) -> None:
-    """A row is written at once, and the page shows it; without any it says why it is empty."""
+def test_leader_writes_history_from_its_start(new_server: Callable[..., Server]) -> None:
+    """It writes a row at once, and the page shows it. Without rows, the page gives the reason."""
     server = new_server("--workers", "1")
     until(lambda: bool(server.rows("select * from history")), "a row is written")
     assert server.run()["status"] == "Complete"

@@ -1,4 +1,4 @@
-"""A store and a cluster of a third party: those of the page on plug-ins, in a real service."""
+"""A real service with the store and the cluster of a third party, from the page on plug-ins."""
 
 import os
 import re
@@ -33,7 +33,7 @@ def installed(tmp_path: Path) -> dict[str, str]:
 def test_request_runs_on_cluster_and_store_of_plug_ins(
     new_server: Callable[..., Server], installed: dict[str, str], tmp_path: Path
 ) -> None:
-    """Results are where the store keeps them, and the workers are those of the cluster."""
+    """The store of the plug-in has the results, and the cluster of the plug-in has the workers."""
     address = tmp_path / "scheduler.json"
     commands = [
         ["scheduler", "--scheduler-file", str(address), "--host", "127.0.0.1", "--port", "0"],
@@ -80,9 +80,9 @@ def test_request_runs_on_cluster_and_store_of_plug_ins(
         ({"STORAGE__OBJECTS_URL": "eso://atlas/results"}, "or s3://bucket or eos://…"),
     ],
 )
-def test_wrong_setting_of_a_plug_in_is_one_line(
+def test_wrong_setting_of_a_plug_in_stops_the_start(
     installed: dict[str, str], tmp_path: Path, settings: dict[str, str], said: str
 ) -> None:
-    """The service does not start, and names the setting and what is installed."""
+    """One line names the setting and the installed plug-ins."""
     environment = {f"SERVICEX_SERVER_{name}": value for name, value in settings.items()}
     assert said in refused("--data-dir", str(tmp_path / "data"), **installed, **environment)

@@ -1,4 +1,4 @@
-"""What a proxy says of a client is believed if the proxy is known, and of nobody else."""
+"""The server trusts forwarded headers of a known proxy, and of nobody else."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,8 +52,8 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.stop()
 
 
-def test_https_links_are_given_through_a_known_proxy(behind: Server) -> None:
-    """And not through another one; the host is the one that the client named."""
+def test_links_use_https_behind_a_trusted_proxy(behind: Server) -> None:
+    """Behind another proxy, they do not. The host is the one that the client named."""
     request_id = behind.run()["request_id"]
     host = "servicex.localhost"
     for address, secure in (("127.0.0.1", True), ("127.0.0.2", False)):
@@ -70,8 +70,8 @@ def test_https_links_are_given_through_a_known_proxy(behind: Server) -> None:
             }
 
 
-def test_signatures_hold_through_a_proxy(behind: Server) -> None:
-    """They are over the host that the client named, whatever else a proxy adds."""
+def test_signatures_are_valid_through_a_proxy(behind: Server) -> None:
+    """They cover the host that the client named. Other headers of a proxy do not matter."""
     import boto3
     from botocore.config import Config
 
@@ -100,15 +100,15 @@ def test_signatures_hold_through_a_proxy(behind: Server) -> None:
     assert got["Body"].read()
 
 
-def test_without_the_setting_nobody_is_believed(server: Server) -> None:
-    """Also not a proxy on the same machine."""
+def test_forwarded_headers_are_ignored_without_the_setting(server: Server) -> None:
+    """The server ignores those of a proxy on the same machine, too."""
     request_id = server.run()["request_id"]
     with at("127.0.0.1", server, X_Forwarded_Proto="https") as client:
         assert not described(client, request_id)["secured"]
 
 
-def test_a_proxy_is_known_on_a_socket_for_all_addresses(new_server: NewServer) -> None:
-    """There IPv4 addresses come as ``::ffff:127.0.0.1``."""
+def test_trusted_proxy_is_recognised_on_an_ipv6_socket(new_server: NewServer) -> None:
+    """On such a socket, IPv4 addresses have the form ``::ffff:127.0.0.1``."""
     server = new_server(
         "--host",
         "::ffff:127.0.0.1",
@@ -124,16 +124,16 @@ def test_a_proxy_is_known_on_a_socket_for_all_addresses(new_server: NewServer) -
 
 
 @pytest.mark.parametrize("wrong", ["*", "proxy.example.org", "10.0.0.1/8", "10.0.0.0/33", ""])
-def test_what_is_no_address_is_refused(tmp_path: Path, wrong: str) -> None:
-    """A name would be looked up by nobody, and everybody is no proxy."""
+def test_trusted_proxy_that_is_not_an_address_is_rejected(tmp_path: Path, wrong: str) -> None:
+    """The server does not look up names, and ``*`` would trust everybody."""
     config = tmp_path / "settings.yaml"
     config.write_text(f"trusted_proxies: ['127.0.0.1', '{wrong}']\n")
     with pytest.raises(StartupError, match=r"setting trusted_proxies.1 .*IPv4 or IPv6 network"):
         load(config)
 
 
-def test_the_command_says_it_in_one_line(tmp_path: Path) -> None:
-    """As of every setting that is wrong."""
+def test_command_reports_a_wrong_trusted_proxy_in_one_line(tmp_path: Path) -> None:
+    """The command reports every wrong setting in this way."""
     options = ("--data-dir", str(tmp_path))
     line = refused(*options, SERVICEX_SERVER_TRUSTED_PROXIES='["*"]')
     assert "SERVICEX_SERVER_TRUSTED_PROXIES" in line

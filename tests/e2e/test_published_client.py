@@ -109,14 +109,14 @@ def delivered(
 
 
 @pytest.mark.long
-def test_a_dataset_with_bad_replicas_is_delivered_whole(
+def test_dataset_with_bad_replicas_is_delivered_completely(
     new_server: Callable[..., Server], tmp_path: Path
 ) -> None:
-    """Of twenty files of Rucio six have a bad replica at a site that is read first.
+    """Six of twenty files of Rucio have a bad replica at a site that the service reads first.
 
-    All are delivered, the same as from files without a fault; Rucio has the six as suspicious,
-    with the reasons, and nothing else. Otherwise test_replicas.py guards that no file is lost, and
-    test_finder_rucio.py what Rucio is told.
+    The service delivers all files, with the same content as files without a fault. Rucio lists only
+    these six as suspicious, with the reasons. In `make test`, test_replicas.py guards that no file
+    is lost, and test_finder_rucio.py guards the reports to Rucio.
     """
     names = [f"data18:set.{n:02d}.root" for n in range(20)]
     content = ZMUMU.read_bytes()
@@ -192,8 +192,8 @@ def test_deliver_puts_columns_on_disk(
     assert all(Path(path).is_file() for name in TWO_SAMPLES for path in found[name])
 
 
-def test_what_was_delivered_is_cached(config: Path) -> None:
-    """The next process names the same files."""
+def test_client_caches_delivered_files(config: Path) -> None:
+    """The next process returns the same files."""
     samples = {"muons": TWO_SAMPLES["muons"]}
     found = ask(config, samples, OutputFormat="parquet")
     assert len(found["muons"]) == 1
@@ -201,7 +201,7 @@ def test_what_was_delivered_is_cached(config: Path) -> None:
 
 
 def test_deliver_is_the_same_on_postgresql(postgresql_server: Server, tmp_path: Path) -> None:
-    """Where the rows are makes no difference to a client, nor to where the results are."""
+    """The database makes no difference to a client, nor to the place of the results."""
     path = configured(postgresql_server, tmp_path)
     check(ask(path, OutputFormat="root-ttree"), read_root)
     rows = postgresql_server.rows("select count(*) from tasks where state = 'done'")
@@ -211,15 +211,15 @@ def test_deliver_is_the_same_on_postgresql(postgresql_server: Server, tmp_path: 
 
 @pytest.mark.parametrize("region", ["", "eu-central-1"])
 def test_deliver_gives_urls_that_open(config: Path, region: str) -> None:
-    """The links that the client signs itself open without keys, with signatures of both kinds."""
+    """The client signs the links itself, with signatures of both kinds. They need no keys."""
     found = ask(config, region=region, OutputFormat="root-ttree", Delivery="URLs")
     link = found["muons"][0]
     assert ("X-Amz-Signature" if region else "AWSAccessKeyId") in link
     check(found, read_root)
 
 
-def test_a_pattern_of_xrootd_is_delivered(config: Path) -> None:
-    """Files are found on a server and read from there; where there are none, it is said."""
+def test_xrootd_pattern_is_delivered(config: Path) -> None:
+    """The service finds and reads the files of a server, and reports a pattern without a match."""
     with xrootd() as door:
         for name in ("a", "b"):
             (door.folder / name).mkdir()
@@ -233,20 +233,20 @@ def test_a_pattern_of_xrootd_is_delivered(config: Path) -> None:
     assert "Dataset does not exist" in found["none"]
 
 
-def test_a_failed_file_is_told(delivered: Callable[[str], dict[str, Any]]) -> None:
-    """deliver() returns what could be made, and raises where nothing could."""
+def test_deliver_reports_failed_files(delivered: Callable[[str], dict[str, Any]]) -> None:
+    """deliver() returns the other results, and raises an error if every file failed."""
     found = delivered("parquet")
     assert len(found["half"]) == 1
     assert "Fatal issue in ServiceX server" in found["none"]
 
 
-def test_a_wrong_query_is_told(delivered: Callable[[str], dict[str, Any]]) -> None:
-    """The sentence of the server reaches the user, and others of the samples are delivered."""
+def test_deliver_reports_a_wrong_query(delivered: Callable[[str], dict[str, Any]]) -> None:
+    """The user gets the message of the server, and the results of the other samples."""
     assert "did you mean sqrt" in delivered("parquet")["wrong"]
 
 
-def test_what_a_file_says_against_a_query_is_told_at_once(server: Server, config: Path) -> None:
-    """A misspelt branch makes deliver() raise with the nearest names."""
+def test_deliver_reports_a_misspelt_branch_at_once(server: Server, config: Path) -> None:
+    """deliver() raises an error with the nearest names."""
     wrong = [{"treename": "events", "filter_name": ["E1", "Q1"], "cut": "E11 > 3"}]
     server.refused(selection=json.dumps(wrong))  # by now the workers answer in time
     before = server.counts()
@@ -255,8 +255,8 @@ def test_what_a_file_says_against_a_query_is_told_at_once(server: Server, config
     assert server.counts() == before
 
 
-def test_a_python_function_is_run(delivered: Callable[[str], dict[str, Any]]) -> None:
-    """A function of the user runs on every file and its columns come back."""
+def test_python_function_runs_on_every_file(delivered: Callable[[str], dict[str, Any]]) -> None:
+    """The user gets the columns that the function returns."""
     (path,) = delivered("parquet")["python"]
     with uproot.open({ZMUMU: "events"}) as tree:
         expected = tree["E1"].array()
@@ -264,8 +264,10 @@ def test_a_python_function_is_run(delivered: Callable[[str], dict[str, Any]]) ->
 
 
 @pytest.mark.parametrize("output", ["parquet", "root-ttree", "root-rntuple"])
-def test_func_adl_is_run(delivered: Callable[[str], dict[str, Any]], output: str) -> None:
-    """A query of lambdas gives its columns in the tree that upstream's users know."""
+def test_func_adl_query_delivers_its_columns(
+    delivered: Callable[[str], dict[str, Any]], output: str
+) -> None:
+    """The tree has the name that users of upstream know."""
     (path,) = delivered(output)["func_adl"]
     got = ak.from_parquet(path) if output == "parquet" else uproot.open(path)["servicex"].arrays()
     with uproot.open({HZZ: "events"}) as tree:
@@ -307,7 +309,7 @@ def test_the_command_line_lists_and_downloads(server: Server, config: Path) -> N
 
 
 def test_the_command_line_cancels_and_deletes(server: Server, config: Path) -> None:
-    """``transforms cancel`` and ``delete`` act on the server, whatever the client prints then."""
+    """``transforms cancel`` and ``delete`` change the server, whatever the client prints then."""
     slow = "import time; time.sleep(600)"
     import base64
 
@@ -322,8 +324,8 @@ def test_the_command_line_cancels_and_deletes(server: Server, config: Path) -> N
     assert server.run()["status"] == "Complete"
 
 
-def test_the_command_line_knows_datasets(server: Server, config: Path) -> None:
-    """``datasets list|get|delete`` show a file list, its files, and forget it."""
+def test_the_command_line_lists_and_deletes_datasets(server: Server, config: Path) -> None:
+    """``datasets list|get|delete`` list a dataset, show its files, and delete it."""
     dataset_id = str(
         server.run(file_list=[str(HZZ)], selection='[{"treename": "events"}]')["did_id"]
     )

@@ -1,4 +1,4 @@
-"""Who sends wrong tokens has to wait, and only they."""
+"""After many wrong tokens from one address, the server rate-limits this address only."""
 
 from collections.abc import Iterator
 
@@ -59,8 +59,8 @@ def told(answer: httpx.Response, kind: str, address: str) -> None:
     )
 
 
-def test_an_address_that_sends_wrong_tokens_has_to_wait(people: People) -> None:
-    """After thirty a wrong one is refused, while right ones of the same address are served."""
+def test_address_that_sends_wrong_tokens_is_rate_limited(people: People) -> None:
+    """After thirty, the server answers 429 to a wrong token, and still accepts correct ones."""
     good = people.tokens["owner"]
     with client(people, "127.0.1.1") as guessing, client(people, "127.0.1.2") as other:
         for number in range(30):
@@ -76,8 +76,8 @@ def test_an_address_that_sends_wrong_tokens_has_to_wait(people: People) -> None:
             assert look(guessing, people.access["owner"], path) == 200
 
 
-def test_the_form_for_a_token_is_no_way_around(people: People) -> None:
-    """What is typed on the page of sign-in is counted with what programs send."""
+def test_sign_in_form_counts_towards_the_rate_limit(people: People) -> None:
+    """The server counts wrong tokens of the form and of programs together."""
     with client(people, "127.0.2.1") as guessing:
         for number in range(15):
             assert exchange(guessing, f"sxt_{number}").status_code == 401
@@ -90,8 +90,8 @@ def test_the_form_for_a_token_is_no_way_around(people: People) -> None:
         assert guessing.post("/sign-in", data=good).status_code == 303
 
 
-def test_what_is_right_is_never_counted(people: People) -> None:
-    """Forty jobs of a facility, beside one whose token is wrong."""
+def test_valid_tokens_are_never_rate_limited(people: People) -> None:
+    """Forty jobs of a facility work beside a job with wrong tokens."""
     with client(people, "127.0.3.1") as jobs:
         for number in range(40):
             assert exchange(jobs, f"sxt_{number}").status_code == (401 if number < 30 else 429)
@@ -101,8 +101,8 @@ def test_what_is_right_is_never_counted(people: People) -> None:
             assert look(jobs, answer.json()["access_token"]) == 200
 
 
-def test_wrong_access_tokens_are_counted_apart(people: People) -> None:
-    """So that jobs whose access tokens have become void get new ones, all at once."""
+def test_wrong_access_tokens_have_their_own_rate_limit(people: People) -> None:
+    """Jobs whose access tokens have become invalid can all get new ones at once."""
     good = people.access["owner"]
     wrong = good[:-8] + "AAAAAAAA"
     with client(people, "127.0.4.1") as jobs:
@@ -115,8 +115,8 @@ def test_wrong_access_tokens_are_counted_apart(people: People) -> None:
         assert exchange(jobs, people.tokens["owner"]).status_code == 200
 
 
-def test_who_may_not_come_in_is_not_guessing(people: People) -> None:
-    """A token of a suspended account is known, and one that is not sent is none."""
+def test_token_of_a_suspended_account_is_not_counted_as_wrong(people: People) -> None:
+    """The server knows this token. It does not count a call without a token either."""
     people.add("suspended")
     command(people.server, "suspend", people.email("suspended"))
     with client(people, "127.0.5.1") as jobs:
@@ -130,8 +130,8 @@ def test_who_may_not_come_in_is_not_guessing(people: People) -> None:
         assert exchange(jobs, people.tokens["owner"]).status_code == 200
 
 
-def test_behind_a_known_proxy_each_client_counts_for_itself(people: People) -> None:
-    """By the last address that is no proxy: what a client writes before that wins nothing."""
+def test_clients_behind_a_trusted_proxy_are_limited_separately(people: People) -> None:
+    """The last address that is not a proxy counts. Addresses before it do not matter."""
     good = people.tokens["owner"]
     with client(people, "127.0.0.3") as proxy, client(people, "127.0.6.2") as other:
         for number in range(30):
@@ -150,8 +150,8 @@ def test_behind_a_known_proxy_each_client_counts_for_itself(people: People) -> N
         told(exchange(other, "sxt_", "198.51.100.99"), "wrong API tokens", "127.0.6.2")
 
 
-def test_a_network_of_ipv6_counts_as_one(people: People) -> None:
-    """Of which every client has more addresses than could be counted."""
+def test_ipv6_network_has_one_rate_limit(people: People) -> None:
+    """Each client in it has more addresses than the server could count."""
     with client(people, "127.0.0.4") as proxy:
         for number in range(30):
             via = f"2001:db8:1:2::{number:x}"

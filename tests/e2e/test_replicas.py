@@ -1,6 +1,7 @@
-"""Files in several places: every one is delivered, bad replicas are known, dead doors cost little.
+"""Files with several replicas: the service delivers all, and records bad replicas and endpoints.
 
-The doors are real XRootD servers; the catalogue is a finder that a package of the test brings.
+The storage endpoints are real XRootD servers. The catalogue is a finder of a package that the
+test installs.
 """
 
 import csv
@@ -108,10 +109,10 @@ def tries_at(server: Server, request_id: str, door: str) -> int:
     return sum(one["url"].startswith(door) for tries in tried for one in tries)
 
 
-def test_bad_replicas_cost_no_file_and_are_known(
+def test_bad_replicas_lose_no_file_and_are_listed(
     doors: tuple[XRootD, XRootD], usual: Server, tmp_path: Path
 ) -> None:
-    """Of twenty files six have a bad replica first: it is told by its class, and no other is."""
+    """Six of twenty files have a bad first replica. The list has only these, with their errors."""
     first, second = doors
     content = ZMUMU.read_bytes()
     bad: dict[int, tuple[str, bytes | None]] = {
@@ -154,10 +155,13 @@ def test_bad_replicas_cost_no_file_and_are_known(
     assert server.get("/servicex/replicas/bad?format=xml").status_code == 400
 
 
-def test_a_dead_door_is_tried_a_few_times_only(
+def test_dead_storage_endpoint_is_tried_a_few_times_only(
     doors: tuple[XRootD, XRootD], usual: Server, tmp_path: Path
 ) -> None:
-    """Then its replicas come last; the next process knows it too, and an operator sees it."""
+    """Then its circuit breaker opens, and its replicas come last.
+
+    The next process knows the state, too, and an operator sees it.
+    """
     _, second = doors
     dead = f"root://127.0.0.1:{free_port()}"
     put(second.folder, "x.root", ZMUMU)
@@ -183,10 +187,10 @@ def test_a_dead_door_is_tried_a_few_times_only(
     assert tries_at(server, again["request_id"], dead) == 1  # somebody has to see whether it is up
 
 
-def test_a_door_that_is_frozen_costs_a_few_deadlines(
+def test_frozen_storage_endpoint_costs_a_few_deadlines(
     doors: tuple[XRootD, XRootD], start: Callable[..., Server], tmp_path: Path
 ) -> None:
-    """Those that the operator has set, and not one for each file."""
+    """The operator sets the deadlines. The service waits for a few, and not one for each file."""
     _, second = doors
     put(second.folder, "x.root", ZMUMU)
     server = start(
@@ -203,10 +207,10 @@ def test_a_door_that_is_frozen_costs_a_few_deadlines(
     assert set(site(server, door, "open")["failed"]) == {"Slow"}
 
 
-def test_a_slow_replica_is_raced_by_another_one(
+def test_idle_worker_starts_a_speculative_read_of_a_slow_file(
     doors: tuple[XRootD, XRootD], start: Callable[..., Server], tmp_path: Path
 ) -> None:
-    """At the end of a request, by who is idle, of one in twenty files; if the operator wants it."""
+    """It does so at the end of a request, for one in twenty files, if the operator allows it."""
     _, second = doors
     put(second.folder, "x.root", ZMUMU)
     good = second.url("x.root")
@@ -232,10 +236,10 @@ def test_a_slow_replica_is_raced_by_another_one(
         assert (again["status"], again["files-completed"]) == ("Complete", 4)
 
 
-def test_files_are_read_through_caches_while_these_are_up(
+def test_files_are_read_through_caches_while_they_are_up(
     doors: tuple[XRootD, XRootD], start: Callable[..., Server], tmp_path: Path
 ) -> None:
-    """Each through one of them; what one says of a replica is not told of that replica."""
+    """Each file goes through one cache. The error of a cache does not count for the replica."""
     first, second = doors
     dead = f"root://127.0.0.3:{free_port()}"
     names = [f"cached-{number}.root" for number in range(24)]
@@ -285,14 +289,14 @@ def probed_by(server: Server) -> tuple[int, list[list[str]]]:
     return ran.exit_code, [line.split() for line in ran.stdout.splitlines()[1:-1]]
 
 
-def test_doors_are_looked_at_by_hand_and_on_a_schedule(
+def test_storage_endpoints_are_probed_by_command_and_on_a_schedule(
     doors: tuple[XRootD, XRootD],
     files: Http,
     start: Callable[..., Server],
     installed: dict[str, str],
     tmp_path: Path,
 ) -> None:
-    """What is found counts; the exit code tells how many failed."""
+    """The service uses the outcome. The exit code is the number of failed replicas."""
     first, second = doors
     put(first.folder, "x.root", ZMUMU)
     put(files.folder, "x.root", ZMUMU)
@@ -331,8 +335,8 @@ def test_doors_are_looked_at_by_hand_and_on_a_schedule(
     assert (code, len(lines)) == (2, 5)
 
 
-def test_the_finder_of_the_page_works(files: Http, usual: Server) -> None:
-    """As it stands there, with the option that it has, on files that are there."""
+def test_finder_of_the_documentation_works(files: Http, usual: Server) -> None:
+    """The test runs the unchanged code of the page, with its option, on files that exist."""
     server = usual
     (files.folder / "2024-a").mkdir()
     for number in range(3):

@@ -1,4 +1,4 @@
-"""SigningKeys and links to results end with what they were got by, and one answer lists no more."""
+"""Bucket keys and links end with the token or account that they come from; lists are bounded."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def done(people: People) -> str:
 
 
 class Given:
-    """What somebody is given of a request: keys, and links that were made in every way."""
+    """The keys of a request for one user, and links to its result of every kind."""
 
     def __init__(self, people: People, access: str, request_id: str) -> None:
         self._people = people
@@ -108,8 +108,8 @@ def another_token(people: People, who: str, name: str) -> str:
     return access
 
 
-def test_keys_end_with_the_api_token_that_they_were_got_by(people: People, done: str) -> None:
-    """Those that were got by another one go on."""
+def test_bucket_keys_end_with_their_api_token(people: People, done: str) -> None:
+    """Keys from another API token stay valid."""
     stolen = Given(people, another_token(people, "owner", "stolen"), done)
     kept = Given(people, people.access["owner"], done)
     assert stolen.works() == kept.works() == {True}
@@ -119,8 +119,8 @@ def test_keys_end_with_the_api_token_that_they_were_got_by(people: People, done:
     assert kept.works() == {True}
 
 
-def test_keys_end_when_one_signs_out_everywhere(people: People, done: str) -> None:
-    """All of them, and those that one gets after that work."""
+def test_bucket_keys_end_when_the_user_signs_out_everywhere(people: People, done: str) -> None:
+    """All of them end. Keys that the user gets after that work."""
     before = Given(people, people.access["owner"], done)
     page = people.browse("owner", "GET", f"/requests/{done}/results/{before.name}")
     assert httpx.get(page.headers["Location"]).status_code == 200
@@ -130,8 +130,8 @@ def test_keys_end_when_one_signs_out_everywhere(people: People, done: str) -> No
     assert Given(people, people.access["owner"], done).works() == {True}
 
 
-def test_an_operator_keeps_no_keys(people: People, done: str) -> None:
-    """They end two hours later, by whichever way links are made, and with the role at once."""
+def test_bucket_keys_of_an_operator_end_after_two_hours(people: People, done: str) -> None:
+    """Links of every kind end with them. All end at once if the operator loses the role."""
     seen = Given(people, people.access["operator"], done)
     assert seen.works() == {True}
     assert seen.expires - time.time() < 3600 * VIEW_HOURS
@@ -152,8 +152,8 @@ def test_an_operator_keeps_no_keys(people: People, done: str) -> None:
     assert seen.works() == {False}
 
 
-def test_links_end_after_the_days_that_are_set(people: People, done: str) -> None:
-    """However long the client has signed them for."""
+def test_links_end_after_the_configured_days(people: People, done: str) -> None:
+    """A longer time in the signature of the client does not matter."""
     (key,) = signing_keys_in(people.server.data_dir).all
     number = people.number("owner")
     ((epoch,),) = people.server.rows("select key_epoch from users where id = ?", number)
@@ -167,8 +167,8 @@ def test_links_end_after_the_days_that_are_set(people: People, done: str) -> Non
         assert httpx.get(f"{people.server.url}{path}?{signed}").status_code == expected
 
 
-def test_keys_that_were_changed_open_nothing(people: People, done: str) -> None:
-    """The access key says whose it is, and nobody can write another one into it."""
+def test_changed_bucket_keys_open_nothing(people: People, done: str) -> None:
+    """The access key names its owner, and nobody can write another owner into it."""
     given = Given(people, people.access["owner"], done)
     old = given.described["minio-access-key"]
     for new in (old.replace("T", "T1", 1), f"{old}0", old[:-1], "SX", "AKIAIOSFODNN7EXAMPLE"):
@@ -176,8 +176,8 @@ def test_keys_that_were_changed_open_nothing(people: People, done: str) -> None:
         assert httpx.get(given.links()[1]).status_code == 403
 
 
-def test_keys_end_with_the_account(people: People) -> None:
-    """They do not come back when a suspended account is approved again."""
+def test_bucket_keys_end_with_the_account(people: People) -> None:
+    """They stay invalid after an administrator approves a suspended account again."""
     people.add("leaves")
     request_id = people.ended(people.submit("leaves"), "leaves")["request_id"]
     given = Given(people, people.access["leaves"], request_id)
@@ -189,8 +189,8 @@ def test_keys_end_with_the_account(people: People) -> None:
     assert Given(people, people.access["leaves"], request_id).works() == {True}
 
 
-def test_a_program_replaces_no_token(people: People) -> None:
-    """Whatever it calls itself, the tokens of its user stay, and it has one of its own."""
+def test_sign_in_of_a_program_replaces_no_token(people: People) -> None:
+    """For any name of the program, the tokens of its user stay, and it gets one of its own."""
     post = people.server.client.post
     people.add("careful")
     token = people.tokens["careful"]
@@ -215,8 +215,8 @@ def test_a_program_replaces_no_token(people: People) -> None:
     assert names == [(name,), (f"{name} (2)",), (f"{name} (3)",)]
 
 
-def test_the_list_of_requests_comes_in_slices(people: People) -> None:
-    """All of them by default, or a page; large queries are cut once there are very many."""
+def test_list_of_requests_can_be_paged(people: People) -> None:
+    """The default is all requests. The list truncates large queries if there are very many."""
     people.add("busy")
     query = json.dumps([{"treename": "events", "filter_name": ["E1"]}]) + " " * 900_000
     ids = [people.submit("busy", selection=query)]
@@ -247,8 +247,10 @@ def test_the_list_of_requests_comes_in_slices(people: People) -> None:
     assert people.ask("other", "GET", LIST).json() == {"requests": []}
 
 
-def test_an_open_data_folder_is_closed(new_server: NewServer, tmp_path: Path) -> None:
-    """What others could read is closed at the start with a warning, and nothing is open later."""
+def test_start_closes_a_data_folder_that_others_can_read(
+    new_server: NewServer, tmp_path: Path
+) -> None:
+    """The service logs a warning, and later creates no file that others can read."""
     folder = tmp_path / "data"
     assert invoke("user", "list", "--data-dir", str(folder))[0] == 0
     signing_keys_in(folder)

@@ -122,10 +122,10 @@ def ended(people: People, who: str, **changes: Any) -> tuple[str, str]:
 
 
 @pytest.mark.usefixtures("sandboxed")
-def test_a_user_gets_hold_of_nothing_of_the_service(
+def test_user_code_cannot_reach_the_service(
     new_server: Callable[..., Server], tmp_path: Path
 ) -> None:
-    """With sign-in the attack that made an administrator of a user finds every door shut."""
+    """With sign-in, the attack that once made a user an administrator fails at each step."""
     files = inputs(tmp_path / "files")
     environment = plug_in(tmp_path / "site", "shell", "Shell", LANGUAGES, group="languages")
     environment |= plug_in(tmp_path / "two", "liar", "Liar", LANGUAGES, group="languages")
@@ -169,8 +169,8 @@ def test_a_user_gets_hold_of_nothing_of_the_service(
 
 
 @pytest.mark.usefixtures("sandboxed")
-def test_a_pasted_query_sees_nothing_of_a_laptop(server: Server, tmp_path: Path) -> None:
-    """Without sign-in the sandbox is on, too; a file elsewhere is fetched for the function."""
+def test_user_code_cannot_reach_a_laptop(server: Server, tmp_path: Path) -> None:
+    """The sandbox is on without sign-in, too. The worker fetches a remote file for the function."""
     files = inputs(tmp_path / "files")
     status = server.run(file_list=files, **attack(server))
     assert status["status"] == "Complete"
@@ -186,10 +186,10 @@ def test_a_pasted_query_sees_nothing_of_a_laptop(server: Server, tmp_path: Path)
     assert "read /" in log
 
 
-def test_without_a_sandbox_no_code_of_those_who_sign_in(
+def test_server_with_sign_in_rejects_user_code_without_a_sandbox(
     new_server: Callable[..., Server], tmp_path: Path, bare: dict[str, str]
 ) -> None:
-    """It is not listed, and refused with the reason; other languages go on."""
+    """The server does not list the language, and states the reason. Other languages work."""
     files = inputs(tmp_path / "files")
     server = new_server(
         *("--workers", "1"),
@@ -212,8 +212,8 @@ def test_without_a_sandbox_no_code_of_those_who_sign_in(
 
 
 @pytest.mark.anyio
-async def test_the_choice_of_no_sandbox_is_no_way_around_it(tmp_path: Path) -> None:
-    """Where users sign in."""
+async def test_setting_for_no_sandbox_does_not_allow_user_code_with_sign_in(tmp_path: Path) -> None:
+    """The server does not list languages that run user code."""
     settings = Settings(
         data_dir=tmp_path, sign_in=True, queries=QuerySettings(sandbox=SandboxChoice.NONE)
     )
@@ -230,8 +230,8 @@ async def test_the_choice_of_no_sandbox_is_no_way_around_it(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("sandboxed")
-def test_a_data_folder_that_functions_can_read_is_found_out(tmp_path: Path) -> None:
-    """What lies among the modules of Python would be there for everybody."""
+def test_data_folder_that_user_code_can_read_stops_the_start(tmp_path: Path) -> None:
+    """User code can read every folder of Python modules."""
     modules = tmp_path / "site"
     modules.mkdir()
     environment = {"SERVICEX_SERVER_QUERIES__SANDBOX": "bubblewrap", "PYTHONPATH": str(modules)}
@@ -239,8 +239,8 @@ def test_a_data_folder_that_functions_can_read_is_found_out(tmp_path: Path) -> N
     assert f"{tmp_path}/site/data is in {tmp_path}/site, which user code can read" in line
 
 
-def test_a_required_sandbox_is_needed_to_start(tmp_path: Path, bare: dict[str, str]) -> None:
-    """With a line that says why; `doctor` says the same, see test_start_and_stop.py."""
+def test_missing_required_sandbox_stops_the_start(tmp_path: Path, bare: dict[str, str]) -> None:
+    """The line says why. `doctor` says the same, see test_start_and_stop.py."""
     options = ("--data-dir", str(tmp_path / "data"))
     line = refused(*options, SERVICEX_SERVER_QUERIES__SANDBOX="bubblewrap", **bare)
     assert "setting queries.sandbox: the sandbox for user code does not work" in line
@@ -249,12 +249,12 @@ def test_a_required_sandbox_is_needed_to_start(tmp_path: Path, bare: dict[str, s
 
 @pytest.mark.long
 @pytest.mark.usefixtures("sandboxed")
-def test_a_worker_without_a_sandbox_runs_no_code(
+def test_worker_without_a_sandbox_runs_no_user_code(
     new_server: Callable[..., Server], tmp_path: Path
 ) -> None:
-    """Workers may be elsewhere: each tries for itself, and none runs code without it.
+    """Workers may be on other machines, so each checks its own sandbox.
 
-    The next test calls what a worker calls, without a server.
+    The next test calls the function of the worker, without a server.
     """
     programs = tmp_path / "programs"
     programs.mkdir()
@@ -276,10 +276,10 @@ def test_a_worker_without_a_sandbox_runs_no_code(
     assert not ran.exists()
 
 
-def test_a_task_says_whether_the_sandbox_is_needed(
+def test_task_says_whether_the_sandbox_is_required(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where it is not needed and not there, the function runs without it."""
+    """If the sandbox is neither required nor available, the function runs without it."""
     monkeypatch.setenv("PATH", str(tmp_path))
     kinds = {}
     for choice in SandboxChoice:

@@ -79,7 +79,7 @@ def leaked(text: str) -> list[str]:
 
 
 def test_secrets_in_urls_of_files_are_used_and_never_shown(server: Server, tmp_path: Path) -> None:
-    """Files that are delivered, that fail, and that have a bad replica, by each kind of URL."""
+    """The files succeed, fail or have a bad replica, with each kind of URL."""
     with http() as site, xrootd() as door:
         put(site.folder, "good.root", ZMUMU)
         put(door.folder, "good.root", ZMUMU)
@@ -107,7 +107,7 @@ def test_secrets_in_urls_of_files_are_used_and_never_shown(server: Server, tmp_p
 def test_worker_that_reads_a_signed_url_is_shown_without_the_signature(
     server: Server, tmp_path: Path
 ) -> None:
-    """While it reads, in the API and on the page; and when the request is cancelled."""
+    """The API and the page hide it during the read, and the log hides it after a cancellation."""
     with http() as site:
         put(site.folder, "slow.root", ZMUMU)
         site.manner = "silent"
@@ -150,7 +150,7 @@ def test_worker_that_reads_a_signed_url_is_shown_without_the_signature(
     ],
 )
 def test_refused_entry_is_quoted_without_its_secrets(server: Server, entry: str) -> None:
-    """In a list of files and as a dataset."""
+    """The entry is in a list of files, or is a dataset."""
     for changes in ({"file_list": [entry]}, {"file_list": None, "did": entry}):
         answer = server.submit(**changes)
         assert answer.status_code == 400, answer.text

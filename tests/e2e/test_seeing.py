@@ -1,4 +1,4 @@
-"""What a real service shows while it works: by its routes, its commands, and to Prometheus."""
+"""A real service shows its work by its routes, its commands and its metrics for Prometheus."""
 
 import base64
 import json
@@ -59,10 +59,10 @@ def workers(server: Server) -> list[dict[str, Any]]:
     return sorted(found, key=lambda worker: str(worker["state"]))
 
 
-def test_a_long_task_is_seen_while_it_runs(
+def test_long_task_is_visible_while_it_runs(
     new_server: Callable[..., Server], tmp_path: Path
 ) -> None:
-    """One worker is busy with the one file that is left and the other idle; then both are idle."""
+    """One worker is busy with the last file, and the other one is idle. Then both are idle."""
     server = new_server("--workers", "2")
     files = copies(tmp_path / "files", 3)
     selection = base64.b64encode(HALTS.encode()).decode()
@@ -123,8 +123,8 @@ def test_a_long_task_is_seen_while_it_runs(
     assert numbers["servicex_written_bytes_total",] > 0
 
 
-def test_no_workers_is_said_in_words(new_server: Callable[..., Server]) -> None:
-    """A service whose workers have all been sent home has none, and that is no empty table."""
+def test_command_reports_that_there_are_no_workers(new_server: Callable[..., Server]) -> None:
+    """A service that has ended all its workers gives a sentence, and not an empty table."""
     environment = {"SERVICEX_SERVER_SCALING__LEAST_WORKERS": "0"}
     server = new_server("--workers", "1", **environment)
     assert command("workers", "--url", server.url).splitlines()[:2] == [
@@ -133,8 +133,8 @@ def test_no_workers_is_said_in_words(new_server: Callable[..., Server]) -> None:
     ]
 
 
-def test_a_service_that_does_not_answer_is_named(server: Server) -> None:
-    """Nobody there, an address that is none, or somebody else: it is said which."""
+def test_command_names_a_service_that_does_not_answer(server: Server) -> None:
+    """No server listens, the address is malformed, or another server answers."""
     nobody = f"http://127.0.0.1:{free_port()}"
     for name in ("workers", "queue"):
         line = fails(name, "--url", nobody)
@@ -144,10 +144,10 @@ def test_a_service_that_does_not_answer_is_named(server: Server) -> None:
     assert "answers 404" in fails("queue", "--url", f"{server.url}/servicex")
 
 
-def test_the_address_is_that_of_the_settings() -> None:
-    """Without an address the service is where it would listen with these settings.
+def test_command_takes_the_address_from_the_settings() -> None:
+    """Without an address, it calls the address at which these settings would listen.
 
-    If it is not there, the command says so in one line.
+    If no service answers there, the command says so in one line.
     """
     port = str(free_port())
     line = refused(command="queue", SERVICEX_SERVER_PORT=port, SERVICEX_SERVER_HOST="0.0.0.0")

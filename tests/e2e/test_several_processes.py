@@ -132,11 +132,11 @@ def every_file_once(api: Server, request_id: str, count: int) -> None:
     assert len({path.read_bytes() for path in api.stored(request_id)}) == 1
 
 
-def test_one_leads_and_its_work_is_taken_over(facility: Facility) -> None:
-    """A request that comes in at one process is worked on by another one, until that is killed.
+def test_another_process_takes_over_from_a_killed_leader(facility: Facility) -> None:
+    """One process accepts a request, and the leader runs it until the test kills the leader.
 
-    The next one has the lead within ten seconds, and no file is lost or made twice. A request can
-    be cancelled at a process that has no workers.
+    The next process leads within ten seconds. No file is lost, or delivered twice. A process that
+    has no workers can cancel a request.
     """
     api = facility.api
     assert api.get("/readyz").json() == {"status": "ready", "leads": False}
@@ -170,10 +170,10 @@ def test_one_leads_and_its_work_is_taken_over(facility: Facility) -> None:
     assert api.get(f"/servicex/transformation/{hanging}").json()["status"] == "Canceled"
 
 
-def test_a_restart_of_the_database_costs_nothing(facility: Facility) -> None:
-    """Twice it goes away in the middle of work, once as in a crash, and all files are done once.
+def test_restart_of_the_database_loses_no_file(facility: Facility) -> None:
+    """The database stops twice during work, once as in a crash. All files end once.
 
-    Meanwhile nobody is answered with a crash.
+    Meanwhile, no answer is an unexpected error.
     """
     api = facility.api
     request_id = submit(api, 60)
@@ -193,11 +193,11 @@ def test_a_restart_of_the_database_costs_nothing(facility: Facility) -> None:
     assert not any(facility.postgres.password in one.output for one in facility.processes)
 
 
-def test_two_that_do_everything_never_both_lead(facility: Facility) -> None:
-    """`serve` on PostgreSQL stands for the lead too, and serves while it does not have it.
+def test_only_one_of_two_processes_leads(facility: Facility) -> None:
+    """`serve` on PostgreSQL takes part in the leader election, and serves while it does not lead.
 
-    A leader that loses its connection, and lives, stops and ends its workers; what it believes to
-    have does not matter.
+    A leader that loses its connection, and lives, stops leading and ends its workers, even if it
+    believes that it has the lock.
     """
     one = facility.everything
     assert one.get("/readyz").json()["leads"] == (facility.leader() is one)

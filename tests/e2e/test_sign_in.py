@@ -1,4 +1,4 @@
-"""How people come in: a real identity provider vouches for them, and they sign up where new."""
+"""Users sign in through a real OIDC provider, and new users sign up."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def person(email: str, **claims: Any) -> dict[str, Any]:
 
 @dataclass
 class Service:
-    """A server on which users sign in, and the providers that vouch for them."""
+    """A server with sign-in, and its OIDC providers."""
 
     server: Server
     one: IdentityProvider
@@ -62,7 +62,7 @@ class Service:
 
 @dataclass
 class Browser:
-    """One browser, which follows no redirect by itself, and keeps its cookies."""
+    """A browser that keeps its cookies, and does not follow redirects by itself."""
 
     client: httpx.Client
     service: Service
@@ -138,8 +138,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         two.stop()
 
 
-def test_somebody_new_signs_up_waits_and_is_let_in(service: Service) -> None:
-    """The form is asked for once, the account waits, and as soon as it is approved all is open."""
+def test_new_user_signs_up_and_waits_for_approval(service: Service) -> None:
+    """The user fills in the form once. As soon as the account is approved, all pages are open."""
     service.one.change("zoe", **person("Zoe@Example.org"))
     with service.browser() as browser:
         assert browser.get("/requests?state=open").headers["Location"] == (
@@ -178,10 +178,10 @@ def test_somebody_new_signs_up_waits_and_is_let_in(service: Service) -> None:
         ("reason", "x" * 2001, "reason: 2001 characters are too many"),
     ],
 )
-def test_a_sign_up_that_cannot_be_says_which_field_and_loses_nothing(
+def test_rejected_sign_up_names_the_field_and_keeps_the_form(
     service: Service, field: str, value: str, words: str
 ) -> None:
-    """What was written right is still in the form."""
+    """The form still has the correct values."""
     service.one.change("wrong", **person("wrong@example.org"))
     with service.browser() as browser:
         browser.vouched("wrong")
@@ -194,7 +194,7 @@ def test_a_sign_up_that_cannot_be_says_which_field_and_loses_nothing(
 
 
 def test_two_sign_ups_at_once_make_one_account(service: Service) -> None:
-    """Both browsers are let on, and e-mails that differ in case are the same."""
+    """Both browsers continue. E-mail addresses that differ in case are the same."""
     service.one.change("twin", **person("Twin@example.org"))
     service.two.change("twin", **person("tWIN@EXAMPLE.org"))
     with service.browser() as first, service.browser() as second:
@@ -211,8 +211,11 @@ def test_two_sign_ups_at_once_make_one_account(service: Service) -> None:
     assert service.server.rows(query, "twin@example.org") == [(2,)]
 
 
-def test_users_are_joined_by_an_e_mail_that_is_verified(service: Service) -> None:
-    """Whom the administrator has added comes in by either provider, and stays who they are."""
+def test_verified_e_mail_links_a_sign_in_to_an_account(service: Service) -> None:
+    """A user whom the administrator added can sign in by each provider.
+
+    The account stays the same after the e-mail address changes.
+    """
     command(service.server, "add", "Jane@Example.org", "--role", "operator")
     service.one.change("jane", **person("JANE@example.ORG"))
     service.two.change("jane", email="jane@Example.org", name="Jane")
@@ -230,8 +233,8 @@ def test_users_are_joined_by_an_e_mail_that_is_verified(service: Service) -> Non
         assert "jane@example.org" in browser.get("/users").text
 
 
-def test_an_e_mail_that_was_given_to_somebody_else_opens_no_account(service: Service) -> None:
-    """A new subject of the same issuer is refused, with whom to write to; nothing is changed."""
+def test_reassigned_e_mail_opens_no_account(service: Service) -> None:
+    """The server rejects a new subject of the same issuer, names a contact, and changes nothing."""
     service.one.change("first", **person("recycled@known.org"))
     service.one.change("second", **person("Recycled@known.org"))
     command(service.server, "add", "admin@known.org", "--role", "administrator")
@@ -261,8 +264,8 @@ def test_an_e_mail_that_was_given_to_somebody_else_opens_no_account(service: Ser
     assert service.server.rows(query, "recycled@known.org") == [(2,)]
 
 
-def test_an_e_mail_with_a_character_like_another_is_refused(service: Service) -> None:
-    """The Kelvin sign is a k in lower case, and would open the account of somebody else."""
+def test_e_mail_with_a_confusable_character_is_rejected(service: Service) -> None:
+    """The Kelvin sign is a k in lower case, and would open the account of another user."""
     command(service.server, "add", "kate@known.org", "--role", "administrator")
     service.one.change("kelvin", **person("\u212aate@known.org"))
     with service.browser() as browser:
@@ -280,10 +283,10 @@ def test_an_e_mail_with_a_character_like_another_is_refused(service: Service) ->
         ("two", {"email": "boss@lab", "email_verified": True}),
     ],
 )
-def test_an_e_mail_that_nobody_has_verified_is_nobody(
+def test_unverified_e_mail_does_not_sign_in(
     service: Service, issuer: str, claims: dict[str, Any]
 ) -> None:
-    """Or anybody could become the administrator."""
+    """Otherwise, anybody could become the administrator."""
     getattr(service, issuer).change("liar", email=None, email_verified=None)
     getattr(service, issuer).change("liar", **claims)
     with service.browser() as browser:
@@ -303,10 +306,10 @@ def test_an_e_mail_that_nobody_has_verified_is_nobody(
         ("other-group", person("o@example.org", groups=["/atlas/x"]), ("pending", "user")),
     ],
 )
-def test_the_operators_rules_let_some_in_at_once(
+def test_approval_rules_activate_accounts_at_once(
     service: Service, login: str, claims: dict[str, Any], expected: tuple[str, str]
 ) -> None:
-    """By e-mail for the first administrator, by domain, by a claim of one issuer."""
+    """They match the e-mail of the first administrator, a domain, or a claim of one issuer."""
     service.one.change(login, **claims)
     with service.browser() as browser:
         browser.vouched(login)
@@ -320,8 +323,8 @@ def test_the_operators_rules_let_some_in_at_once(
 
 
 @pytest.mark.parametrize("back", ["https://evil.example", "//evil.example", "/\\evil", "/\t/evil"])
-def test_one_is_led_back_to_this_service_only(service: Service, back: str) -> None:
-    """Whatever a link says, by both ways in."""
+def test_sign_in_redirects_to_this_service_only(service: Service, back: str) -> None:
+    """The server ignores any other target in a link, in both ways to sign in."""
     command(service.server, "add", f"back-{hash(back)}@example.org")
     token = command(service.server, "token", f"back-{hash(back)}@example.org")
     service.one.change("back", **person(f"back-{hash(back)}@example.org"))
@@ -332,8 +335,8 @@ def test_one_is_led_back_to_this_service_only(service: Service, back: str) -> No
         assert browser.led_to == "/requests"
 
 
-def test_what_does_not_come_from_the_issuer_signs_nobody_in(service: Service) -> None:
-    """A code in another browser, one used before, a state made up, an issuer that refuses."""
+def test_invalid_callback_signs_nobody_in(service: Service) -> None:
+    """The code is of another browser or used, the state is invented, or the issuer refuses."""
     service.one.change("eve", **person("eve@known.org"))
     with service.browser() as browser, service.browser() as other:
         begun = browser.get("/sign-in/one")
@@ -356,10 +359,10 @@ def test_what_does_not_come_from_the_issuer_signs_nobody_in(service: Service) ->
         assert "<b>" not in browser.last.text
 
 
-def test_a_session_ends_with_sign_out_with_its_token_and_with_the_account(
+def test_session_ends_with_sign_out_its_token_or_the_account(
     service: Service,
 ) -> None:
-    """At once, wherever it was opened."""
+    """It ends at once, in every browser."""
     email = "sess@known.org"
     service.one.change("sess", **person(email))
 
@@ -400,7 +403,7 @@ def test_a_session_ends_with_sign_out_with_its_token_and_with_the_account(
 
 
 def test_tokens_are_made_shown_once_and_revoked_on_the_profile(service: Service) -> None:
-    """Each by a name, for a time; the file is what the published client reads."""
+    """Each has a name and a lifetime. The published client reads the downloaded file."""
     service.one.change("prof", **person("prof@known.org"))
     with service.browser() as browser:
         browser.vouched("prof")
@@ -430,8 +433,8 @@ def test_tokens_are_made_shown_once_and_revoked_on_the_profile(service: Service)
         assert browser.post("/profile", **changed | {"name": ""}).status_code == 400
 
 
-def test_who_has_a_token_of_somebody_gets_no_other_one(service: Service) -> None:
-    """Where an issuer vouches for users: so what was stolen ends when it is revoked."""
+def test_stolen_token_cannot_create_another_token(service: Service) -> None:
+    """With a provider, only a sign-in there creates tokens, so a revocation ends a theft."""
     email = "robbed@known.org"
     command(service.server, "add", email)
     token = command(service.server, "token", email)
@@ -456,8 +459,8 @@ def test_who_has_a_token_of_somebody_gets_no_other_one(service: Service) -> None
         assert owner.post("/profile/tokens", name="more", days="30").status_code == 200
 
 
-def test_administrators_decide_on_accounts_and_operators_look(service: Service) -> None:
-    """Approve, suspend, promote, delete once it is meant; and nobody changes themselves."""
+def test_administrators_manage_accounts_and_operators_only_view(service: Service) -> None:
+    """They approve, suspend, promote, and delete after a confirmation, but not themselves."""
     for email, role in (("adm@example.org", "administrator"), ("op@example.org", "operator")):
         command(service.server, "add", email, "--role", role)
         service.one.change(email, **person(email))
@@ -498,10 +501,10 @@ def test_administrators_decide_on_accounts_and_operators_look(service: Service) 
 
 
 @pytest.mark.anyio
-async def test_an_issuer_that_is_away_is_said_so_and_keeps_nobody_else_out(
+async def test_provider_that_is_down_is_reported_and_blocks_nobody_else(
     service: Service, tmp_path: Path
 ) -> None:
-    """The service starts without it, and the other ways in are open."""
+    """The service starts without it, and users can sign in by the other ways."""
     there = Issuer(name="other", metadata_url=service.one.metadata, client_id="x")
     url = "http://127.0.0.1:9/.well-known/openid-configuration"
     gone = Issuer(name="gone", metadata_url=url, client_id="x")
@@ -527,10 +530,10 @@ def new_token(settings: Settings, email: str) -> str:
 
 
 @pytest.mark.anyio
-async def test_cookies_are_for_this_host_and_by_tls_only_where_there_is_tls(
+async def test_cookies_are_bound_to_the_host_and_to_tls(
     tmp_path: Path,
 ) -> None:
-    """No script reads them, and no other site makes a browser send them with a form."""
+    """No script reads them, and forms of other sites do not send them."""
     url = "https://servicex.example.org"
     settings = Settings(data_dir=tmp_path / "data", sign_in=True, public_url=url)
     async with client_of(settings) as client:
@@ -549,8 +552,8 @@ async def test_cookies_are_for_this_host_and_by_tls_only_where_there_is_tls(
         assert (await client.get("/requests", headers=plain)).status_code == 303
 
 
-def test_tokens_of_an_issuer_are_taken_as_they_are(service: Service) -> None:
-    """Where the operator says for which audience; wrong ones are 401 with what to do."""
+def test_access_tokens_of_an_issuer_are_accepted_directly(service: Service) -> None:
+    """The operator sets the audience. The server answers 401 with a hint to wrong tokens."""
     path = "/servicex/transformation"
     get = service.server.client.get
     service.one.change("wlcg", **person("wlcg@known.org"))
@@ -576,8 +579,8 @@ def test_tokens_of_an_issuer_are_taken_as_they_are(service: Service) -> None:
     assert "suspended" in get(path, headers=bearer(good)).json()["message"]
 
 
-def test_nothing_secret_is_in_the_log(service: Service) -> None:
-    """Neither what the operator has given, nor what goes from one to the other."""
+def test_log_and_data_folder_contain_no_secrets(service: Service) -> None:
+    """Neither contains the secrets of the operator, or those of a sign-in."""
     service.one.change("log", **person("log@known.org"))
     with service.browser() as browser:
         browser.vouched("log")

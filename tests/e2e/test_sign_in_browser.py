@@ -1,6 +1,6 @@
-"""A walk in browsers: somebody signs up, is let in, makes a token, asks for data, and signs out.
+"""A walk in browsers: a user signs up, gets approval, makes a token, asks for data, signs out.
 
-Each page on the way is held against axe-core and the width of phones, light and dark.
+The test checks each page on the way with axe-core, on the width of phones, in light and dark.
 """
 
 import json
@@ -106,10 +106,8 @@ print("DELIVERED", len(list(found[{title!r}])))
 """
 
 
-def test_a_walk_from_the_first_page_to_the_last(
-    service: Server, browser: Browser, folder: Path
-) -> None:
-    """Sign-up, approval by somebody else, a token, a request, its errors, cancel, sign-out."""
+def test_walk_from_sign_up_to_sign_out(service: Server, browser: Browser, folder: Path) -> None:
+    """Sign-up, approval by an administrator, a token, a request, its errors, cancel, sign-out."""
     with opened(browser, service.url) as ada, opened(browser, service.url) as jo:
         jo.goto("/")
         look(jo, "walk-home")
@@ -217,10 +215,10 @@ def cancelled(page: Page, folder: Path) -> None:
     program.communicate(timeout=60)
 
 
-def test_the_other_pages_are_looked_at(
+def test_other_pages_are_accessible(
     service: Server, provider: IdentityProvider, browser: Browser
 ) -> None:
-    """A program that waits, an error, one's own data."""
+    """These are the pages for a waiting program, for an error, and for the user's own data."""
     email = "other@lab.org"
     command(service, "add", email, "--name", "Other", "--role", "operator")
     provider.change(email, email=email, email_verified=True)
@@ -249,7 +247,7 @@ def test_the_other_pages_are_looked_at(
 
 
 def test_long_names_and_addresses_fit_on_a_phone(service: Server, browser: Browser) -> None:
-    """The menu, the profile and the list of users hold what people are called."""
+    """The menu, the profile and the list of users show long names and addresses."""
     email = f"{'maria-jose.nunez-de-la-pena' * 2}@lab.org"
     name = "María-José Núñez de la Peña y Fernández-Villaverde, مريم, 田中さくら"
     command(service, "add", email, "--name", name, "--role", "operator")

@@ -1,4 +1,4 @@
-"""Signing a command line in: it shows a code, a person answers in a browser, it has a token."""
+"""Sign-in of a command line: it shows a code, a user answers in a browser, it gets a token."""
 
 import os
 import re
@@ -67,7 +67,7 @@ def ended(program: "subprocess.Popen[str]", code: int = 0) -> str:
 
 
 def test_a_command_line_is_signed_in_from_a_browser(people: People, tmp_path: Path) -> None:
-    """Its token is where the client and the other commands find it, and is shown nowhere."""
+    """It stores its token where the client and other commands find it, and does not show it."""
     url = people.server.url
     old = tmp_path / "servicex.yaml"
     old.write_text("# mine\napi_endpoints:\n- name: far\n  endpoint: https://far.org\n")
@@ -97,8 +97,8 @@ def test_a_command_line_is_signed_in_from_a_browser(people: People, tmp_path: Pa
     assert people.exchange(fresh["token"]).status_code == 200
 
 
-def test_a_program_that_is_refused_ends(people: People, tmp_path: Path) -> None:
-    """And leaves no file."""
+def test_program_ends_when_the_user_refuses(people: People, tmp_path: Path) -> None:
+    """It leaves no file."""
     program = started(tmp_path, "sign-in", people.server.url)
     answer = {"code": code_of(program), "answer": "no"}
     assert people.browse("other", "POST", "/device", data=answer).is_success
@@ -106,8 +106,8 @@ def test_a_program_that_is_refused_ends(people: People, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_code_is_answered_once_and_its_token_fetched_once(people: People) -> None:
-    """By whoever comes first; what is wrong is said as the standard has it."""
+def test_device_code_is_answered_once_and_its_token_fetched_once(people: People) -> None:
+    """The first user who answers decides. Errors have the names of the standard."""
     post = people.server.client.post
     begun = post("/device/code", data={"client_id": "a script"}).json()
     assert begun["verification_uri"] == f"{people.server.url}/device"
@@ -132,8 +132,8 @@ def test_a_code_is_answered_once_and_its_token_fetched_once(people: People) -> N
     assert post("/device/code").status_code == 400
 
 
-def test_a_token_is_found_as_the_client_finds_it(tmp_path: Path) -> None:
-    """In the nearest file on the way up; one that is none is named."""
+def test_command_finds_a_token_as_the_client_does(tmp_path: Path) -> None:
+    """It reads the nearest file on the way up, and names a file that is not valid."""
     (tmp_path / "a" / "b").mkdir(parents=True)
     path = client_config.remember("http://here:5000/", "one", tmp_path / "servicex.yaml")
     client_config.remember("http://there:5000", "two", path)

@@ -1,4 +1,4 @@
-"""The service's own keys are rotated: what one has signed is good until that is dropped."""
+"""Rotation of the signing keys: a signature is valid until the operator drops its key."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def rotate(server: Server, *options: str) -> str:
 
 @dataclass
 class Given:
-    """What a service has given out at a time: a token, the keys of a bucket, and a link."""
+    """A token, the keys of a bucket and a link that a service gave out at one time."""
 
     access: str
     described: dict[str, Any]
@@ -121,10 +121,10 @@ ALL = {"token": 200, "bucket": 200, "presigned": 200, "link": 200}
 VOID = {"token": 401, "bucket": "403 InvalidAccessKeyId", "presigned": 403, "link": 403}
 
 
-def test_what_was_given_out_lasts_as_long_as_its_key(new_server: NewServer) -> None:
-    """Tokens, keys and links of before a rotation are good after it, and void after ``--keep 1``.
+def test_tokens_and_links_are_valid_as_long_as_their_signing_key(new_server: NewServer) -> None:
+    """Tokens, bucket keys and links are valid after a rotation, and invalid after ``--keep 1``.
 
-    A service that runs takes no notice of a rotation until it is started anew.
+    A running service uses a new key only after a restart.
     """
     people = People(new_server(**SIGN_IN))
     people.add("owner")
@@ -155,13 +155,13 @@ def test_what_was_given_out_lasts_as_long_as_its_key(new_server: NewServer) -> N
         assert secret.hex() not in people.server.output
 
 
-def test_processes_have_keys_in_common_by_a_setting(
+def test_processes_share_signing_keys_by_a_setting(
     new_server: NewServer, postgresql: Postgres, tmp_path: Path
 ) -> None:
-    """Without a folder in common; and each is given a new key by itself, one after the other.
+    """They need no common folder. The operator gives a new key to one process after the other.
 
-    It is known everywhere before it is the first anywhere: as two processes change one after the
-    other, they have unlike settings at two moments.
+    Every process knows the new key before a process signs with it. Therefore, two processes have
+    different settings at two moments.
     """
     postgresql.run("create database keys template template")
     first, second = ("a1" * 32, "b2" * 32)
@@ -192,7 +192,7 @@ def test_processes_have_keys_in_common_by_a_setting(
 
 
 def test_a_damaged_key_stops_the_service(tmp_path: Path) -> None:
-    """With one line."""
+    """The service prints one line."""
     path = tmp_path / "service.key"
     path.touch(0o600)
     path.write_bytes(b"x" * 40)
@@ -200,7 +200,7 @@ def test_a_damaged_key_stops_the_service(tmp_path: Path) -> None:
     assert "service.key has 40 bytes" in line
 
 
-def test_rotation_of_nothing_is_refused(tmp_path: Path) -> None:
+def test_rotation_in_a_folder_without_keys_is_rejected(tmp_path: Path) -> None:
     """A mistyped folder gets no key."""
     line = refused("--data-dir", str(tmp_path), command="rotate-keys")
     assert "no service has been started" in line

@@ -1,4 +1,4 @@
-"""Clients that open connections and keep silent: others are served, and the log stays short."""
+"""Clients open connections and keep silent: the server serves others, and its log stays short."""
 
 import asyncio
 import contextlib
@@ -60,7 +60,7 @@ def serves(server: Server) -> float:
 
 
 def test_others_are_served_beside_2000_slow_connections(server: Server) -> None:
-    """And the service does not write about it."""
+    """The log of the service stays short."""
     before = len(server.output)
     with silent(server, 2000):
         assert serves(server) < 5
@@ -83,7 +83,7 @@ def limited(new_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits other processes")
 def test_others_are_served_where_file_descriptors_are_few(limited: Server) -> None:
-    """The connections that wait the longest are closed, and a new one gets through."""
+    """The server closes the connections that wait the longest, and accepts a new one."""
     with silent(limited, 2000) as held:
         assert serves(limited) < 5
         gone = 0
@@ -130,7 +130,7 @@ def body_times_out(server: Server) -> None:
 
 
 def test_heads_and_bodies_have_to_arrive_in_time(server: Server) -> None:
-    """Whether they come byte by byte, or not at all; of a body, what has been sent counts."""
+    """They come byte by byte, or not at all. For a body, the server counts the bytes so far."""
     heads = [b"GET /heal", HEAD, HEAD + b"X: y", b"POST /sign-in HTTP/1.1\r\nConten"]
     with ThreadPoolExecutor(len(heads) + 1) as threads:
         told = [threads.submit(head_times_out, server, content) for content in heads]
@@ -149,14 +149,14 @@ def test_heads_and_bodies_have_to_arrive_in_time(server: Server) -> None:
     ],
     ids=["address", "one header", "many headers"],
 )
-def test_a_head_is_bounded(server: Server, content: bytes) -> None:
-    """It is refused before it has ended."""
+def test_too_long_headers_are_rejected(server: Server, content: bytes) -> None:
+    """The server rejects them before they have ended."""
     with opened(server, "127.0.0.1", content) as one:
         assert status(one) == 431
 
 
-def test_a_body_has_no_headers_without_end(server: Server) -> None:
-    """Neither between its chunks nor after them."""
+def test_endless_headers_in_a_chunked_body_are_rejected(server: Server) -> None:
+    """They are between the chunks, or after them."""
     head = b"POST /token/refresh HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     for rest in (b"1;" + b"x" * 4 * HEAD_BYTES, b"0\r\n" + b"X: y\r\n" * 4 * HEAD_BYTES):
         with opened(server, "127.0.0.1") as one:
@@ -169,8 +169,8 @@ def test_a_body_has_no_headers_without_end(server: Server) -> None:
     assert serves(server) < 5
 
 
-def test_requests_in_advance_are_few(server: Server) -> None:
-    """A connection with very many is closed; with a few all are answered."""
+def test_pipelined_requests_are_limited(server: Server) -> None:
+    """The server closes a connection with very many requests. It answers all if they are few."""
     request = HEAD + b"\r\n"
     with opened(server, "127.0.0.1", PIPELINED * request) as one:
         answer = b""
@@ -185,7 +185,7 @@ def test_requests_in_advance_are_few(server: Server) -> None:
 
 
 def test_a_slow_reader_is_served_to_the_end(server: Server) -> None:
-    """A little of a result now and then is enough; see also `STALL_SECONDS`."""
+    """It may read a little of a result now and then; see also `STALL_SECONDS`."""
     request_id = server.run()["request_id"]
     (result,) = server.results(request_id)
     body = {"request_id": request_id, "file_list": [result["s3-object-name"]]}
@@ -209,8 +209,8 @@ def _host(server: Server) -> str:
     return server.url.removeprefix("http://")
 
 
-def test_the_names_of_uvicorn_are_there() -> None:
-    """What the protocol overrides, calls and reads is not documented: this says what is missing."""
+def test_private_names_of_uvicorn_exist() -> None:
+    """The protocol overrides, calls and reads undocumented names. The test names missing ones."""
     for name in (
         "connection_made connection_lost data_received on_message_begin on_header on_body "
         "on_headers_complete on_message_complete on_response_complete"
@@ -225,7 +225,7 @@ def test_the_names_of_uvicorn_are_there() -> None:
 
 @pytest.mark.anyio
 async def test_a_listener_without_descriptors_turns_clients_away() -> None:
-    """It closes the new connection where there is no other, and asyncio sees no failure."""
+    """It closes the new connection if it has no other one, and asyncio sees no failure."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with Listener(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.bind(("127.0.0.1", 0))
@@ -251,7 +251,7 @@ async def test_a_listener_without_descriptors_turns_clients_away() -> None:
 
 @pytest.mark.anyio
 async def test_a_listener_accepts_a_few_at_once() -> None:
-    """Others wait until what was accepted is counted, and is closed if it is too many."""
+    """Others wait until the server has counted these, and has closed those that are too many."""
     with contextlib.ExitStack() as held:
         listener = held.enter_context(Listener(socket.AF_INET, socket.SOCK_STREAM))
         listener.bind(("127.0.0.1", 0))
@@ -268,7 +268,7 @@ async def test_a_listener_accepts_a_few_at_once() -> None:
 
 
 def test_the_log_is_throttled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A message is written so often, and again after a while; others are not affected."""
+    """The log repeats a message a few times, and again after a while. Others are not affected."""
     moment = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: moment)
     throttle = log_throttling.Throttle()

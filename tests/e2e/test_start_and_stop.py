@@ -1,4 +1,4 @@
-"""Starting, stopping and dying: one clear line, a few seconds, and nothing lost or left."""
+"""Start, stop and crash: one clear line, a few seconds, and nothing lost or left behind."""
 
 import asyncio
 import json
@@ -42,8 +42,8 @@ def does_not_start(folder: Path, content: str = "", *, at: Path | None = None) -
     return str(said.value)
 
 
-def test_a_taken_port_is_one_line(tmp_path: Path) -> None:
-    """A port that somebody else has is named, with the way out."""
+def test_taken_port_is_reported_in_one_line(tmp_path: Path) -> None:
+    """The line names the port and the remedy."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         line = refused("--port", port, "--data-dir", str(tmp_path / "d"))
@@ -51,8 +51,8 @@ def test_a_taken_port_is_one_line(tmp_path: Path) -> None:
     assert "--port 0" in line
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    """A data folder that is a file is named, with the way out."""
+def test_data_folder_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
+    """The data folder is below a file. The message states the fault and the remedy."""
     (tmp_path / "file").touch()
     line = does_not_start(tmp_path, at=tmp_path / "file" / "d")
     assert "cannot be written" in line
@@ -62,7 +62,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_settings_come_from_file_environment_and_flag(
     new_server: Callable[..., Server], tmp_path: Path
 ) -> None:
-    """A flag wins over the environment; and what a newer version wrote is not touched."""
+    """A flag overrides the environment. The service does not change files of a newer version."""
     server = new_server("--workers", "1", SERVICEX_SERVER_WORKERS="2")
     assert server.get("/readyz").json() == {"status": "ready", "leads": True, "workers": 1}
     assert "1 workers" in server.output
@@ -83,8 +83,8 @@ def test_a_folder_in_use_is_refused(server: Server, tmp_path: Path) -> None:
     assert f"is used by another server (process {server.process.pid})" in line
 
 
-def test_other_machines_are_refused_without_sign_in(tmp_path: Path) -> None:
-    """An address that others reach needs sign-in or an explicit word, and the line says why."""
+def test_public_address_without_sign_in_stops_the_start(tmp_path: Path) -> None:
+    """An address that others reach needs sign-in or an explicit option, and the line says why."""
     line = refused("--host", "0.0.0.0", "--port", "0", "--data-dir", str(tmp_path))
     assert "sign-in is off" in line
     assert "--allow-anonymous" in line
@@ -104,12 +104,12 @@ def test_other_machines_are_refused_without_sign_in(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path: Path, content: str, words: str) -> None:
-    """A setting that is wrong is named, with where it may be given."""
+    """The message names the setting, and the places where the operator can set it."""
     assert words in does_not_start(tmp_path, content)
 
 
 def test_a_wrong_setting_stops_the_command(tmp_path: Path) -> None:
-    """With one line, as everything that is wrong at the start."""
+    """The command prints one line, as for every error at the start."""
     config = tmp_path / "config.yaml"
     config.write_text("prot: 5000\n", encoding="utf-8")
     assert "there is no setting prot (did you mean port?)" in refused("--config", str(config))
@@ -129,15 +129,17 @@ def test_a_wrong_setting_stops_the_command(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_wrong_secret_is_not_shown(tmp_path: Path, content: str, words: str) -> None:
-    """What is said of a setting that may hold a password does not repeat it."""
+def test_wrong_setting_with_a_secret_is_not_quoted(
+    tmp_path: Path, content: str, words: str
+) -> None:
+    """The message about a setting that may contain a password does not repeat it."""
     line = does_not_start(tmp_path, content)
     assert words in line
     assert "hunter2" not in line
 
 
-def test_a_wrong_secret_is_not_shown_by_the_command(tmp_path: Path) -> None:
-    """Neither is it in what the process prints."""
+def test_command_does_not_print_a_wrong_setting_with_a_secret(tmp_path: Path) -> None:
+    """The output of the process does not contain it either."""
     config = tmp_path / "config.yaml"
     config.write_text("storage:\n  objects_url: ftp://me:hunter2@host/d\n", encoding="utf-8")
     data = str(tmp_path / "d")
@@ -146,15 +148,15 @@ def test_a_wrong_secret_is_not_shown_by_the_command(tmp_path: Path) -> None:
     assert "hunter2" not in line
 
 
-def test_processes_of_one_kind_need_postgresql(tmp_path: Path) -> None:
-    """With SQLite the line says what to set, or to start instead; see also test_leadership.py."""
+def test_single_role_processes_need_postgresql(tmp_path: Path) -> None:
+    """With SQLite, the line says what to set, or to start instead; see also test_leadership.py."""
     line = refused("--data-dir", str(tmp_path), command="dispatch")
     assert "need PostgreSQL" in line
     assert "database_url" in line
 
 
 def test_a_database_that_does_not_answer_is_named(tmp_path: Path) -> None:
-    """The line names the place and nothing that is secret."""
+    """The line names the database, and contains no secret."""
     url = f"postgresql://me:secret@127.0.0.1:{free_port()}/d"
     line = does_not_start(tmp_path, f"storage: {{database_url: {url}}}\n")
     assert "database d cannot be opened" in line
@@ -164,9 +166,9 @@ def test_a_database_that_does_not_answer_is_named(tmp_path: Path) -> None:
 def test_a_stopped_request_goes_on_at_the_next_start(
     new_server: Callable[..., Server], tmp_path: Path
 ) -> None:
-    """A server that is stopped in the middle of work loses no file and makes none twice.
+    """A server that is stopped in the middle of work loses no file and delivers none twice.
 
-    It ends with all its processes within 5 seconds. Of one that is killed see test_bad_days.py.
+    It ends with all its processes within 5 seconds. For a killed server, see test_bad_days.py.
     """
     server = new_server("--workers", "2")
     query = json.dumps([{"treename": "events", "filter_name": ["E1"]}])
@@ -193,7 +195,7 @@ def test_a_stopped_request_goes_on_at_the_next_start(
 
 
 def test_keys_and_folder_are_private(server: Server) -> None:
-    """The service's key is made at the first start, and only its user may read it."""
+    """The first start creates the key of the service, and only its user may read it."""
     key = server.data_dir / "service.key"
     assert key.stat().st_mode & 0o777 == 0o600
     assert len(key.read_bytes()) == 32
@@ -201,7 +203,7 @@ def test_keys_and_folder_are_private(server: Server) -> None:
 
 
 def test_no_secret_is_logged(server: Server) -> None:
-    """Neither keys of buckets nor tokens are in what the server prints."""
+    """The output of the server contains neither bucket keys nor tokens."""
     status = server.run()
     import httpx
 
@@ -210,7 +212,7 @@ def test_no_secret_is_logged(server: Server) -> None:
         assert secret not in server.output
 
 
-def test_doctor_says_what_there_is(tmp_path: Path, postgresql: Postgres) -> None:
+def test_doctor_reports_a_working_installation(tmp_path: Path, postgresql: Postgres) -> None:
     """``doctor`` checks libraries, parts, credentials, folder, database, sandbox and a worker.
 
     It says where the database is and that it is empty, shows no password, and changes nothing.
@@ -228,8 +230,8 @@ def test_doctor_says_what_there_is(tmp_path: Path, postgresql: Postgres) -> None
     postgresql.run("drop database patient")
 
 
-def test_doctor_says_what_is_wrong(tmp_path: Path) -> None:
-    """And its exit code does."""
+def test_doctor_reports_faults(tmp_path: Path) -> None:
+    """Its exit code is 1."""
     (tmp_path / "file").touch()
     environment = {"SERVICEX_SERVER_QUERIES__SANDBOX": "bubblewrap", "PATH": str(tmp_path)}
     ran = doctor("--data-dir", str(tmp_path / "file" / "d"), **environment)

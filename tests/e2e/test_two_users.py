@@ -1,7 +1,7 @@
-"""Two users of the published client on one service: nothing of one is seen or changed by the other.
+"""Two users of the published client on one service: neither sees or changes data of the other.
 
-Each has a request that is done and one that runs. They try by the classes of the client, by plain
-HTTP with what the client has got, and by S3 with the keys of their own results.
+Each has one completed and one running request. They use the classes of the client, plain HTTP
+with the token of the client, and S3 with the keys of their own results.
 """
 
 import json
@@ -31,7 +31,7 @@ PROGRAM = Path(__file__).with_name("user_program.py")
 
 @dataclass
 class User:
-    """Somebody with the published client, and their two requests."""
+    """A user of the published client, and their two requests."""
 
     name: str
     people: People
@@ -162,10 +162,10 @@ def datasets_of(owner: User) -> list[int]:
     return [number for (number,) in rows]
 
 
-def test_the_client_is_given_what_is_its_user_s(pair: tuple[User, User], tmp_path: Path) -> None:
-    """By any of its methods: it finds, changes and opens nothing of another's.
+def test_client_reaches_only_data_of_its_user(pair: tuple[User, User], tmp_path: Path) -> None:
+    """No method of the client finds, changes or opens data of another user.
 
-    The program that has the client is started once for all of it.
+    One process of the client makes all calls.
     """
     one, other = pair
     before = kept(other)
@@ -229,8 +229,8 @@ def ways(owner: User) -> list[tuple[str, str, Any]]:
     return found
 
 
-def test_what_is_another_s_is_as_if_it_were_not_there(pair: tuple[User, User]) -> None:
-    """By every route the answer is the same as for something that nobody has."""
+def test_data_of_another_user_looks_nonexistent(pair: tuple[User, User]) -> None:
+    """Every route gives the same answer as for an id that nobody has."""
     one, other = pair
     before = kept(other)
     nothing = str(uuid.uuid4())
@@ -246,8 +246,8 @@ def test_what_is_another_s_is_as_if_it_were_not_there(pair: tuple[User, User]) -
     assert kept(other) == before
 
 
-def test_lists_of_others_are_not_given_to_who_asks_for_them(pair: tuple[User, User]) -> None:
-    """Neither by the API nor on the pages."""
+def test_lists_contain_no_data_of_another_user(pair: tuple[User, User]) -> None:
+    """The API and the pages omit it, even if the user asks for lists of the other user."""
     one, other = pair
     email = other.people.email(other.name)
     for path in (
@@ -288,8 +288,8 @@ def status_of(way: Callable[[], Any]) -> int:
     return int(refused.value.response["ResponseMetadata"]["HTTPStatusCode"])
 
 
-def test_no_key_opens_what_is_another_s(pair: tuple[User, User]) -> None:
-    """Nor does none; a copy from there to one's own is refused, too, and nobody lists buckets."""
+def test_no_key_opens_a_bucket_of_another_user(pair: tuple[User, User]) -> None:
+    """A call without a key opens none either. The server rejects copies, and lists no buckets."""
     one, other = pair
     before = kept(other)
     anonymous = boto3.client(
@@ -311,7 +311,7 @@ def test_no_key_opens_what_is_another_s(pair: tuple[User, User]) -> None:
 
 
 def test_a_link_opens_one_result_only(pair: tuple[User, User]) -> None:
-    """It is one for a request and a name, and for GET."""
+    """It is valid for one request, one name and GET."""
     one, other = pair
     body = {"request_id": one.id, "file_list": [one.result]}
     found = one.ask("POST", "/servicex/transformation/file-urls", json=body).json()["uris"]
@@ -322,8 +322,8 @@ def test_a_link_opens_one_result_only(pair: tuple[User, User]) -> None:
     assert httpx.delete(link).status_code == 403
 
 
-def test_after_a_deletion_its_keys_open_nothing(two: tuple[User, User], tmp_path: Path) -> None:
-    """Of the own request; the other's, of the same file, is as it was."""
+def test_keys_of_a_deleted_request_open_nothing(two: tuple[User, User], tmp_path: Path) -> None:
+    """A request of another user on the same file stays as it was."""
     one, other = two
     fresh = User(one.name, one.people, {})
     request = one.people.submit(one.name)

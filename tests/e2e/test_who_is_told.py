@@ -1,4 +1,4 @@
-"""From a sign-up to the first visit by mail: administrators are told, and then who has waited."""
+"""The service sends e-mail to administrators after a sign-up, and to the user after approval."""
 
 import json
 from collections.abc import Callable
@@ -29,10 +29,10 @@ def visit(server: Server) -> httpx.Client:
     return httpx.Client(base_url=server.url, headers={"Accept": "text/html"}, timeout=60)
 
 
-def test_a_sign_up_is_told_and_so_is_that_it_was_approved(
+def test_sign_up_and_approval_send_one_e_mail_each(
     new_server: Callable[..., Server],
 ) -> None:
-    """Once each, to all administrators, whether the account is approved on a page or by command."""
+    """All administrators get the first. An approval by page or by command sends the second."""
     users: dict[str, dict[str, Any]] = {
         name: {"email": f"{name}@example.org", "email_verified": True} for name in ("zoe", "max")
     }

@@ -1,4 +1,4 @@
-"""Who has signed up is told to administrators, and who was approved is told so: by real servers."""
+"""Notifications of sign-ups and approvals, sent to real mail servers and webhooks."""
 
 import os
 import socket
@@ -30,7 +30,7 @@ BOSSES = ("boss@cern.ch", "chief@cern.ch")
 
 
 def user(**changes: Any) -> User:
-    """Return somebody who waits."""
+    """Return a user whose account is pending."""
     about: dict[str, Any] = {
         "id": 1,
         "email": "jane@cern.ch",
@@ -47,7 +47,7 @@ def user(**changes: Any) -> User:
 
 @pytest.fixture
 def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
-    """Give a certificate of this machine, which this process takes for good."""
+    """Give a certificate of this machine that this process trusts."""
     public, private = certificate(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(public))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -73,20 +73,20 @@ def settings(mail: str = "", hook: str = "", **changes: Any) -> Settings:
 
 
 async def told(chosen: Settings, who: User, *to: str) -> None:
-    """Tell who has signed up, and wait for it."""
+    """Notify administrators of a sign-up, and wait until the notification ends."""
     made = AccountNotifier(chosen)
     await made.signed_up(who, to or BOSSES)
     await made.close()
 
 
 def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return what is in the log of what could not be told."""
+    """Return the warnings in the log about failed notifications."""
     said = [one for one in caplog.records if one.name == accounts.__name__]
     return [one.getMessage() for one in said if one.levelname == "WARNING"]
 
 
-async def test_administrators_get_a_mail_of_who_has_signed_up() -> None:
-    """Unicode names as they are, and where to approve it."""
+async def test_administrators_get_a_mail_about_a_sign_up() -> None:
+    """The mail has the Unicode name unchanged, and the link for the approval."""
     with post() as server:
         await told(settings(f"smtp://127.0.0.1:{server.port}"), user())
     (mail,) = server.mails
@@ -102,8 +102,8 @@ async def test_administrators_get_a_mail_of_who_has_signed_up() -> None:
     assert mail.defects == []
 
 
-async def test_who_is_approved_gets_a_mail() -> None:
-    """With where to go."""
+async def test_approved_user_gets_a_mail() -> None:
+    """The mail has the address of the service."""
     with post() as server:
         made = AccountNotifier(settings(f"smtp://127.0.0.1:{server.port}"))
         await made.approved(user())
@@ -113,8 +113,8 @@ async def test_who_is_approved_gets_a_mail() -> None:
     assert "https://sx.example.org\n" in server.said()
 
 
-async def test_what_users_write_ends_no_header_and_no_line() -> None:
-    """Newlines of any kind, and what cannot be encoded, neither fail nor forge anything."""
+async def test_text_of_a_user_cannot_forge_a_header_or_a_line() -> None:
+    """Newlines of any kind and characters that cannot be encoded do not make the mail fail."""
     name = "Jane\r\nBcc: all@cern.ch\u2028\x00\ud800\u202eX"
     with post() as server:
         reason = "please\n\nApprove or delete the account: http://evil.example"
@@ -129,7 +129,7 @@ async def test_what_users_write_ends_no_header_and_no_line() -> None:
 
 @pytest.mark.parametrize("scheme", ["smtp", "smtps"])
 async def test_a_password_is_sent_by_tls(tls: ssl.SSLContext, scheme: str) -> None:
-    """By STARTTLS, or by TLS from the start; percent signs stand for what no URL may have."""
+    """The service uses STARTTLS, or TLS from the start. The URL percent-encodes the password."""
     options: dict[str, Any] = {"tls_context": tls, "auth_required": True}
     if scheme == "smtps":
         # with TLS from the start the server does not know that there is any
@@ -140,20 +140,20 @@ async def test_a_password_is_sent_by_tls(tls: ssl.SSLContext, scheme: str) -> No
     assert server.secured == [scheme == "smtp"]
 
 
-async def test_without_a_password_tls_is_used_where_there_is_any(
+async def test_mail_without_a_password_uses_tls_if_the_server_offers_it(
     tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the certificate: who could change that could hide that there is TLS."""
+    """The service accepts any certificate: an attacker who forges it could also hide STARTTLS."""
     monkeypatch.delenv("SSL_CERT_FILE")
     with post(tls_context=tls) as server:
         await told(settings(f"smtp://127.0.0.1:{server.port}"), user())
     assert server.secured == [True]
 
 
-async def test_a_password_goes_to_nobody_else(
+async def test_mail_with_a_password_needs_tls_and_a_trusted_certificate(
     tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where there is no TLS, or a certificate of somebody else, or another password is wanted."""
+    """A rejected password also makes the mail fail. The log does not have the password."""
     with post(authenticator=known, auth_require_tls=False) as open_server:
         await told(settings(f"smtp://sx:p%40ss%2Fword@127.0.0.1:{open_server.port}"), user())
     with post(authenticator=known, auth_required=True, tls_context=tls) as server:
@@ -171,10 +171,10 @@ async def test_a_password_goes_to_nobody_else(
         assert secret not in "".join(said)
 
 
-async def test_a_server_that_is_away_at_first_gets_it_later(
+async def test_mail_is_sent_again_when_the_server_is_back(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And who has signed up has waited for nothing."""
+    """The sign-up itself does not wait for the mail."""
     caplog.set_level("INFO")
     monkeypatch.setattr(accounts, "WAITS", (1.0, 5.0))
     port = free_port()
@@ -190,10 +190,10 @@ async def test_a_server_that_is_away_at_first_gets_it_later(
     assert len(server.mails) == 1
 
 
-async def test_what_nobody_takes_is_one_line_in_the_log(
+async def test_failed_notification_is_one_line_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """After three tries, by mail and by webhook, with the reason and without the secret."""
+    """The line has the reason and no secret, after three tries by mail or by webhook."""
     with post() as server, webhook(500, 403, 500) as (url, sent):
         server.refuses = "550 no such user"
         await told(settings(f"smtp://127.0.0.1:{server.port}", url), user())
@@ -207,8 +207,8 @@ async def test_what_nobody_takes_is_one_line_in_the_log(
     assert not any("secret" in line for line in ours)
 
 
-async def test_nobody_to_tell_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    """No administrators, or addresses that are none: no other mail goes anywhere."""
+async def test_notification_without_a_recipient_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """The service sends no mail without administrators, or to invalid addresses."""
     with post() as server:
         made = AccountNotifier(settings(f"smtp://127.0.0.1:{server.port}"))
         await made.signed_up(user(), [])
@@ -219,8 +219,8 @@ async def test_nobody_to_tell_is_said(caplog: pytest.LogCaptureFixture) -> None:
     assert "no mail can be sent to 'boss@cern.ch,all@cern.ch'" in caplog.text
 
 
-async def test_a_webhook_gets_what_a_chat_shows() -> None:
-    """The second time, as it was ill; no name of a user is a link or calls everybody."""
+async def test_webhook_gets_a_text_for_a_chat() -> None:
+    """The service repeats a failed call. A user's name cannot be a link or a mention of all."""
     name = "<!channel> `@all` [Approve](http://evil.example)"
     with webhook(500, 200) as (url, sent):
         await told(settings(hook=url), user(name=name))
@@ -238,10 +238,10 @@ async def test_a_webhook_gets_what_a_chat_shows() -> None:
     assert text.endswith("https://sx.example.org/users")
 
 
-async def test_the_end_does_not_wait_for_a_server_that_says_nothing(
+async def test_shutdown_does_not_wait_for_a_silent_mail_server(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is under way is given up, and that is said."""
+    """The service gives up the notification, and logs this."""
     monkeypatch.setattr(accounts, "CLOSE_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
@@ -252,16 +252,16 @@ async def test_the_end_does_not_wait_for_a_server_that_says_nothing(
     )
 
 
-async def test_without_a_server_nobody_is_told() -> None:
-    """And nothing is under way."""
+async def test_service_without_mail_and_webhook_notifies_nobody() -> None:
+    """It starts no task for the notification."""
     made = AccountNotifier(Settings())
     await made.signed_up(user(), BOSSES)
     await made.approved(user())
     assert made._under_way == set()
 
 
-async def test_the_command_line_tells_who_has_waited(tmp_path: Path) -> None:
-    """And not who was suspended."""
+async def test_command_line_notifies_an_approved_pending_user(tmp_path: Path) -> None:
+    """A suspended user who is approved again gets no mail."""
     path = tmp_path / "servicex.sqlite"
     with closing(Database(f"sqlite:///{path}")) as database:
         database.migrate()
@@ -300,8 +300,8 @@ async def test_the_command_line_tells_who_has_waited(tmp_path: Path) -> None:
         ("MAIL__SENDER", "a@example.org\nBcc: b@example.org", "needed is an address"),
     ],
 )
-def test_wrong_settings_are_told_at_the_start(name: str, value: str, words: str) -> None:
-    """With what would be right, and without what may be a secret."""
+def test_wrong_mail_setting_is_rejected_at_the_start(name: str, value: str, words: str) -> None:
+    """The message has the right form, and does not quote a possible secret."""
     given = {
         "SERVICEX_SERVER_MAIL__SENDER": "servicex@example.org",
         f"SERVICEX_SERVER_{name}": value,
@@ -315,6 +315,6 @@ def test_wrong_settings_are_told_at_the_start(name: str, value: str, words: str)
 
 
 def test_a_mail_server_needs_a_sender() -> None:
-    """Told at the start, not when the first mail is sent."""
+    """The service reports this at the start, not when it sends the first mail."""
     line = refused(SERVICEX_SERVER_MAIL__URL="smtp://127.0.0.1")
     assert "setting mail.sender (or SERVICEX_SERVER_MAIL__SENDER): mail.url needs it" in line

@@ -1,4 +1,4 @@
-"""The service on a scheduler and workers that somebody else started."""
+"""The service on a Dask scheduler and workers that it has not started."""
 
 import asyncio
 import os
@@ -32,7 +32,7 @@ FILES = 2
 
 @dataclass
 class Foreign:
-    """A scheduler and a worker, by TLS with a certificate that vouches for itself."""
+    """A scheduler and a worker that use TLS with a self-signed certificate."""
 
     address: str
     files: Mapping[str, str]
@@ -41,7 +41,7 @@ class Foreign:
 
 @contextmanager
 def process(*command: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command of Dask until it is not needed."""
+    """Run a command of Dask until the block ends."""
     started = subprocess.Popen(
         [str(Path(sys.executable).with_name("dask")), *command],
         env=os.environ | variables(CONFIG),
@@ -80,14 +80,14 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Foreign]:
 
 
 def listens(port: int) -> bool:
-    """Whether somebody takes connections at a port."""
+    """Return whether a server listens at a port."""
     with socket.socket() as tried:
         return tried.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.anyio
-async def test_a_task_that_a_lost_scheduler_forgets_costs_no_attempt(tmp_path: Path) -> None:
-    """The task is queued again, once, whether the loss was seen before or is seen now."""
+async def test_task_of_a_lost_scheduler_costs_no_attempt(tmp_path: Path) -> None:
+    """The engine queues the task again once, whether it saw the loss before or sees it now."""
     options = AddressOptions(kind="address", scheduler="tcp://127.0.0.1:9", allow_plain_tcp=True)
     engine = DaskEngine(ExistingScheduler(options), workers=0)
     for seen in (False, True):
@@ -107,10 +107,10 @@ async def test_a_task_that_a_lost_scheduler_forgets_costs_no_attempt(tmp_path: P
 
 
 @pytest.mark.anyio
-async def test_a_scheduler_that_is_lost_costs_no_attempt(
+async def test_lost_scheduler_costs_no_attempt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was with it is done when there is one again: once, and as the first try."""
+    """When a scheduler is back, the engine runs each task once, as the first attempt."""
     port, (path,) = str(free_port()), copies(tmp_path / "in", 1)
     where = f"tcp://127.0.0.1:{port}"
     scheduler = ["scheduler", "--host", "127.0.0.1", "--port", port]
@@ -177,10 +177,10 @@ def configured(folder: Path, **engine: str) -> list[str]:
     return ["--config", str(config)]
 
 
-def test_a_request_runs_on_workers_of_others(
+def test_request_runs_on_existing_workers(
     foreign: Foreign, new_server: Callable[..., Server], tmp_path: Path
 ) -> None:
-    """The workers are found and used, and outlive the service."""
+    """The service finds and uses the workers, and leaves them running when it ends."""
     server = new_server(*configured(tmp_path, scheduler=foreign.address, **foreign.files))
     status = server.run(file_list=copies(tmp_path / "in", FILES))
     assert (status["status"], status["files-completed"]) == ("Complete", FILES)
@@ -191,8 +191,8 @@ def test_a_request_runs_on_workers_of_others(
 
 
 @pytest.mark.anyio
-async def test_a_scheduler_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So is how long it was tried, which is no longer than that."""
+async def test_unreachable_scheduler_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error states the reason or the time limit, and the service tries no longer than that."""
     assert existing.CONNECT_SECONDS == 10
     monkeypatch.setattr(existing, "CONNECT_SECONDS", 2)
     nobody = f"tcp://127.0.0.1:{free_port()}"
@@ -212,7 +212,7 @@ async def test_a_scheduler_that_is_not_there_is_named(monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def others(tmp_path: Path) -> dict[str, str]:
-    """Give certificates that the scheduler has nothing to do with."""
+    """Give certificates that have nothing to do with those of the scheduler."""
     return tls(tmp_path / "others")
 
 
@@ -229,10 +229,10 @@ def others(tmp_path: Path) -> dict[str, str]:
         (("tls_key_file",), "do not match: "),
     ],
 )
-async def test_certificates_that_do_not_fit_are_told_apart(
+async def test_each_kind_of_wrong_certificate_has_its_own_error(
     foreign: Foreign, others: dict[str, str], wrong: tuple[str, ...], said: str
 ) -> None:
-    """What is wrong is one line, and is said at once where somebody answers."""
+    """The error is one line, and comes at once if the scheduler answers."""
     files = {**foreign.files, **{name: others[name] for name in wrong}}
     options = AddressOptions.model_validate(
         {"kind": "address", "scheduler": foreign.address, **files}
@@ -245,8 +245,8 @@ async def test_certificates_that_do_not_fit_are_told_apart(
     assert time.monotonic() - began < existing.CONNECT_SECONDS + 2
 
 
-def test_a_file_that_is_not_there_is_one_line(foreign: Foreign, tmp_path: Path) -> None:
-    """It is looked for before anybody is called; the service does not start."""
+def test_missing_key_file_is_one_line_at_the_start(foreign: Foreign, tmp_path: Path) -> None:
+    """The service looks for the file before it connects, and does not start."""
     files = {**foreign.files, "tls_key_file": "/no/such"}
     options = configured(tmp_path, scheduler=foreign.address, **files)
     said = refused(*options, "--port", "0", "--data-dir", str(tmp_path / "data"))
@@ -254,8 +254,8 @@ def test_a_file_that_is_not_there_is_one_line(foreign: Foreign, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_doctor_looks_at_the_scheduler(foreign: Foreign, tmp_path: Path, *, there: bool) -> None:
-    """It says who answers, or what the service would say."""
+def test_doctor_checks_the_scheduler(foreign: Foreign, tmp_path: Path, *, there: bool) -> None:
+    """It reports that the scheduler answers, or the error that the service would report."""
     files = foreign.files if there else {**foreign.files, "tls_key_file": "/no/such"}
     options = configured(tmp_path, scheduler=foreign.address, **files)
     ran = doctor(*options, "--data-dir", str(tmp_path / "data"))

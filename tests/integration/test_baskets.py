@@ -1,4 +1,4 @@
-"""What comes out of baskets is what uproot reads, whatever range is asked for, or an error."""
+"""The reader gives the entries of baskets as uproot does, for any range, or raises an error."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -63,8 +63,8 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @settings(max_examples=30, deadline=None)
 @given(edges=st.lists(st.integers(0, EVENTS), min_size=2, max_size=6))
-def test_any_ranges_give_the_entries_asked_for(made: Path, edges: list[int]) -> None:
-    """Ranges one after the other, forwards or not, hold what uproot reads there."""
+def test_any_ranges_have_the_entries_of_uproot(made: Path, edges: list[int]) -> None:
+    """Ranges in any order, forwards or backwards, have the values that uproot reads there."""
     with uproot.open({made: "events"}) as plain, open_root(str(made)) as file:
         whole = plain.arrays()
         tree = file.tree("events")
@@ -87,8 +87,8 @@ def test_any_ranges_give_the_entries_asked_for(made: Path, edges: list[int]) -> 
         "uproot-small-evnt-tree-fullsplit.root",
     ],
 )
-def test_a_range_of_no_entries_has_the_types(name: str) -> None:
-    """At the beginning, within a basket and at the end, of each branch that has no others."""
+def test_empty_range_has_the_type_of_its_branch(name: str) -> None:
+    """It is at the beginning, within a basket or at the end of a branch without sub-branches."""
     compared = set()
     with uproot.open(sample(name)) as plain, open_root(str(sample(name))) as file:
         path = next(iter(plain.keys(filter_classname="TTree", cycle=False)))
@@ -141,7 +141,7 @@ def test_a_flipped_byte_in_a_basket_is_an_error_or_another_value(
         (b"ZL\x08\x03\x00\x00\x05\x00\x00abc", 4),
     ],
 )
-def test_blocks_that_are_none_are_refused(data: bytes, size: int) -> None:
-    """A header that lies, an unknown algorithm, a wrong checksum: one kind of error."""
+def test_invalid_compressed_blocks_are_rejected(data: bytes, size: int) -> None:
+    """A wrong header, an unknown algorithm and a wrong checksum give one kind of error."""
     with pytest.raises(DecompressionError, match="cannot decompress"):
         decompress(data, size)

@@ -1,4 +1,4 @@
-"""What is said of a query before the work is what the work would say; and nothing is left of it."""
+"""The dry run of a query gives the error that the work would give, and leaves no files."""
 
 import json
 import tempfile
@@ -33,7 +33,7 @@ FILES = [
 def found(
     file: Path | str, result_format: ResultFormat, language: str = "uproot-raw", **query: Any
 ) -> tuple[ErrorRecord | None, ErrorRecord | None]:
-    """Return what the check and the work say about a query."""
+    """Return the errors of the dry run and of the work for a query."""
     selection = query.get("text") or json.dumps([{"treename": "events"} | query])
     replicas = (Replica(str(file)),)
     said = transform.check(CheckSpec(replicas, language, selection, result_format), patience=5)
@@ -45,10 +45,10 @@ def found(
 
 @pytest.mark.parametrize("result_format", ResultFormat)
 @pytest.mark.parametrize(("name", "tree"), FILES)
-def test_a_check_refuses_what_the_work_would(
+def test_dry_run_rejects_all_columns_exactly_if_the_work_fails(
     name: str, tree: str, result_format: ResultFormat
 ) -> None:
-    """All columns of files of many kinds, in each format: it refuses no more and no less."""
+    """The query asks for all columns of files of many kinds, in each format."""
     said, worked = found(sample(name), result_format, treename=tree)
     if said is None or said.blame == "query":
         assert said == worked
@@ -79,15 +79,15 @@ def test_a_check_refuses_what_the_work_would(
         ({"treename": ["events", "nope"], "fail_on_missing_trees": True}, "UnknownName"),
     ],
 )
-def test_a_query_for_a_tree_is_judged_as_by_the_work(query: dict[str, Any], kind: str) -> None:
-    """What is sound passes, and what is not is named in the same words."""
+def test_dry_run_gives_the_same_error_as_the_work(query: dict[str, Any], kind: str) -> None:
+    """A sound query passes, and a wrong one gets the same message."""
     said, worked = found(HZZ, ResultFormat.TTREE, **query)
     assert (said.kind if said else None) == kind
     assert said == worked
 
 
-def test_two_trees_that_make_no_table_are_refused(tmp_path: Path) -> None:
-    """What the writer says of the second tree is known without entries too."""
+def test_dry_run_rejects_two_trees_with_different_columns(tmp_path: Path) -> None:
+    """The writer reports the second tree without entries, too."""
     path = tmp_path / "two.root"
     with uproot.recreate(path) as file:
         file.mktree("a", {"x": "f4"}).extend({"x": np.zeros(3, "f4")})
@@ -98,8 +98,10 @@ def test_two_trees_that_make_no_table_are_refused(tmp_path: Path) -> None:
     assert said == worked
 
 
-def test_an_error_that_entries_cure_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What fails on no numbers and works on some refuses nothing."""
+def test_dry_run_ignores_an_error_that_occurs_only_without_entries(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A query that fails on no entries and works on some is accepted."""
     compute = ColumnPlan.compute
 
     def on_some(plan: ColumnPlan, tree: Tree, start: int, stop: int, *, typed: bool) -> Any:
@@ -112,8 +114,8 @@ def test_an_error_that_entries_cure_is_none(monkeypatch: pytest.MonkeyPatch) -> 
     assert (said, worked) == (None, None)
 
 
-def test_what_only_values_show_is_not_seen(tmp_path: Path) -> None:
-    """Lists of different lengths have one type: the check passes, and the work says it."""
+def test_dry_run_accepts_an_error_that_only_values_show(tmp_path: Path) -> None:
+    """Lists of different lengths have one type: the dry run passes, and the work fails."""
     path = tmp_path / "lists.root"
     with uproot.recreate(path) as file:
         lists = {"x": ak.Array([[1.0], [1.0]]), "y": ak.Array([[1.0], [1.0, 2.0]])}
@@ -124,8 +126,8 @@ def test_what_only_values_show_is_not_seen(tmp_path: Path) -> None:
     assert worked.kind == "QueryType"
 
 
-def test_the_next_replica_is_asked(tmp_path: Path) -> None:
-    """A copy that is not there says nothing about the query; if none is, that is what is said."""
+def test_dry_run_uses_the_next_replica(tmp_path: Path) -> None:
+    """A missing replica says nothing about the query. If all are missing, this is the error."""
     selection = '[{"treename": "events", "filter_name": "NJett"}]'
     nowhere = Replica(str(tmp_path / "no.root"))
     for replicas, kind in (((nowhere, Replica(str(HZZ))), "UnknownName"), ((nowhere,), "Missing")):
@@ -135,16 +137,18 @@ def test_the_next_replica_is_asked(tmp_path: Path) -> None:
         assert said.kind == kind
 
 
-def test_code_is_not_run(tmp_path: Path) -> None:
-    """A function of the user is not called, and its file not opened."""
+def test_dry_run_does_not_run_user_code(tmp_path: Path) -> None:
+    """It does not call the user's function, and does not open the file."""
     text = "ZGVmIHJ1bl9xdWVyeShwYXRoKToKICAgIHJldHVybiB7fQ=="
     spec = CheckSpec((Replica("/no/such.root"),), "python", text, ResultFormat.PARQUET)
     assert transform.check(spec, patience=5) is None
 
 
 @pytest.mark.parametrize("branch", ["NJet", "NJett"])
-def test_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, branch: str) -> None:
-    """The result that is begun to ask the writer is gone with its folder."""
+def test_dry_run_leaves_no_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, branch: str
+) -> None:
+    """It deletes the result that it began for the writer, with its folder."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     selection = json.dumps([{"treename": "events", "filter_name": branch}])
     for result_format in ResultFormat:

@@ -1,4 +1,4 @@
-"""What comes out of the clusters of an RNTuple is what uproot reads, or an error."""
+"""The reader gives the entries of RNTuple clusters as uproot does, or raises an error."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +25,7 @@ CLUSTER = 700
 
 @pytest.mark.timeout(300)
 def test_every_field_of_the_samples_is_read_as_by_uproot() -> None:
-    """Values and types agree on the fields of real RNTuples, in any part of them."""
+    """Values and types agree for the fields of real RNTuples, in any range."""
     compared = 0
     for path in sorted(coffea_samples().glob("*rntuple*.root")):
         with uproot.open(path) as plain_file, open_root(str(path)) as file:
@@ -74,8 +74,8 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(data=st.data())
-def test_any_ranges_in_any_order_are_right(made: Path, data: st.DataObject) -> None:
-    """What is kept of one range never shows up wrongly in another."""
+def test_any_ranges_in_any_order_have_the_values_of_uproot(made: Path, data: st.DataObject) -> None:
+    """Values that the reader keeps of one range never appear in another."""
     names = data.draw(st.lists(st.sampled_from(["list", "text", "objects.b", "option", "bool"])))
     with uproot.open(made) as plain, open_root(str(made)) as file:
         tree = file.tree("events")
@@ -88,8 +88,8 @@ def test_any_ranges_in_any_order_are_right(made: Path, data: st.DataObject) -> N
                 assert ak.array_equal(array, whole[start:stop], equal_nan=True), name
 
 
-def test_all_fields_by_chunks_are_the_whole(made: Path) -> None:
-    """Ranges that end with a cluster and others give together what uproot gives."""
+def test_chunks_of_all_fields_add_up_to_the_whole(made: Path) -> None:
+    """Ranges that end with a cluster, and others, together have the values of uproot."""
     with uproot.open(made) as plain, open_root(str(made)) as file:
         tree = file.tree("events")
         names = tree.select((), ()).names
@@ -118,8 +118,8 @@ def test_a_page_is_decoded_once(made: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(decoded) == len(set(decoded)) >= 4 * (EVENTS // CLUSTER)
 
 
-def test_sizes_are_known_before_anything_is_read(made: Path) -> None:
-    """A large RNTuple has parts, which begin where clusters do."""
+def test_sizes_are_known_before_a_read(made: Path) -> None:
+    """The splits of a large RNTuple begin where its clusters begin."""
     (extraction,) = (
         UprootRaw().compile('[{"treename": "events"}]', ResultFormat.PARQUET).extractions
     )
@@ -134,8 +134,8 @@ def test_sizes_are_known_before_anything_is_read(made: Path) -> None:
 
 
 @pytest.mark.parametrize("at", [0, 5, -1])
-def test_a_corrupt_page_is_an_error_with_its_field(tmp_path: Path, at: int) -> None:
-    """A single byte that is wrong is found by the checksum that ROOT writes."""
+def test_error_of_a_corrupt_page_names_its_field(tmp_path: Path, at: int) -> None:
+    """The checksum that ROOT writes shows a single wrong byte."""
     content = bytearray((coffea_samples() / "pfnano_rntuple.root").read_bytes())
     path = tmp_path / "corrupt.root"
     path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""The columnar engine on files: what goes in comes out, in every format and at any chunk size."""
+"""The columnar engine on files: columns stay the same in every format and at any chunk size."""
 
 import itertools
 import math
@@ -79,7 +79,7 @@ NESTED: dict[str, Any] = {
 
 
 def same(got: Any, expected: Any) -> bool:
-    """Whether two arrays have the same values and the same type."""
+    """Return whether two arrays have the same values and the same type."""
     expected = ak.from_regular(ak.Array(expected), axis=None)
     got = ak.from_regular(got, axis=None)
     return str(got.type) == str(expected.type) and got.to_list() == expected.to_list()
@@ -88,7 +88,7 @@ def same(got: Any, expected: Any) -> bool:
 @pytest.mark.parametrize("result_format", FORMATS)
 @pytest.mark.parametrize("name", SIMPLE)
 def test_types_are_preserved(tmp_path: Path, result_format: Format, name: str) -> None:
-    """Every integer width, truth values, floats, texts and lists come back as they went in."""
+    """Integers of every width, booleans, floats, strings and lists come back unchanged."""
     got = written(tmp_path / "x", result_format, {name: SIMPLE[name]})
     assert same(got[name], SIMPLE[name]), (got[name].type, ak.type(SIMPLE[name]))
 
@@ -96,13 +96,13 @@ def test_types_are_preserved(tmp_path: Path, result_format: Format, name: str) -
 @pytest.mark.parametrize("result_format", ["parquet", "root-rntuple"])
 @pytest.mark.parametrize("name", NESTED)
 def test_nested_types_are_preserved(tmp_path: Path, result_format: Format, name: str) -> None:
-    """Lists of lists, lists of texts, missing values and records come back too."""
+    """Lists of lists, lists of strings, missing values and records come back unchanged."""
     got = written(tmp_path / "x", result_format, {name: NESTED[name]})
     assert same(got[name], NESTED[name]), (got[name].type, ak.type(NESTED[name]))
 
 
 def test_half_precision_is_kept_in_parquet(tmp_path: Path) -> None:
-    """A float16 column stays one in Parquet."""
+    """A float16 column stays a float16 column in Parquet."""
     half = np.array([0.5, 1.5, 65504], "f2")
     assert same(written(tmp_path / "x", "parquet", {"h": half})["h"], half)
 
@@ -119,17 +119,17 @@ def test_half_precision_is_kept_in_parquet(tmp_path: Path) -> None:
         ("parquet", np.array([1], "c16"), "column x"),
     ],
 )
-def test_what_a_format_cannot_hold_is_named(
+def test_type_that_a_format_cannot_hold_is_rejected(
     tmp_path: Path, result_format: Format, array: Any, words: str
 ) -> None:
-    """A type that the format cannot hold is refused with the name of the column."""
+    """The error names the column."""
     with pytest.raises(FormatError, match="column x") as error:
         written(tmp_path / "x", result_format, {"x": array}, pieces=1)
     assert words in str(error.value)
 
 
 @pytest.mark.parametrize("result_format", FORMATS)
-def test_no_rows_still_have_types(tmp_path: Path, result_format: Format) -> None:
+def test_columns_without_rows_keep_their_types(tmp_path: Path, result_format: Format) -> None:
     """Empty columns come back with their types."""
     empty = {name: ak.Array(array)[:0] for name, array in SIMPLE.items() if name != "fixed"}
     got = written(tmp_path / "x", result_format, empty, pieces=1)
@@ -138,8 +138,8 @@ def test_no_rows_still_have_types(tmp_path: Path, result_format: Format) -> None
         assert str(got[name].type.content) == str(array.type.content), name
 
 
-def test_a_counter_does_not_meet_a_column(tmp_path: Path) -> None:
-    """A jagged column beside one that is called like its counter keeps both."""
+def test_column_with_the_name_of_a_counter_is_kept(tmp_path: Path) -> None:
+    """A jagged column, and a column with the name of its counter, both come back."""
     columns = {"jet": JAGGED, "njet": np.arange(7)}
     got = written(tmp_path / "x", "root-file", columns)
     assert same(got["jet"], JAGGED)
@@ -155,8 +155,8 @@ ODD: dict[str, Any] = {
 }
 
 
-def test_odd_names_and_records_are_branches_of_a_ttree(tmp_path: Path) -> None:
-    """Signs that mean lengths and types are changed; a record is a branch for each member."""
+def test_ttree_has_branches_for_odd_names_and_records(tmp_path: Path) -> None:
+    """The writer replaces characters for lengths and types. Each member of a record is a branch."""
     columns = {**ODD, "muon": ak.Array([[{"pt": 1.5, "q": 1}] * n for n in range(7)])}
     del columns["i\\j"]
     columns["i\\j"] = ODD["i\\j"][["k.l"]]
@@ -172,8 +172,8 @@ def test_odd_names_and_records_are_branches_of_a_ttree(tmp_path: Path) -> None:
         assert tree["i\\j_k.l"].array().tolist() == list(range(7))
 
 
-def test_odd_names_are_fields_of_an_rntuple(tmp_path: Path) -> None:
-    """Signs that mean a way through fields are changed, also in records in lists."""
+def test_rntuple_has_fields_for_odd_names(tmp_path: Path) -> None:
+    """The writer replaces characters for paths through fields, also in records in lists."""
     path = tmp_path / "x"
     with open_writer(path, "root-rntuple") as writer:
         writer.write("t", ODD)
@@ -194,10 +194,10 @@ def test_odd_names_are_fields_of_an_rntuple(tmp_path: Path) -> None:
         ("root-rntuple", {"r": ak.Array([{"a.b": 1, "a/b": 1}])}, "two members .* a field a_b"),
     ],
 )
-def test_two_columns_of_one_name_are_refused(
+def test_columns_with_the_same_name_in_the_file_are_rejected(
     tmp_path: Path, result_format: Format, columns: dict[str, Any], words: str
 ) -> None:
-    """Where a name would be that of another column too, neither is lost without a word."""
+    """The writer does not silently lose one of them."""
     with pytest.raises(FormatError, match=words), open_writer(tmp_path / "x", result_format) as w:
         w.write("t", {name: ak.Array(array) for name, array in columns.items()})
 
@@ -210,17 +210,17 @@ def test_two_columns_of_one_name_are_refused(
         ("parquet", 2, "column c0 .*: a record in it has no fields; nor c1"),
     ],
 )
-def test_all_that_a_format_cannot_hold_is_named_at_once(
+def test_one_error_names_all_columns_that_a_format_cannot_hold(
     tmp_path: Path, result_format: Format, count: int, words: str
 ) -> None:
-    """One error has all names, and of very many the first ones."""
+    """Of very many columns, it names the first ones."""
     column = ak.Array([[[1]]]) if result_format == "root-file" else ak.Array([{}])
     with pytest.raises(FormatError, match=words), open_writer(tmp_path / "x", result_format) as w:
         w.write("t", {f"c{number}": column for number in range(count)})
 
 
-def test_trees_with_other_columns_make_no_table(tmp_path: Path) -> None:
-    """Two trees with different columns are refused in Parquet, and what differs is named."""
+def test_parquet_rejects_trees_with_different_columns(tmp_path: Path) -> None:
+    """The error names the differences."""
     with open_writer(tmp_path / "x", "parquet", tree_column=True) as writer:
         writer.write("a", {"x": ak.Array([1])})
         with pytest.raises(FormatError, match="b lacks x and adds y"):
@@ -232,7 +232,7 @@ def test_trees_with_other_columns_make_no_table(tmp_path: Path) -> None:
 )
 @given(budget=st.integers(1_000, 300_000), cut=st.sampled_from(["", "NJet > 1", "any(Jet_E > 60)"]))
 def test_chunks_do_not_change_the_result(budget: int, cut: str) -> None:
-    """However small the ranges are, the columns are those that one range gives."""
+    """Small ranges have the columns that one range has."""
     extraction = ColumnQuery(
         tree="events",
         output="events",
@@ -246,8 +246,8 @@ def test_chunks_do_not_change_the_result(budget: int, cut: str) -> None:
         assert len(tree.arrays(["NJet"], cut.replace("any(Jet_E > 60)", "") or None)) >= len(whole)
 
 
-def test_a_file_is_taken_up_in_the_middle() -> None:
-    """Ranges from an entry on are those that the whole run gives from there."""
+def test_extraction_can_start_in_the_middle_of_a_file() -> None:
+    """Ranges from an entry on are those that the whole run has from there."""
     extraction = ColumnQuery("events", "events", columns=(column("NJet"),))
     with open_root(str(HZZ)) as file:
         tree = file.tree("events")
@@ -258,8 +258,8 @@ def test_a_file_is_taken_up_in_the_middle() -> None:
     assert sum(map(len, rest)) == 2421 - stops[1]
 
 
-def test_aliases_refer_to_each_other() -> None:
-    """An alias may stand on another; a circle is refused with its names."""
+def test_aliases_may_refer_to_each_other() -> None:
+    """An alias may use another one. The error about a circle names the alias."""
     aliases = {"pt2": column("Jet_Px**2 + Jet_Py**2"), "pt": column("sqrt(pt2)")}
     got = extract(HZZ, ColumnQuery("events", "e", columns=(column("pt"),), aliases=aliases))
     with uproot.open({HZZ: "events"}) as tree:
@@ -270,16 +270,16 @@ def test_aliases_refer_to_each_other() -> None:
         extract(HZZ, ColumnQuery("events", "e", columns=(column("a"),), aliases=circle))
 
 
-def test_many_aliases_on_one_another_cost_no_more() -> None:
-    """Forty aliases, each twice the one before, are computed once each."""
+def test_each_of_many_chained_aliases_is_computed_once() -> None:
+    """Each of forty aliases is twice the one before."""
     aliases = {f"a{n}": column(f"a{n - 1} + a{n - 1}") for n in range(1, 41)}
     aliases["a0"] = column("NJet * 0.0 + 1")
     got = extract(HZZ, ColumnQuery("events", "e", columns=(column("a40"),), aliases=aliases))
     assert got.a40[0] == 2.0**40
 
 
-def test_a_cut_on_objects_fits_only_such_columns() -> None:
-    """A jagged cut filters jagged columns, and is refused for others with the way out."""
+def test_jagged_cut_fits_only_jagged_columns() -> None:
+    """It filters jagged columns. For others, the error says what to do."""
     jets = ColumnQuery("events", "e", filter_name=("Jet_P*",), cut=column("Jet_Px > 0"))
     got = extract(HZZ, jets)
     assert len(got) == 2421
@@ -289,24 +289,24 @@ def test_a_cut_on_objects_fits_only_such_columns() -> None:
         extract(HZZ, mixed)
 
 
-def test_constants_stand_beside_columns() -> None:
-    """A constant is a column with one value for each event."""
+def test_constant_is_a_column() -> None:
+    """It has one value for each event."""
     got = extract(HZZ, ColumnQuery("events", "e", columns=(column("NJet"), column("13.6", "s"))))
     assert got.s.tolist() == [13.6] * 2421
 
 
 @pytest.mark.parametrize("symbol", ["/", "//", "%"])
 @pytest.mark.parametrize(("left", "right"), [(-300, 0), (0, 0), (7, -2), (7.5, 0), (3, 0.0)])
-def test_constants_are_divided_as_columns_are(symbol: str, left: float, right: float) -> None:
-    """By zero too, where Python itself refuses."""
+def test_constants_are_divided_like_columns(symbol: str, left: float, right: float) -> None:
+    """Division by zero works, too, although Python itself rejects it."""
     texts = f"{left} {symbol} {right}", f"(NJet*0 + {left}) {symbol} (NJet*0 + {right})"
     columns = tuple(column(text, name) for text, name in zip(texts, "ab", strict=True))
     got = extract(HZZ, ColumnQuery("events", "e", columns=columns))
     assert got.a.tolist() == got.b.tolist() or ak.all(np.isnan(got.a) & np.isnan(got.b))
 
 
-def test_filters_are_those_of_uproot() -> None:
-    """Globs, regular expressions and type names choose what uproot chooses."""
+def test_filters_choose_the_same_branches_as_uproot() -> None:
+    """The filters are globs, regular expressions and type names."""
     for names, types in (
         (("Jet_*",), ()),
         (("/^(N|n)[A-Z]/",), ()),
@@ -325,7 +325,7 @@ def test_filters_are_those_of_uproot() -> None:
 
 
 def test_columns_are_computed_after_a_cut_on_events() -> None:
-    """An element that the cut asks for is there; without the cut the error says what to write."""
+    """Events that pass the cut have the element. Without the cut, the error says what to write."""
     columns = (column("Jet_Px[:, 0]"), column("second"), column("NJet"))
     aliases = {"second": column("Jet_Px[:, 1]")}
     chosen = ColumnQuery(
@@ -345,8 +345,8 @@ def test_columns_are_computed_after_a_cut_on_events() -> None:
     assert "pad_none" in error.value.hint
 
 
-def test_an_alias_of_the_cut_is_cut_too() -> None:
-    """What was computed for all events is not taken for the events that are left."""
+def test_alias_of_the_cut_is_filtered_by_the_cut() -> None:
+    """The values of all events do not replace those of the events that pass."""
     aliases = {"lead": column("firsts(Jet_Px)")}
     chosen = ColumnQuery(
         "events", "e", columns=(column("lead"),), aliases=aliases, cut=column("lead > 10")
@@ -357,7 +357,7 @@ def test_an_alias_of_the_cut_is_cut_too() -> None:
 
 
 def test_combinations_are_computed_in_pieces() -> None:
-    """Memory is that of a few combinations at a time, and the values are those of the whole."""
+    """The memory holds a few combinations at a time, and the values are those of the whole."""
     triples = "combinations(Jet_E, 3, replacement=True)"
     chosen = ColumnQuery(
         "events", "e", columns=(column("max(t['0'] + t['1'] - t['2'])", "m"), column("NJet"))

@@ -1,4 +1,4 @@
-"""Connections of real clients to a real server in this process, with limits that are low."""
+"""Connections of real clients to a real server in this process, with low limits."""
 
 import contextlib
 import socket
@@ -66,16 +66,16 @@ def opened(address: tuple[str, int], path: str = "", source: str = "127.0.0.1") 
 
 
 def is_served(address: tuple[str, int], source: str = "127.0.0.1") -> bool:
-    """Whether a new client has an answer."""
+    """Return whether a new client gets an answer."""
     with opened(address, "/", source) as one, contextlib.suppress(ConnectionError):
         return one.recv(1000).startswith(b"HTTP/1.1 200")
     return False
 
 
-def test_clients_that_do_not_read_are_closed_for_new_ones(
+def test_server_closes_clients_that_do_not_read_for_new_ones(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those whose response has not moved for the longest time."""
+    """It closes those whose response has not moved for the longest time."""
     monkeypatch.setattr(connections, "STALLED_SECONDS", 1.0)
     address = start(Connections(40))
     with contextlib.ExitStack() as held:
@@ -88,10 +88,10 @@ def test_clients_that_do_not_read_are_closed_for_new_ones(
         assert all(is_served(address) for _ in range(10))
 
 
-def test_a_slow_reader_goes_on_and_one_that_stops_is_closed(
+def test_server_closes_a_stopped_reader_and_not_a_slow_one(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However long the former takes."""
+    """The slow reader may take any time."""
     monkeypatch.setattr(connections, "STALL_SECONDS", 4.0)
     address = start(Connections(1000))
     with opened(address, "/large") as slow, opened(address, "/large") as stopped:
@@ -111,8 +111,10 @@ def test_a_slow_reader_goes_on_and_one_that_stops_is_closed(
         assert rest < len(LARGE)
 
 
-def test_one_address_has_only_so_many(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It loses its own oldest, and not those of others; a proxy has as many as it wants."""
+def test_connections_of_one_address_are_limited(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The address loses its own oldest ones, not those of others. A proxy has no limit."""
     monkeypatch.setattr(connections, "WAITING_EACH", 10)
     address = start(Connections(1000, [ip_network("127.0.0.3/32")]))
     with contextlib.ExitStack() as held:
@@ -126,8 +128,8 @@ def test_one_address_has_only_so_many(start: Start, monkeypatch: pytest.MonkeyPa
             assert one.recv(1000).startswith(b"HTTP/1.1 200")
 
 
-def test_the_silent_are_closed_before_those_at_work(start: Start) -> None:
-    """Where there are too many in all, of many addresses."""
+def test_server_closes_silent_connections_before_active_ones(start: Start) -> None:
+    """Many addresses together have more connections than the server allows."""
     address = start(Connections(100))
     with contextlib.ExitStack() as held:
         reading = [held.enter_context(opened(address, "/large")) for _ in range(5)]

@@ -1,4 +1,4 @@
-"""What it costs to look: at the queue what is open, and at a page no more statements for more."""
+"""The queue reads only open work, and a page has as many statements for many rows as for few."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ RUNNING, LATELY, WAITING = 3, 4, 5
 def fill(
     connection: Connection, ended_requests: int = ENDED_REQUESTS, ended_files: int = ENDED_FILES
 ) -> None:
-    """Make many requests that have ended, and one that goes on, most of whose files have ended."""
+    """Make many ended requests, and a running one of which most files have ended."""
     all_ids = range(1, ended_files + LATELY + RUNNING + WAITING + 1)
     moment = now()
     old, fresh = moment - timedelta(hours=5), moment - timedelta(seconds=20)
@@ -72,13 +72,13 @@ def fill(
 
 
 def know(connection: Connection) -> None:
-    """Let PostgreSQL know what is in its tables, as it does by itself; SQLite never does."""
+    """Let PostgreSQL analyze its tables, as it does by itself. SQLite never does."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("analyze"))
 
 
 def read_rows(plan: dict[str, Any]) -> Iterator[float]:
-    """Yield for each scan of a plan of PostgreSQL how many rows it looked at."""
+    """Yield the number of rows that each scan in a plan of PostgreSQL read."""
     below = plan.get("Plans", [])
     if "Scan" in plan["Node Type"]:
         seen = plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0)
@@ -88,7 +88,7 @@ def read_rows(plan: dict[str, Any]) -> Iterator[float]:
 
 
 def statements(connection: Connection, function: Callable[..., object]) -> list[tuple[str, Any]]:
-    """Return what a function asks of the database, with the parameters."""
+    """Return the statements of a function, with their parameters."""
     asked: list[tuple[str, Any]] = []
 
     def note(conn: Any, cursor: Any, statement: str, parameters: Any, *rest: Any) -> None:
@@ -102,7 +102,7 @@ def statements(connection: Connection, function: Callable[..., object]) -> list[
 
 
 def costs(connection: Connection, function: Callable[..., object], *arguments: Any) -> list[str]:
-    """Return what a function reads that it need not, by the plans of its statements."""
+    """Return the parts of a function's query plans that read more rows than necessary."""
     found = []
     for statement, parameters in statements(connection, lambda one: function(one, *arguments)):
         if connection.dialect.name == "sqlite":
@@ -118,8 +118,8 @@ def costs(connection: Connection, function: Callable[..., object], *arguments: A
     return found
 
 
-async def test_nothing_that_has_ended_is_looked_at(database: Database) -> None:
-    """The numbers are right, and found by what is open alone."""
+async def test_queue_and_totals_read_no_ended_work(database: Database) -> None:
+    """The numbers are right, and the statements find them from open work alone."""
     await database.write(fill)
     await database.write(know)
     (found,) = await database.read(active_requests.queue, LOCAL_USER)
@@ -141,8 +141,8 @@ async def test_nothing_that_has_ended_is_looked_at(database: Database) -> None:
     assert await database.read(costs, active_requests.totals) == []
 
 
-async def test_a_look_at_all_is_seen(database: Database) -> None:
-    """Counting all files is what the test above is to find."""
+async def test_scan_of_all_files_is_detected(database: Database) -> None:
+    """The test above must be able to find a statement that counts all files."""
     await database.write(fill)
     await database.write(know)
 
@@ -181,7 +181,7 @@ LOOKS: dict[str, Callable[[Connection], object]] = {
 
 
 def more(connection: Connection) -> None:
-    """Copy all that there is, twice: three times as many of everything, and all of it one's own."""
+    """Copy all rows twice: three times as many of everything, all of the same user."""
     there = {
         table: connection.execute(select(table)).mappings().all()
         for table in (datasets, files, tasks, requests)
@@ -198,13 +198,13 @@ def more(connection: Connection) -> None:
 
 
 def one_by_one(connection: Connection) -> None:
-    """Ask for each dataset by itself, which is what is to be found."""
+    """Read each dataset by a statement of its own, which the test has to find."""
     for dataset_id in connection.scalars(select(datasets.c.id)).all():
         dataset_rows.get(connection, LOCAL_USER, dataset_id)
 
 
-async def test_a_page_asks_as_often_however_much_there_is(database: Database) -> None:
-    """So that none becomes slow by a statement for each row."""
+async def test_page_has_the_same_statements_for_more_rows(database: Database) -> None:
+    """A statement for each row would make a page slow."""
     looks = {**LOOKS, "one by one": one_by_one}
 
     def asked(connection: Connection) -> dict[str, list[str]]:

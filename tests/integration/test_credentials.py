@@ -1,4 +1,4 @@
-"""Reading as somebody: real servers that want proxies and tokens, one process, many hosts."""
+"""One process reads with proxies and tokens from many hosts, which are real servers."""
 
 import contextlib
 import json
@@ -76,7 +76,7 @@ def known() -> Iterator[Authority]:
 
 @pytest.fixture(scope="module")
 def gsi(known: Authority) -> Iterator[XRootD]:
-    """Give a server for those with proxies; below ``vo`` only for those of the VO."""
+    """Give a server that requires proxies; below ``vo``, it requires those of the VO."""
     with gsi_xrootd(known) as door:
         put(door.folder, "x.root", ZMUMU)
         put(door.folder / "vo", "x.root", ZMUMU)
@@ -88,7 +88,7 @@ ISSUER = Issuer()
 
 @pytest.fixture(scope="module")
 def tokens(known: Authority) -> Iterator[TokenXRootD]:
-    """Give a server for those with tokens, on another address."""
+    """Give a server that requires tokens, on another address."""
     with token_xrootd(known, ISSUER, "127.0.0.2") as door:
         put(door.folder, "x.root", ZMUMU)
         yield door
@@ -99,9 +99,9 @@ Ask = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def ask(known: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
-    """Give a function that has a worker read a file, all tests one after the other in one process.
+    """Give a function that makes a worker read a file. All tests use one process, in turn.
 
-    As in a worker of a service, connections that are open belong to somebody else.
+    Open connections belong to other users, as in a worker of a service.
     """
     with _worker(known, XDG_RUNTIME_DIR=str(tmp_path_factory.mktemp("runtime"))) as read:
         yield read
@@ -139,14 +139,14 @@ def _worker(known: Authority, **environment: str) -> Iterator[Ask]:
 
 
 def shown(*hosts: str, **files: Path) -> dict[str, Any]:
-    """Return a credential as it is in the settings."""
+    """Return a credential in the form of the settings."""
     return {"hosts": hosts, **{name: str(path) for name, path in files.items()}}
 
 
-def test_each_host_is_shown_its_own(
+def test_worker_shows_each_host_its_own_credential(
     ask: Ask, known: Authority, gsi: XRootD, tokens: TokenXRootD, tmp_path: Path
 ) -> None:
-    """By ``root://`` with a proxy, by ``root://`` and HTTPS with a token, in one process."""
+    """One process shows a proxy by ``root://``, and a token by ``root://`` and by HTTPS."""
     token = private(tmp_path / "token", ISSUER.token().encode())
     of_https = f"127.0.0.2:{tokens.http_port}"
     ours = [shown("127.0.0.1", proxy=known.proxy()), shown("127.0.0.2", of_https, token=token)]
@@ -171,8 +171,8 @@ def test_each_host_is_shown_its_own(
         assert "it was shown" in found["hint"]
 
 
-def test_what_is_for_a_vo_is_for_its_members(ask: Ask, known: Authority, gsi: XRootD) -> None:
-    """And two who read from one server each read with their own rights."""
+def test_only_members_of_a_vo_read_its_files(ask: Ask, known: Authority, gsi: XRootD) -> None:
+    """Two users who read from one server each have their own rights."""
     plain, member = known.proxy("plain"), known.voms_proxy()
     for proxy, kind in ((plain, "Denied"), (member, None), (plain, "Denied")):
         found = ask(gsi.url("vo/x.root"), of=[shown("127.0.0.1", proxy=proxy)])
@@ -180,8 +180,8 @@ def test_what_is_for_a_vo_is_for_its_members(ask: Ask, known: Authority, gsi: XR
     assert "xrd." not in found["message"] + found["url"]
 
 
-def test_an_expired_one_is_shown_to_nobody(ask: Ask, known: Authority, tmp_path: Path) -> None:
-    """It is said when it ended, and no server is asked; another replica may need none."""
+def test_expired_credential_is_not_shown(ask: Ask, known: Authority, tmp_path: Path) -> None:
+    """The worker states when it expired, asks no server, and tries the next replica."""
     port = free_port()
     nobody = f"127.0.0.1:{port}"
     proxy = known.proxy("old", seconds=-60)
@@ -199,10 +199,10 @@ def test_an_expired_one_is_shown_to_nobody(ask: Ask, known: Authority, tmp_path:
         assert (found["kind"], found["attempts"]) == (None, [url, str(ZMUMU)])
 
 
-def test_a_renewed_one_is_used_at_once(
+def test_renewed_credential_is_used_at_once(
     ask: Ask, known: Authority, gsi: XRootD, tokens: TokenXRootD, tmp_path: Path
 ) -> None:
-    """Something else writes the file; the worker goes on."""
+    """Another program writes the file while the worker runs."""
     proxy = known.proxy("renewed", seconds=-60)
     token = private(tmp_path / "token", ISSUER.token(seconds=-60).encode())
     of_https = f"127.0.0.2:{tokens.http_port}"
@@ -215,10 +215,10 @@ def test_a_renewed_one_is_used_at_once(
     assert [ask(url, of=ours)["events"] for url in doors] == [ENTRIES] * 3
 
 
-def test_what_tools_find_is_shown_to_the_hosts_of_an_entry_only(
+def test_entry_without_files_shows_usual_credentials_to_its_hosts(
     known: Authority, gsi: XRootD, tokens: TokenXRootD, tmp_path: Path
 ) -> None:
-    """An entry without files means a proxy and a token in their usual places, for its hosts."""
+    """It means the proxy and the token in their usual places, for its hosts only."""
     token = private(tmp_path / "token", ISSUER.token().encode())
     usual = {"X509_USER_PROXY": str(known.proxy("usual")), "XDG_RUNTIME_DIR": str(tmp_path)}
     doors = gsi.url("x.root"), tokens.url("x.root"), tokens.https("x.root")
@@ -235,7 +235,7 @@ def test_what_tools_find_is_shown_to_the_hosts_of_an_entry_only(
 def test_chosen_token_is_shown_and_not_the_one_in_the_environment(
     known: Authority, tmp_path: Path
 ) -> None:
-    """XrdCl looks for the others first."""
+    """XrdCl looks for those in the environment first."""
     chosen = private(tmp_path / "chosen", b"chosen-token")
     other = private(tmp_path / "other", b"other-token")
     for way in ({"BEARER_TOKEN_FILE": str(other)}, {"BEARER_TOKEN": "other-token"}):
@@ -251,7 +251,7 @@ def test_chosen_token_is_shown_and_not_the_one_in_the_environment(
 def test_token_is_shown_to_no_other_server_after_a_redirect(
     ask: Ask, known: Authority, tmp_path: Path
 ) -> None:
-    """By ``root://`` to those that are named too, by HTTPS to no other host, port or scheme."""
+    """With ``root://`` a server with an entry gets it; with HTTPS no other host, port or scheme."""
     token = private(tmp_path / "token", b"a-token")
     with hostile_xrootd("127.0.0.2", security=ZTN, certificate=known.host) as theirs:
         target = theirs.url("x.root", scheme="roots")
@@ -263,7 +263,7 @@ def test_token_is_shown_to_no_other_server_after_a_redirect(
             assert (found["kind"], len(theirs.shown)) == ("Missing", 1), found
 
 
-def test_token_is_shown_by_https_to_the_port_that_is_named_only(
+def test_token_is_shown_by_https_only_to_the_port_of_its_entry(
     ask: Ask, known: Authority, tmp_path: Path
 ) -> None:
     token = private(tmp_path / "token", b"a-token")
@@ -292,10 +292,10 @@ def run_query(path):
 """
 
 
-def test_the_code_of_users_has_none(
+def test_user_code_gets_no_credentials(
     ask: Ask, tokens: TokenXRootD, known: Authority, tmp_path: Path
 ) -> None:
-    """The file is fetched for it."""
+    """The worker downloads the file for it."""
     token = private(tmp_path / "token", ISSUER.token().encode())
     for url in (tokens.url("x.root"), tokens.https("x.root")):
         found = ask(url, of=[shown("*", f"*:{tokens.http_port}", token=token)], code=PEEPS)

@@ -1,4 +1,4 @@
-"""What functions on the database may rely on, and what is heard of it when it is away."""
+"""The guarantees of the database to its callers, and the errors while it is away."""
 
 import asyncio
 import threading
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Postgres]:
-    """Give a PostgreSQL server that only this test has, for it is going to be broken."""
+    """Give a PostgreSQL server of its own to a test that breaks it."""
     with postgres() as server:
         monkeypatch.setenv("SERVICEX_SERVER_STORAGE__DATABASE_URL", server.url())
         monkeypatch.setenv("SERVICEX_SERVER_DATA_DIR", str(tmp_path / "data"))
@@ -50,7 +50,7 @@ async def names(database: Database) -> list[str]:
 
 
 async def test_writes_of_two_processes_run_one_after_another(database_url: str) -> None:
-    """What a write has read is still true when it writes, whoever else writes meanwhile."""
+    """The rows that a write has read do not change before it writes."""
 
     def append(connection: Connection) -> None:
         count = connection.scalar(text("select count(*) from datasets"))
@@ -63,7 +63,7 @@ async def test_writes_of_two_processes_run_one_after_another(database_url: str) 
 
 
 async def test_writes_of_one_process_run_in_their_order(database: Database) -> None:
-    """The second of two writes finds what the first one did, also a slow one."""
+    """The second of two writes sees the first one, even if that is slow."""
     begun = threading.Event()
 
     def slow(connection: Connection) -> None:
@@ -81,8 +81,8 @@ async def test_writes_of_one_process_run_in_their_order(database: Database) -> N
     await first
 
 
-async def test_a_read_sees_one_moment_and_waits_for_no_write(database: Database) -> None:
-    """What is committed in the middle of a read is not seen by the rest of it."""
+async def test_read_sees_one_snapshot_and_waits_for_no_write(database: Database) -> None:
+    """The rest of a read does not see a write that commits in the middle of it."""
     looked, written = threading.Event(), threading.Event()
 
     def twice(connection: Connection) -> list[Any]:
@@ -102,7 +102,7 @@ async def test_a_read_sees_one_moment_and_waits_for_no_write(database: Database)
 
 
 async def test_a_read_on_postgresql_cannot_write(postgresql: Postgres) -> None:
-    """There a mistake is an error; SQLite has no such mode for one transaction."""
+    """PostgreSQL raises an error. SQLite has no such mode for one transaction."""
     with (
         closing(Database(postgresql.url("template"))) as database,
         pytest.raises(DBAPIError, match="read-only transaction"),
@@ -110,8 +110,8 @@ async def test_a_read_on_postgresql_cannot_write(postgresql: Postgres) -> None:
         await database.read(create, "x")
 
 
-async def test_a_guard_stands_before_every_write(database: Database) -> None:
-    """Where the guard raises nothing is written, and the same database without it goes on."""
+async def test_guard_runs_before_every_write(database: Database) -> None:
+    """If it raises, the database writes nothing. The same database without the guard goes on."""
 
     def refuse(connection: Connection) -> None:
         raise NotLeadingError
@@ -135,8 +135,8 @@ async def test_a_guard_stands_before_every_write(database: Database) -> None:
         ("sqlite:////dev/null/x.sqlite", "cannot be opened"),
     ],
 )
-def test_a_url_that_does_not_work_is_one_line_without_its_password(url: str, words: str) -> None:
-    """What is said names the place, and neither user nor password."""
+def test_error_of_a_wrong_url_is_one_line_without_the_password(url: str, words: str) -> None:
+    """It names the place, and neither the user nor the password."""
     with pytest.raises(StartupError) as caught, closing(Database(url)) as database:
         database.migrate()
     assert words in str(caught.value)
@@ -145,8 +145,8 @@ def test_a_url_that_does_not_work_is_one_line_without_its_password(url: str, wor
     assert "\n" not in str(caught.value)
 
 
-def test_a_database_is_shown_without_user_and_password() -> None:
-    """Where it is can be printed, by a socket too."""
+def test_text_of_a_database_has_no_user_and_no_password() -> None:
+    """It names the place, which may be a socket."""
     shown = [
         "postgresql://me:secret@db.example:5433/servicex",
         "postgresql+psycopg:///servicex?host=/run/postgresql&password=secret",
@@ -157,8 +157,8 @@ def test_a_database_is_shown_without_user_and_password() -> None:
     ]
 
 
-async def test_a_restarted_server_costs_one_error(own_server: Postgres) -> None:
-    """A connection that breaks is an OperationalError, and the next call works."""
+async def test_restarted_database_costs_one_error(own_server: Postgres) -> None:
+    """A broken connection raises an OperationalError, and the next call works."""
     with closing(Database(own_server.url())) as database:
         database.migrate()
         for how in ("fast", "immediate"):
@@ -185,8 +185,8 @@ async def test_a_restarted_server_costs_one_error(own_server: Postgres) -> None:
         assert await names(database) == ["fast", "immediate"]
 
 
-async def test_a_server_that_takes_no_writes_is_away(postgresql: Postgres) -> None:
-    """So is one that has ended a session which did nothing in the middle of a write."""
+async def test_read_only_database_counts_as_away(postgresql: Postgres) -> None:
+    """So does one that has ended an idle session in the middle of a write."""
     postgresql.run("create database refusing template template")
 
     def idle(connection: Connection) -> None:
@@ -244,10 +244,10 @@ BODY = {
 }
 
 
-async def test_the_api_says_503_while_the_database_is_away(own_server: Postgres) -> None:
-    """No answer is a 500, none has the password, and afterwards all is well; a leader leads again.
+async def test_api_answers_503_while_the_database_is_away(own_server: Postgres) -> None:
+    """No answer is a 500 or has the password. Afterwards all routes work, and a leader leads again.
 
-    The S3 gateway says the same in its own words, once the signature is right.
+    The S3 gateway answers in its own format, after it has checked the signature.
     """
 
     def work(spec: TaskSpec) -> Outcome:
@@ -276,10 +276,10 @@ async def test_the_api_says_503_while_the_database_is_away(own_server: Postgres)
         assert (await web.get("/readyz")).json()["leads"] is True
 
 
-async def test_nothing_that_is_logged_has_the_password(
+async def test_log_does_not_have_the_database_password(
     own_server: Postgres, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not at the start, and not when the server goes away under a leader."""
+    """The log stays clean at the start, and when the database stops under a leader."""
     engine = MemoryEngine(lambda spec: Outcome(spec.request_id, spec.file_id, spec.attempt))
     async with App(Settings(), engine=engine) as app, client(app) as web:
         own_server.stop("immediate")

@@ -1,4 +1,4 @@
-"""From rows to the engine and back, with an engine whose tasks end as the test says."""
+"""The dispatcher between the database and an engine whose tasks end as the test says."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -75,7 +75,7 @@ async def service(folder: Path, engine: MemoryEngine, **settings: Any) -> AsyncI
 
 
 def made(folder: Path, count: int) -> str:
-    """Make so many files in a folder, and return its name."""
+    """Make a number of files in a folder, and return its name."""
     folder.mkdir()
     for number in range(count):
         (folder / f"{number}.root").write_bytes(b"root" * (number + 1))
@@ -84,7 +84,7 @@ def made(folder: Path, count: int) -> str:
 
 @on_both_databases
 async def test_every_file_ends_once(tmp_path: Path) -> None:
-    """A request of many files completes, each file having run once, and each object is there."""
+    """A request of many files completes. Each file runs once, and each has an object."""
     engine = MemoryEngine(delivered, slots=4)
     async with service(tmp_path, engine) as app:
         request_id = await submit(app, 100)
@@ -95,8 +95,8 @@ async def test_every_file_ends_once(tmp_path: Path) -> None:
     assert len(objects) == 100
 
 
-async def test_the_window_is_bounded(tmp_path: Path) -> None:
-    """The engine never holds more than two tasks a slot, however many files wait."""
+async def test_engine_has_a_bounded_number_of_tasks(tmp_path: Path) -> None:
+    """It never has more than two tasks for each slot, however many files wait."""
     most = 0
 
     def work(spec: TaskSpec) -> Outcome:
@@ -111,8 +111,8 @@ async def test_the_window_is_bounded(tmp_path: Path) -> None:
 
 
 @on_both_databases
-async def test_a_worker_that_dies_costs_an_attempt(tmp_path: Path) -> None:
-    """A file is tried again on worker death, and its attempts are all told."""
+async def test_worker_death_costs_an_attempt(tmp_path: Path) -> None:
+    """The service tries the file once more, as the second attempt."""
     tries: dict[int, int] = {}
 
     def work(spec: TaskSpec) -> Outcome:
@@ -128,7 +128,7 @@ async def test_a_worker_that_dies_costs_an_attempt(tmp_path: Path) -> None:
 
 
 async def test_attempts_are_limited(tmp_path: Path) -> None:
-    """After the third death the file fails with what is known."""
+    """After the third death of a worker, the file fails with the known error."""
     engine = MemoryEngine(failing(WorkerDiedError("killed by signal 9")))
     async with service(tmp_path, engine) as app:
         request_id = await submit(app, 1)
@@ -143,7 +143,7 @@ async def test_attempts_are_limited(tmp_path: Path) -> None:
 
 @on_both_databases
 async def test_one_query_error_stops_a_long_request(tmp_path: Path) -> None:
-    """The same query error in the first files ends the request without running the rest."""
+    """If the first files have the same query error, the request ends without running the rest."""
     engine = MemoryEngine(failing(UnknownNameError("no branch x", hint="did you mean y?")))
     async with service(tmp_path, engine) as app:
         found = await ended(app, await submit(app, 300))
@@ -165,8 +165,8 @@ async def test_bad_files_do_not_stop_a_long_request(tmp_path: Path) -> None:
 
 
 @on_both_databases
-async def test_a_cancelled_request_runs_no_further(tmp_path: Path) -> None:
-    """After a cancel no file of the request starts, and others go on."""
+async def test_cancelled_request_starts_no_more_files(tmp_path: Path) -> None:
+    """Other requests continue."""
     seen_after: list[TaskSpec] = []
     cancelled: set[str] = set()
 
@@ -193,8 +193,8 @@ async def test_a_cancelled_request_runs_no_further(tmp_path: Path) -> None:
 
 
 @on_both_databases
-async def test_a_second_service_takes_up_the_rest(tmp_path: Path) -> None:
-    """What a service leaves is done by the next one on the same folder, each file once."""
+async def test_next_service_continues_a_request(tmp_path: Path) -> None:
+    """A service on the same folder runs the files that the first one left, each once."""
     first = MemoryEngine(delivered, slots=1)
     async with service(tmp_path, first) as app:
         request_id = await submit(app, 200)
@@ -210,10 +210,10 @@ async def test_a_second_service_takes_up_the_rest(tmp_path: Path) -> None:
 
 
 @on_both_databases
-async def test_an_outcome_that_comes_twice_keeps_its_object(
+async def test_outcome_that_is_recorded_twice_keeps_its_object(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When nobody hears that outcomes were written, writing them again loses no object."""
+    """If the database's answer is lost, the service records outcomes again and loses no object."""
     lost = lose_an_answer(monkeypatch, outcome_rows.record)
     engine = MemoryEngine(delivered)
     async with service(tmp_path, engine) as app:
@@ -226,16 +226,16 @@ async def test_an_outcome_that_comes_twice_keeps_its_object(
 
 
 @on_both_databases
-async def test_the_same_list_is_one_dataset(tmp_path: Path) -> None:
-    """Two requests on one list share its dataset, and both get every file."""
+async def test_requests_on_the_same_file_list_share_a_dataset(tmp_path: Path) -> None:
+    """Both requests get every file."""
     async with service(tmp_path, MemoryEngine(delivered)) as app:
         found = [await ended(app, await submit(app, 10)) for _ in range(2)]
     assert found[0].dataset_id == found[1].dataset_id
     assert [one.completed for one in found] == [10, 10]
 
 
-async def test_a_refused_request_leaves_no_row(tmp_path: Path) -> None:
-    """A wrong order raises and stores nothing."""
+async def test_rejected_request_leaves_no_row(tmp_path: Path) -> None:
+    """A wrong order raises an error and stores nothing."""
     async with service(tmp_path, MemoryEngine(delivered)) as app:
         with pytest.raises(RequestError):
             await app.submission.accept(
@@ -245,8 +245,8 @@ async def test_a_refused_request_leaves_no_row(tmp_path: Path) -> None:
 
 
 @on_both_databases
-async def test_the_same_again_needs_no_worker(tmp_path: Path) -> None:
-    """Results are used again while their file is the same, and stay as long as they are used."""
+async def test_repeated_request_reuses_the_results(tmp_path: Path) -> None:
+    """The service reuses results of unchanged files, and keeps them while a request uses them."""
     folder, engine = made(tmp_path / "in", 30), MemoryEngine(delivered)
     async with service(tmp_path / "data", engine) as app:
         first = await submit(app, 30, at=folder)
@@ -270,15 +270,17 @@ async def test_the_same_again_needs_no_worker(tmp_path: Path) -> None:
 
 
 def changed(folder: str, number: int) -> None:
-    """Write another file in the place of one."""
+    """Replace a file by another one."""
     Path(folder, f"{number}.root").write_bytes(b"another")
 
 
 @pytest.mark.parametrize(
     ("share", "works"), [(Sharing.NONE, 9), (Sharing.OWN, 6), (Sharing.ALL, 3)]
 )
-async def test_whose_results_are_used_again(tmp_path: Path, share: Sharing, works: int) -> None:
-    """Nobody's, one's own, or everybody's, as the site has it."""
+async def test_setting_decides_whose_results_are_reused(
+    tmp_path: Path, share: Sharing, works: int
+) -> None:
+    """They are nobody's, those of the same user, or everybody's."""
     folder, engine = made(tmp_path / "in", 3), MemoryEngine(delivered)
     async with service(
         tmp_path / "data", engine, storage=StorageSettings(share_results=share)
@@ -290,11 +292,11 @@ async def test_whose_results_are_used_again(tmp_path: Path, share: Sharing, work
 
 
 @on_both_databases
-async def test_what_was_finished_when_the_service_died_is_not_done_again(tmp_path: Path) -> None:
-    """An object that is whole is recorded at the next start; one in part is removed."""
+async def test_finished_file_of_a_dead_service_is_not_run_again(tmp_path: Path) -> None:
+    """The next start records a complete object, and removes an incomplete one."""
 
     class Mute(MemoryEngine):
-        """Does the work, and dies before it says so."""
+        """An engine that does the work, and dies before it reports the outcome."""
 
         def _run(self, spec: TaskSpec) -> None:
             self.seen.append(spec)
@@ -324,10 +326,10 @@ async def test_what_was_finished_when_the_service_died_is_not_done_again(tmp_pat
 
 
 @on_both_databases
-async def test_a_lost_answer_leaves_no_file_running_for_ever(
+async def test_lost_answer_leaves_no_file_running_forever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When nobody hears that files were begun, they are begun again and end once."""
+    """If the database's answer is lost, the service begins files again, and each ends once."""
     lost = lose_an_answer(monkeypatch, task_rows.begin)
     engine = MemoryEngine(delivered)
     async with service(tmp_path, engine) as app:
@@ -337,8 +339,8 @@ async def test_a_lost_answer_leaves_no_file_running_for_ever(
     assert len({spec.file_id for spec in engine.seen}) == len(engine.seen) == 5
 
 
-async def test_three_files_never_start_a_fourth_worker(tmp_path: Path) -> None:
-    """Workers are asked for by files, up to the cap, and down to the floor after a while."""
+async def test_number_of_workers_follows_the_number_of_files(tmp_path: Path) -> None:
+    """It rises to the limit, and falls to the minimum after a while."""
     engine = MemoryEngine(delivered, slots=1)
     options = {"workers": 8, "scaling": ScalingSettings(least_workers=0, idle_seconds=0.05)}
     async with service(tmp_path, engine, **options) as app:
@@ -351,8 +353,8 @@ async def test_three_files_never_start_a_fourth_worker(tmp_path: Path) -> None:
     assert max(engine.scaled) == 8
 
 
-async def test_no_more_files_are_at_work_than_a_site_allows(tmp_path: Path) -> None:
-    """A user's share and a request's have a cap, also where slots are free."""
+async def test_files_at_once_are_limited_by_user_and_by_request(tmp_path: Path) -> None:
+    """The limits hold even if slots are free."""
     most: dict[str, int] = {}
     engine = MemoryEngine(delivered, slots=50)
 
@@ -376,10 +378,10 @@ async def test_no_more_files_are_at_work_than_a_site_allows(tmp_path: Path) -> N
 
 @on_both_databases
 @pytest.mark.parametrize("rows_too", [False, True])
-async def test_a_deletion_is_taken_up_where_a_process_died(
+async def test_deletion_continues_after_the_death_of_a_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, rows_too: bool
 ) -> None:
-    """A request is gone for all who look at once; its rows and objects go in pieces, also later."""
+    """The request disappears at once; its rows and objects go in batches, also after a restart."""
     monkeypatch.setattr(request_rows, "_SOME", 10)
     async with service(tmp_path, MemoryEngine(delivered)) as app:
         request_id = await submit(app, 35)
@@ -406,8 +408,8 @@ async def test_a_deletion_is_taken_up_where_a_process_died(
         assert await app.objects.list(request_id) == []
 
 
-async def test_a_request_may_allow_its_files_less_time(tmp_path: Path) -> None:
-    """The limit of its own goes with its tasks; others have that of the service."""
+async def test_request_may_lower_the_time_limit_of_its_files(tmp_path: Path) -> None:
+    """Its tasks have its own limit, and others have that of the service."""
     engine = MemoryEngine(delivered)
     async with service(tmp_path, engine, limits=LimitSettings(file_seconds=60)) as app:
         for seconds in (None, 5.0):

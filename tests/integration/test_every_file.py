@@ -9,7 +9,7 @@ MOST = 150
 """Branches of a tree; of more, some are looked at. ``make files`` looks at all, and takes long."""
 
 EVERY, LONG_EVERY = 9, 3
-"""So many files apart are those that are held against their rows: neighbours are alike."""
+"""One file of so many is compared with its row, because neighbours are alike."""
 
 NAMES = [row.split(" ")[1] for row in ROWS if ".root |" in row]
 
@@ -22,8 +22,8 @@ CHOSEN = [
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", CHOSEN)
-def test_a_file_is_as_the_page_about_it_says(name: str) -> None:
-    """No column differs from uproot's, and the numbers of ``docs/reference/files.md`` are right."""
+def test_file_matches_its_row_on_the_page(name: str) -> None:
+    """All columns equal those of uproot, and the row in ``docs/reference/files.md`` is right."""
     path = next(path for package in PACKAGES for path in files(package) if path.name == name)
     found = examine(path, MOST)
     assert not found.wrong
@@ -32,6 +32,6 @@ def test_a_file_is_as_the_page_about_it_says(name: str) -> None:
     assert {limit(what) for what in found.limits} <= set(ROWS)
 
 
-def test_no_file_is_left_out() -> None:
-    """All files of the packages are on the page."""
+def test_page_lists_every_file() -> None:
+    """The files are those of the installed packages."""
     assert sorted(path.name for package in PACKAGES for path in files(package)) == sorted(NAMES)

@@ -1,4 +1,4 @@
-"""Every function of uproot-raw on columns of every kind: as awkward has it, also in ranges."""
+"""Every function of uproot-raw on columns of every kind equals that of awkward, also in ranges."""
 
 import math
 from collections.abc import Callable
@@ -85,7 +85,7 @@ right values of Kleene's logic are in tests/integration/test_logic_and_numbers.p
 
 
 class Functions(dict[str, Any]):
-    """awkward's and NumPy's functions by the names that they have in a query."""
+    """Functions of awkward and NumPy under their names in a query."""
 
     def __missing__(self, name: str) -> Any:
         if name not in FUNCTIONS:
@@ -108,7 +108,7 @@ def elementwise(name: str) -> Callable[..., Any]:
 
 
 def widened(value: Any) -> Any:
-    """Return truth values as whole numbers of 64 bits, in which they are computed."""
+    """Return booleans as 64-bit integers, which is how the service computes them."""
     is_truth = isinstance(value, ak.Array) and "bool" in str(value.type)
     return ak.values_astype(value, "int64") if is_truth else value
 
@@ -135,7 +135,7 @@ def calls(name: str) -> list[tuple[str, str]]:
 
 
 def ours(text: str, array: Any) -> Any:
-    """Return what the service computes, as lists; an error if it refuses."""
+    """Return the values that the service computes, as lists, or its error."""
     column = Column("c", text, parse(text))
     try:
         return ak.to_list(compute_column(column, {"c": array}.__getitem__, len(array)))
@@ -144,7 +144,7 @@ def ours(text: str, array: Any) -> Any:
 
 
 def theirs(text: str, array: Any) -> Any:
-    """Return what awkward computes, as lists; an error if it does not."""
+    """Return the values that awkward computes, as lists, or its error."""
     try:
         with np.errstate(all="ignore"):
             found = eval(text, {}, Functions(c=array))  # a text of this file
@@ -154,8 +154,8 @@ def theirs(text: str, array: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))
-def test_a_function_is_that_of_awkward(name: str) -> None:
-    """It gives the same values; what awkward does not compute within events is refused."""
+def test_function_gives_the_values_of_awkward(name: str) -> None:
+    """The service rejects a call that awkward does not compute within events."""
     for text, kind in calls(name):
         found, expected = ours(text, KINDS[kind]), theirs(text, KINDS[kind])
         if kind in ACROSS.get(name, ()):
@@ -169,8 +169,8 @@ def test_a_function_is_that_of_awkward(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))
-def test_a_function_is_the_same_in_ranges(name: str) -> None:
-    """What is computed of a few events does not depend on others; nor does what is refused."""
+def test_function_gives_the_same_values_in_ranges(name: str) -> None:
+    """The values of some events do not depend on other events; nor does a rejection."""
     for text, kind in calls(name):
         whole = KINDS[kind]
         found = ours(text, whole)

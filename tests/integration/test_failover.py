@@ -1,4 +1,4 @@
-"""A replica that fails in the middle: another one goes on, and the result is the same."""
+"""A replica fails in the middle: another one continues, and the result is the same."""
 
 import json
 from collections.abc import Iterator
@@ -40,13 +40,13 @@ def made(path: Path, clusters: int = CLUSTERS, *, other: bool = True) -> Path:
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the file that is in several places."""
+    """Give a file that several servers have."""
     return made(tmp_path_factory.mktemp("failover") / "x.root")
 
 
 @pytest.fixture
 def doors(file: Path) -> Iterator[tuple[Http, Http]]:
-    """Give two servers with the file, either of which a test may let go wrong."""
+    """Give two servers with the file. A test may make either of them fail."""
     with http() as first, http() as second:
         for door in (first, second):
             put(door.folder, "x.root", file)
@@ -72,13 +72,13 @@ def run(folder: Path, selection: list[object], form: ResultFormat, *urls: str) -
 
 
 def sent(asked: list[str]) -> int:
-    """Return how many bytes a server has sent in answer to what it was asked."""
+    """Return how many bytes a server has sent as answers."""
     ranges = [one.partition(" bytes=")[2].split("-") for one in asked]
     return sum(int(last) - int(first) + 1 for first, last in ranges)
 
 
 def result(folder: Path, form: ResultFormat) -> object:
-    """Return what was delivered: the bytes, or of a format that holds a time all that is in it."""
+    """Return the delivered bytes, or the delivered trees if the format stores a time."""
     path = folder / "result"
     if form is ResultFormat.PARQUET:
         return path.read_bytes()
@@ -88,10 +88,10 @@ def result(folder: Path, form: ResultFormat) -> object:
 
 @pytest.mark.parametrize("form", list(ResultFormat))
 @pytest.mark.parametrize("query", QUERIES)
-def test_another_replica_goes_on_where_one_failed(
+def test_next_replica_continues_where_one_failed(
     doors: tuple[Http, Http], tmp_path: Path, query: str, form: ResultFormat
 ) -> None:
-    """Whenever it fails; what is read twice is at most the range it failed in."""
+    """It may fail at any time. The worker reads at most the range of the failure twice."""
     first, second = doors
     selection: list[object] = [QUERIES[query]]
     undisturbed = run(tmp_path, selection, form, second.url("x.root"))
@@ -116,10 +116,10 @@ def test_another_replica_goes_on_where_one_failed(
     assert len(costs) > 3
 
 
-def test_several_trees_and_what_is_copied_come_once(
+def test_next_replica_does_not_read_finished_trees_again(
     doors: tuple[Http, Http], tmp_path: Path
 ) -> None:
-    """A tree that is done is not read again."""
+    """The result has every tree once."""
     first, second = doors
     selection: list[object] = [{"treename": "events"}, {"treename": "other"}]
     undisturbed = run(tmp_path, selection, ResultFormat.PARQUET, second.url("x.root"))
@@ -135,8 +135,10 @@ def test_several_trees_and_what_is_copied_come_once(
     assert len(second.asked) < asked / 2
 
 
-def test_a_replica_that_lacks_a_tree_is_none(doors: tuple[Http, Http], tmp_path: Path) -> None:
-    """Where files may lack a tree, another replica of one that has it may not."""
+def test_replica_that_lacks_a_tree_of_the_file_is_corrupt(
+    doors: tuple[Http, Http], tmp_path: Path
+) -> None:
+    """A file may lack a tree, but another replica of a file that has the tree may not."""
     first, second = doors
     made(second.folder / "few.root", other=False)
     trees = ("other", "events")
@@ -153,8 +155,10 @@ def test_a_replica_that_lacks_a_tree_is_none(doors: tuple[Http, Http], tmp_path:
         assert result(tmp_path, ResultFormat.PARQUET) == expected
 
 
-def test_a_replica_of_another_length_is_none(doors: tuple[Http, Http], tmp_path: Path) -> None:
-    """It is told as corrupt, and the next one goes on."""
+def test_replica_with_another_number_of_entries_is_corrupt(
+    doors: tuple[Http, Http], tmp_path: Path
+) -> None:
+    """The worker reports it, and the next one continues."""
     first, second = doors
     made(first.folder / "short.root", CLUSTERS - 1)
     selection: list[object] = [{"treename": "events"}]
@@ -174,8 +178,8 @@ def test_a_replica_of_another_length_is_none(doors: tuple[Http, Http], tmp_path:
     assert result(tmp_path, ResultFormat.PARQUET) == expected
 
 
-def test_a_broken_replica_is_not_believed(tmp_path: Path) -> None:
-    """One that had another length, and broke on the way, is begun anew with the next one."""
+def test_number_of_entries_of_a_corrupt_replica_is_not_trusted(tmp_path: Path) -> None:
+    """The replica has another length and is corrupt. The worker starts again with the next one."""
     good = made(tmp_path / "good.root")
     longer = made(tmp_path / "longer.root", CLUSTERS + 1, other=False)
     content = longer.read_bytes()
@@ -192,8 +196,10 @@ def test_a_broken_replica_is_not_believed(tmp_path: Path) -> None:
     assert outcome.events_read == outcome.events_written == CLUSTERS * EVENTS
 
 
-def test_of_what_fails_everywhere_nothing_is_left(doors: tuple[Http, Http], tmp_path: Path) -> None:
-    """Neither a result nor a part of one."""
+def test_file_that_fails_everywhere_leaves_no_result(
+    doors: tuple[Http, Http], tmp_path: Path
+) -> None:
+    """It leaves no part of a result either."""
     for door in doors:
         door.well, door.status = 3, 500
     selection: list[object] = [{"treename": "events"}]

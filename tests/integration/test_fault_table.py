@@ -1,4 +1,4 @@
-"""Each fault of a replica: its class, how long it takes, and that another replica makes it good."""
+"""Each fault of a replica: its class, its duration, and that another replica makes up for it."""
 
 import functools
 import itertools
@@ -45,12 +45,12 @@ LIMITS = Limits(seconds=60, opening=3, silence=3, chunk=256 << 10)
 """Deadlines that a dead server meets soon, and about one cluster of the file at a time."""
 
 SECONDS = 15.0
-"""What a replica may cost that cannot be read, on a busy machine; XRootD's own deadlines are longer
+"""Limit for a replica that cannot be read, on a busy machine; XRootD's own deadlines are longer
 than a minute."""
 
 DEAD_SECONDS = 30.0
-"""What one may cost that says nothing: XrdCl looks at its deadlines once a second, and the server
-is waited for once more as the file is closed."""
+"""Limit for a silent replica: XrdCl looks at its deadlines once a second, and waits for the server
+once more when it closes the file."""
 
 
 # --- what is served ------------------------------------------------------------------------
@@ -58,7 +58,7 @@ is waited for once more as the file is closed."""
 
 @functools.cache
 def content(name: str) -> bytes:
-    """Return a file of several clusters, or what is left of it."""
+    """Return a file of several clusters, or a damaged one."""
     if name == GOOD:
         numbers = np.random.default_rng(7)
         with TemporaryDirectory() as folder:
@@ -82,7 +82,7 @@ def content(name: str) -> bytes:
 
 
 def corrupt(whole: bytes) -> bytes:
-    """Return a file of which one of the last baskets cannot be decompressed."""
+    """Return a copy of a file in which one of the last baskets cannot be decompressed."""
     damaged = bytearray(whole)
     with TemporaryDirectory() as folder:
         path = put(Path(folder), GOOD, whole)
@@ -108,7 +108,7 @@ FILES = (
 
 
 def work(spec: TaskSpec, stopped: int) -> Outcome:
-    """Do the work on a file; stop a process as soon as the first part has been read."""
+    """Do the work on a file; stop a process as soon as the worker has read the first part."""
     steps = itertools.count()
 
     def step() -> None:
@@ -120,7 +120,7 @@ def work(spec: TaskSpec, stopped: int) -> Outcome:
 
 @dataclass(frozen=True)
 class Bad:
-    """A replica that cannot be read, who is to be stopped on the way, and what hosts are shown."""
+    """An unreadable replica, the process to stop on the way, and the credentials to show."""
 
     url: str
     stopped: int = 0
@@ -131,7 +131,7 @@ class Bad:
 class World:
     """Servers with the file, and a process that reads from them with short deadlines.
 
-    XrdCl reads its deadlines and whom it trusts once in the life of a process.
+    XrdCl reads its deadlines and its trusted authorities once in the life of a process.
     """
 
     folder: Path
@@ -148,7 +148,7 @@ class World:
     expected: bytes = field(init=False)
 
     def __post_init__(self) -> None:
-        """Read the file from the disk: this is what is always to come out."""
+        """Read the file from the disk, as the result that every read must have."""
         clean = self.run(str(put(self.folder, GOOD, content(GOOD))))
         assert clean.error is None, clean.error
         self.expected = self.result.read_bytes()
@@ -165,7 +165,7 @@ class World:
         credentials: tuple[Credential, ...] = (),
         whole: bool = False,
     ) -> Outcome:
-        """Do the work on the file, of which replicas are at some URLs."""
+        """Do the work on the file, whose replicas are at some URLs."""
         self.result.unlink(missing_ok=True)
         spec = TaskSpec(
             request_id="faults",
@@ -184,14 +184,14 @@ class World:
         return self.reader.submit(work, spec, stopped).result(120)
 
     def came_out(self, outcome: Outcome) -> None:
-        """Hold an outcome against the clean one, bit for bit."""
+        """Compare an outcome and its result with the clean ones, bit for bit."""
         assert outcome.error is None, outcome.error
         assert self.result.read_bytes() == self.expected
         assert (outcome.events_read, outcome.events_written) == (CLUSTERS * EVENTS,) * 2
 
     @contextmanager
     def bad(self, door: Door, what: str) -> Iterator[Bad]:
-        """Give a bad replica: a file by its name, or in brackets what is wrong with the server."""
+        """Give a bad replica: by the name of a file, or in brackets by the fault of the server."""
         name, word = (GOOD, what.strip("()")) if what.startswith("(") else (what, "")
         with ExitStack() as having:
             if door == "cache":
@@ -247,7 +247,7 @@ class World:
         return Bad(url, credentials=self.shown(word))
 
     def shown(self, word: str) -> tuple[Credential, ...]:
-        """Return what the servers are shown; nothing if there is no word for it."""
+        """Return the credentials to show to the servers, or nothing for an unknown word."""
         proxy: Path | None = None
         token = ""
         match word:
@@ -285,7 +285,7 @@ _MANNERS: dict[str, Manner] = {
 
 
 def begin(environment: dict[str, str]) -> None:
-    """Trust whom the environment names, and nobody that the machine happens to know."""
+    """Trust only the authorities that the environment names, and not those of the machine."""
     for name in list(os.environ):
         if name.startswith(("XRD_", "X509_", "BEARER_", "SSL_CERT_")):
             del os.environ[name]
@@ -406,10 +406,10 @@ TABLE: list[tuple[Door, str, str, str, float]] = [
     TABLE,
     ids=[f"{door} {what}" for door, what, *_ in TABLE],
 )
-def test_a_bad_replica(  # a row of the table
+def test_bad_replica_fails_by_its_class_and_is_passed_over(  # a row of the table
     world: World, door: Door, what: str, kind: str, words: str, seconds: float, alone: bool
 ) -> None:
-    """It fails by its own class in a bounded time, and is passed over where there is another."""
+    """It fails in a bounded time. If there is another replica, the worker reads that."""
     good = world.other.url(GOOD)
     with world.bad(door, what) as bad:
         urls = [bad.url] if alone else [bad.url, good]
@@ -435,16 +435,16 @@ def test_a_bad_replica(  # a row of the table
 @pytest.mark.parametrize(
     ("door", "shown"), [("gsi", "proxy"), ("token", "token"), ("token by https", "token")]
 )
-def test_who_shows_the_right_credential_reads(world: World, door: Door, shown: str) -> None:
-    """What the table refuses is refused for the credential only."""
+def test_right_credential_is_accepted(world: World, door: Door, shown: str) -> None:
+    """So the servers of the table reject only the credential."""
     with world.bad(door, f"({shown})") as good:
         outcome = world.run(good.url, credentials=good.credentials)
     assert [attempt.url for attempt in outcome.attempts] == [good.url]
     world.came_out(outcome)
 
 
-def test_the_last_of_many_replicas_is_good(world: World) -> None:
-    """All others are tried, each in its turn."""
+def test_worker_reads_the_last_of_many_replicas(world: World) -> None:
+    """It tries all others first, each in turn."""
     bad = [
         ("Missing", world.root.url("missing.root")),
         ("Unreachable", f"root://127.0.0.1:{free_port()}//{GOOD}"),
@@ -460,8 +460,8 @@ def test_the_last_of_many_replicas_is_good(world: World) -> None:
     world.came_out(outcome)
 
 
-def test_a_dead_server_behind_a_cache_holds_up_no_other(world: World) -> None:
-    """A cache answers what comes over one connection in its turn, so others have their own."""
+def test_dead_server_behind_a_cache_does_not_delay_others(world: World) -> None:
+    """A cache answers one connection in order, so other servers have their own connections."""
     # it keeps what it has read by the name of the file alone
     put(world.root.folder, "behind.root", content(GOOD))
     with world.bad("cache", "(frozen)") as bad:
@@ -484,8 +484,10 @@ def test_a_dead_server_behind_a_cache_holds_up_no_other(world: World) -> None:
     ],
 )
 @pytest.mark.parametrize("whole", [False, True], ids=["in part", "whole"])
-def test_what_is_no_url_that_can_be_read(world: World, url: str, kind: str, whole: bool) -> None:
-    """It is the replica's fault, and another one is read."""
+def test_unreadable_url_is_a_fault_of_the_replica(
+    world: World, url: str, kind: str, whole: bool
+) -> None:
+    """The worker reads another replica."""
     outcome = world.run(url, world.other.url(GOOD), whole=whole)
     kinds = [attempt.error.kind if attempt.error else "" for attempt in outcome.attempts]
     assert kinds == [kind, ""]
@@ -511,10 +513,10 @@ NAMES = (
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("scheme", ["path", "file", "http", "https", "root"])
-def test_names_with_characters_that_mean_something(world: World, scheme: str, name: str) -> None:
-    """They are percent-encoded in http:// and file://, and as they are in root:// and a path.
+def test_names_with_special_characters_are_read(world: World, scheme: str, name: str) -> None:
+    """URLs of http:// and file:// encode them by percent signs; root:// and paths do not.
 
-    What follows a question mark in root:// is no part of the name.
+    In root://, the name ends at a question mark.
     """
     if scheme == "root":
         on_disk = put(world.other.folder, name, content(GOOD))

@@ -1,8 +1,8 @@
 """Records of CERN Open Data as files.
 
-The portal cannot be had here. A stand-in answers instead, written from what the portal's code and
-its client say of the API: `cernopendata-portal` (records, file indices, cold storage) and
-`cernopendata-client` (search, protocols). What it does not show is that the portal itself does so.
+A stand-in answers, because these tests cannot reach the portal. It follows the code of the portal
+and of its client: `cernopendata-portal` (records, file indices, cold storage) and
+`cernopendata-client` (search, protocols). The tests do not show that the portal itself does so.
 """
 
 import json
@@ -32,7 +32,7 @@ DOI = "10.7483/OPENDATA.CMS.LVG5.QT81"
 
 
 def entry(name: str, **more: Any) -> dict[str, Any]:
-    """Return an entry of a list of files as the portal has it."""
+    """Return an entry of a list of files in the form of the portal."""
     return {
         "key": name.rpartition("/")[2],
         "uri": f"{EOS}/{name}",
@@ -44,7 +44,7 @@ def entry(name: str, **more: Any) -> dict[str, Any]:
 
 
 def index(*files: dict[str, Any], number: int | None = None) -> dict[str, Any]:
-    """Return a list of files as a large record has several."""
+    """Return one of the lists of files of a large record."""
     return {
         "key": "CMS_file_index.json",
         "number_files": len(files) if number is None else number,
@@ -57,7 +57,7 @@ def index(*files: dict[str, Any], number: int | None = None) -> dict[str, Any]:
 
 @dataclass
 class Portal:
-    """Records by their number, answered as the portal answers; a test may have it go wrong."""
+    """Records by their number, in the form of the portal; a test may make it fail."""
 
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
     wrong: Answer | None = None
@@ -85,7 +85,7 @@ class Portal:
 
 @pytest.fixture
 def portal() -> Portal:
-    """Give what the stand-in answers from."""
+    """Give the records of the stand-in."""
     return Portal()
 
 
@@ -114,10 +114,10 @@ async def fault_of(finder: CernOpenData, reference: str) -> ServiceXError:
 
 
 @pytest.mark.parametrize("url", ["", "/"])
-async def test_a_record_by_its_number(
+async def test_record_is_found_by_its_number(
     portal: Portal, served: StandIn, finder: CernOpenData, url: str
 ) -> None:
-    """Each file has its size, its checksum, and two places: XRootD first, HTTP second."""
+    """Each file has its size, its checksum, and two replicas: XRootD first, HTTP second."""
     portal.records["12341"] = {"files": [entry("Run2012BC DoubleMuParked#1.root")]}
     finder = CernOpenData(CernOpenDataOptions(url=served.url + url))
     (file,) = await files_of(finder, "12341")
@@ -130,7 +130,7 @@ async def test_a_record_by_its_number(
     assert [asked.path for asked in served.asked] == ["/api/records/12341"]
 
 
-async def test_the_lists_of_a_large_record_follow_its_own_files_and_each_file_is_there_once(
+async def test_file_indices_follow_the_files_of_a_record_without_duplicates(
     portal: Portal, finder: CernOpenData
 ) -> None:
     portal.records["80000"] = {
@@ -145,7 +145,9 @@ async def test_the_lists_of_a_large_record_follow_its_own_files_and_each_file_is
     assert names == ["a.root", "b/1.root", "b/2.root", "c/1.root"]
 
 
-async def test_what_holds_no_events_is_left_out(portal: Portal, finder: CernOpenData) -> None:
+async def test_finder_omits_files_without_readable_events(
+    portal: Portal, finder: CernOpenData
+) -> None:
     portal.records["5"] = {
         "files": [
             entry("index.json", type="index.json"),
@@ -170,7 +172,7 @@ async def test_what_holds_no_events_is_left_out(portal: Portal, finder: CernOpen
         (None, None),
     ],
 )
-async def test_checksums_have_eight_digits_or_are_none(
+async def test_checksum_has_eight_digits_or_is_omitted(
     portal: Portal, finder: CernOpenData, checksum: str | None, expected: str | None
 ) -> None:
     portal.records["5"] = {"files": [entry("a.root", checksum=checksum, size=None)]}
@@ -179,10 +181,10 @@ async def test_checksums_have_eight_digits_or_are_none(
 
 
 @pytest.mark.parametrize("reference", [DOI, f"doi:{DOI}", DOI.lower(), TITLE])
-async def test_a_record_by_its_doi_or_its_title(
+async def test_record_is_found_by_its_doi_or_its_title(
     portal: Portal, served: StandIn, finder: CernOpenData, reference: str
 ) -> None:
-    """A title that only contains the one that is asked for is another record."""
+    """A record whose title only contains the given one is another record."""
     doi = reference.removeprefix("doi:") if "OPENDATA" in reference.upper() else DOI
     portal.records["14012"] = {"title": TITLE, "doi": doi, "files": [entry("a.root")]}
     portal.records["14013"] = {"title": f"{TITLE}-again", "doi": f"{doi}X", "files": []}
@@ -192,13 +194,13 @@ async def test_a_record_by_its_doi_or_its_title(
     assert "skip_files" in served.asked[0].query
 
 
-async def test_quotes_in_a_title_are_no_syntax(portal: Portal, finder: CernOpenData) -> None:
+async def test_quotes_in_a_title_are_escaped(portal: Portal, finder: CernOpenData) -> None:
     title = r'the "golden" \ channel'
     portal.records["7"] = {"title": title, "files": [entry("a.root")]}
     assert len(await files_of(finder, title)) == 1
 
 
-async def test_a_title_of_several_records_is_refused_with_their_numbers(
+async def test_title_of_several_records_is_rejected_with_their_numbers(
     portal: Portal, finder: CernOpenData
 ) -> None:
     portal.records |= {"1": {"title": "Muons"}, "2": {"title": "Muons"}}
@@ -208,7 +210,7 @@ async def test_a_title_of_several_records_is_refused_with_their_numbers(
 
 
 @pytest.mark.parametrize("reference", ["99999", "10.7483/NO.SUCH", "HIDiMuon", "nothing at all"])
-async def test_an_unknown_record_is_unknown(
+async def test_unknown_record_is_an_unknown_dataset(
     portal: Portal, finder: CernOpenData, reference: str
 ) -> None:
     portal.records["14012"] = {"title": TITLE, "files": [entry("a.root")]}
@@ -218,7 +220,7 @@ async def test_an_unknown_record_is_unknown(
     assert (TITLE in error.hint) == (reference == "HIDiMuon")
 
 
-async def test_a_record_on_tape_says_what_to_do(
+async def test_record_on_tape_is_rejected_with_a_hint(
     portal: Portal, served: StandIn, finder: CernOpenData
 ) -> None:
     files = [entry(f"{n}.root", availability="on demand") for n in range(3)]
@@ -229,9 +231,7 @@ async def test_a_record_on_tape_says_what_to_do(
     assert f"{served.url}/record/30" in error.hint
 
 
-async def test_a_record_without_root_files_is_of_no_use(
-    portal: Portal, finder: CernOpenData
-) -> None:
+async def test_record_without_root_files_is_rejected(portal: Portal, finder: CernOpenData) -> None:
     portal.records["40"] = {"files": [entry("slides.pdf")]}
     error = await fault_of(finder, "40")
     assert type(error) is DatasetError
@@ -239,7 +239,7 @@ async def test_a_record_without_root_files_is_of_no_use(
 
 
 @pytest.mark.parametrize("reference", ["", "  ", "https://opendata.cern.ch/record/12341"])
-def test_what_is_no_record_is_refused_without_asking(reference: str) -> None:
+def test_invalid_reference_is_rejected_without_a_call(reference: str) -> None:
     with pytest.raises(DatasetError, match=r"^did: .*cernopendata://12341"):
         CernOpenData().check(reference)
 
@@ -261,7 +261,7 @@ def truncated(body: bytes) -> Answer:
     ],
 )
 @pytest.mark.parametrize("reference", ["12341", TITLE])
-async def test_a_portal_that_is_not_well_may_be_asked_again(
+async def test_error_of_a_failing_portal_is_retryable(
     portal: Portal, finder: CernOpenData, wrong: Answer, said: str, reference: str
 ) -> None:
     portal.wrong = wrong
@@ -271,25 +271,21 @@ async def test_a_portal_that_is_not_well_may_be_asked_again(
     assert said in error.message
 
 
-async def test_a_list_that_is_shorter_than_it_says_is_no_dataset(
-    portal: Portal, finder: CernOpenData
-) -> None:
+async def test_incomplete_file_index_is_an_error(portal: Portal, finder: CernOpenData) -> None:
     portal.records["80000"] = {"_file_indices": [index(entry("a.root"), number=2)]}
     error = await fault_of(finder, "80000")
     assert type(error) is CatalogueError
     assert "file index CMS_file_index.json is incomplete" in error.message
 
 
-async def test_a_portal_that_refuses_is_not_asked_again(
-    portal: Portal, finder: CernOpenData
-) -> None:
+async def test_refusal_of_the_portal_is_not_retryable(portal: Portal, finder: CernOpenData) -> None:
     portal.wrong = Answer(b"", 403)
     error = await fault_of(finder, "1")
     assert type(error) is CatalogueDeniedError
     assert not error.retryable
 
 
-async def test_a_silent_portal_is_given_up(portal: Portal, served: StandIn) -> None:
+async def test_silent_portal_times_out(portal: Portal, served: StandIn) -> None:
     portal.wrong = Answer(None)
     began = time.monotonic()
     error = await fault_of(CernOpenData(CernOpenDataOptions(url=served.url, seconds=0.5)), "1")
@@ -298,7 +294,7 @@ async def test_a_silent_portal_is_given_up(portal: Portal, served: StandIn) -> N
     assert "did not answer within 0.5 s" in error.message
 
 
-async def test_a_portal_that_is_not_there() -> None:
+async def test_unreachable_portal_is_an_error() -> None:
     options = CernOpenDataOptions(url=f"http://127.0.0.1:{free_port()}")
     error = await fault_of(CernOpenData(options), "1")
     assert type(error) is CatalogueError

@@ -1,6 +1,6 @@
 """Datasets of CMS as files.
 
-What answers is a stand-in, see `tests.integration.dbs`.
+A stand-in answers for DBS, see `tests.integration.dbs`.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def reader() -> Reader:
-    """Give what the stand-in answers from."""
+    """Give the data of the stand-in."""
     return Reader()
 
 
@@ -78,7 +78,7 @@ async def fault_of(finder: Dbs, reference: str = NAME) -> ServiceXError:
     return caught.value
 
 
-async def test_a_file_has_all_that_dbs_knows_of_it(
+async def test_file_has_its_size_events_and_checksum_from_dbs(
     reader: Reader, served: StandIn, finder: Dbs
 ) -> None:
     reader.add(NAME, [row("A1")])
@@ -94,7 +94,7 @@ async def test_a_file_has_all_that_dbs_knows_of_it(
 @pytest.mark.parametrize(
     "redirector", ["root://host:1095", "root://host:1095/", "root://host:1095//"]
 )
-async def test_files_are_read_where_the_operator_says(
+async def test_files_are_read_through_the_configured_redirector(
     reader: Reader, served: StandIn, redirector: str
 ) -> None:
     reader.add(NAME, [row("A1")])
@@ -111,7 +111,7 @@ async def test_files_are_read_where_the_operator_says(
         ({"event_count": 5, "adler32": "1FA61ACA", "file_size": 7}, (7, 5, "1fa61aca")),
     ],
 )
-async def test_what_dbs_does_not_know_is_not_made_up(
+async def test_values_that_dbs_does_not_know_stay_unknown(
     reader: Reader, finder: Dbs, of_dbs: dict[str, Any], expected: tuple[int, int, str | None]
 ) -> None:
     reader.add(NAME, [row("A1", **of_dbs)])
@@ -124,15 +124,15 @@ async def test_invalid_files_are_left_out(reader: Reader, finder: Dbs) -> None:
     assert names(await files_of(finder)) == ["good"]
 
 
-async def test_a_dataset_that_is_still_made_is_read(reader: Reader, finder: Dbs) -> None:
+async def test_dataset_in_production_is_read(reader: Reader, finder: Dbs) -> None:
     reader.add(NAME, [row("A1")], kind="PRODUCTION")
     assert names(await files_of(finder)) == ["A1"]
 
 
-async def test_blocks_are_asked_for_at_once_and_come_in_their_order(
+async def test_blocks_are_requested_in_parallel_and_come_in_order(
     reader: Reader, served: StandIn, finder: Dbs
 ) -> None:
-    """The first block answers last; nothing of the others comes before it, and none is lost.
+    """The first block answers last. Its files still come first, and no file is lost.
 
     The stand-in has both blocks and files in another order.
     """
@@ -154,10 +154,10 @@ async def test_blocks_are_asked_for_at_once_and_come_in_their_order(
     assert 1 < reader.most <= 4
 
 
-async def test_who_has_enough_leaves_no_question_behind(
+async def test_stopped_look_up_asks_for_no_more_blocks(
     reader: Reader, served: StandIn, finder: Dbs
 ) -> None:
-    """A look-up that is ended after the first files asks for no more blocks."""
+    """The caller ends it after the first files."""
     blocks = reader.add(NAME, *([row(f"{n}")] for n in range(100)))
     reader.held = {name: threading.Event() for name in blocks[2:]}
     before = asyncio.all_tasks()
@@ -168,7 +168,9 @@ async def test_who_has_enough_leaves_no_question_behind(
 
 
 @pytest.mark.parametrize("empty", [lines(), Answer(b"[]")])
-async def test_an_unknown_dataset_is_unknown(reader: Reader, finder: Dbs, empty: Answer) -> None:
+async def test_dataset_that_dbs_does_not_know_is_an_unknown_dataset(
+    reader: Reader, finder: Dbs, empty: Answer
+) -> None:
     reader.wrong["datasets"] = empty
     error = await fault_of(finder)
     assert type(error) is UnknownDatasetError
@@ -176,7 +178,7 @@ async def test_an_unknown_dataset_is_unknown(reader: Reader, finder: Dbs, empty:
 
 
 @pytest.mark.parametrize("kind", ["INVALID", "DEPRECATED", "DELETED"])
-async def test_a_dataset_that_was_withdrawn_is_refused_as_that(
+async def test_withdrawn_dataset_is_rejected_with_its_state(
     reader: Reader, finder: Dbs, kind: str
 ) -> None:
     reader.add(NAME, [row("A1")], kind=kind)
@@ -186,7 +188,7 @@ async def test_a_dataset_that_was_withdrawn_is_refused_as_that(
 
 
 @pytest.mark.parametrize("blocks", [[], [[]], [[row("A1", is_file_valid=0)]]])
-async def test_a_dataset_without_valid_files_is_of_no_use(
+async def test_dataset_without_valid_files_is_rejected(
     reader: Reader, finder: Dbs, blocks: list[list[dict[str, Any]]]
 ) -> None:
     reader.add(NAME, *blocks)
@@ -211,7 +213,7 @@ async def test_a_dataset_without_valid_files_is_of_no_use(
         f"{NAME}\n",
     ],
 )
-def test_what_is_no_name_of_a_dataset_is_refused_without_asking(reference: str) -> None:
+def test_invalid_dataset_name_is_rejected_without_a_call(reference: str) -> None:
     with pytest.raises(DatasetError, match=r"^did: .*dbs:///Primary/Processed/TIER"):
         Dbs().check(reference)
 
@@ -219,7 +221,7 @@ def test_what_is_no_name_of_a_dataset_is_refused_without_asking(reference: str) 
 @pytest.mark.parametrize(
     "reference", [NAME, "/a.b-c_d1/user-x.y_z-0123abcd/USER", "/1x/A/GEN-SIM-RAW_X"]
 )
-def test_names_that_dbs_takes_are_taken(reference: str) -> None:
+def test_dataset_names_of_dbs_are_accepted(reference: str) -> None:
     Dbs().check(reference)
 
 
@@ -241,10 +243,10 @@ WHOLE = [json.dumps(row(f"1-{n}")) + "\n" for n in range(3)]
         (Answer(b"<html>no</html>", 502), "status 502: <html>no</html>"),
     ],
 )
-async def test_a_list_that_breaks_off_is_no_shorter_dataset(
+async def test_incomplete_list_of_files_is_a_retryable_error(
     reader: Reader, finder: Dbs, wrong: Answer, said: str
 ) -> None:
-    """What came before is good; then the look-up fails, so that it is asked again."""
+    """The files before the fault are good. Then the look-up fails, so the service repeats it."""
     blocks = reader.add(NAME, *([row(f"{b}-{n}") for n in range(3)] for b in range(2)))
     reader.wrong[blocks[1]] = wrong
     found: list[InputFile] = []
@@ -259,7 +261,7 @@ async def test_a_list_that_breaks_off_is_no_shorter_dataset(
 
 @pytest.mark.parametrize("call", ["datasets", "filesummaries", "blocks"])
 @pytest.mark.parametrize("text", ['{"x": 1}\n', '{"block', '"no"\n'])
-async def test_answers_that_mean_nothing_are_the_fault_of_dbs(
+async def test_malformed_answer_is_an_error_of_the_catalogue(
     reader: Reader, finder: Dbs, call: str, text: str
 ) -> None:
     reader.add(NAME, [row("A1")])
@@ -269,10 +271,10 @@ async def test_answers_that_mean_nothing_are_the_fault_of_dbs(
 
 
 @pytest.mark.parametrize("status", [401, 403, 302])
-async def test_who_is_refused_is_told_that_a_proxy_is_needed(
+async def test_refusal_of_dbs_has_a_hint_to_use_a_proxy(
     reader: Reader, served: StandIn, finder: Dbs, tmp_path: Path, status: int
 ) -> None:
-    """And which file was shown, if one was."""
+    """If the service showed a proxy, the hint names its file."""
     reader.wrong["datasets"] = Answer(b"", status, {"Location": "https://auth.example.org/"})
     error = await fault_of(finder)
     assert type(error) is CatalogueDeniedError
@@ -284,7 +286,7 @@ async def test_who_is_refused_is_told_that_a_proxy_is_needed(
 
 @pytest.fixture
 def trusted(tmp_path: Path) -> Path:
-    """Give a folder of authorities, empty."""
+    """Give an empty folder of authorities."""
     folder = tmp_path / "certificates"
     folder.mkdir()
     return folder
@@ -299,10 +301,10 @@ def trust(folder: Path, authority: Path) -> None:
 
 
 @pytest.mark.parametrize("one_file", [True, False])
-async def test_the_proxy_is_shown_to_a_server_that_is_known(
+async def test_proxy_is_shown_to_a_trusted_server(
     reader: Reader, tmp_path: Path, trusted: Path, *, one_file: bool
 ) -> None:
-    """By HTTPS, with the certificate and its key in one file or in two."""
+    """It is shown by HTTPS, with the certificate and its key in one file or in two."""
     reader.add(NAME, [row("A1")])
     host, host_key = certificate(tmp_path, stem="host")
     trust(trusted, host)
@@ -320,7 +322,7 @@ async def test_the_proxy_is_shown_to_a_server_that_is_known(
         assert {asked.subject for asked in served.asked} == {"a physicist"}
 
 
-async def test_a_server_that_nobody_vouches_for_is_told_nothing(
+async def test_untrusted_server_gets_no_request(
     reader: Reader, tmp_path: Path, trusted: Path
 ) -> None:
     host, host_key = certificate(tmp_path, stem="host")
@@ -334,10 +336,10 @@ async def test_a_server_that_nobody_vouches_for_is_told_nothing(
         assert served.asked == []
 
 
-async def test_an_expired_proxy_is_seen_before_anything_is_asked(
+async def test_expired_proxy_is_rejected_before_any_request(
     reader: Reader, served: StandIn, tmp_path: Path
 ) -> None:
-    """Also if only the last certificate of its chain has expired."""
+    """One expired certificate at the end of its chain is enough."""
     old, old_key = certificate(tmp_path, days=-1, stem="old")
     good, _ = certificate(tmp_path, stem="good")
     proxy = put(tmp_path, "proxy", good.read_bytes() + old_key.read_bytes() + old.read_bytes())
@@ -350,10 +352,10 @@ async def test_an_expired_proxy_is_seen_before_anything_is_asked(
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no certificate", "no key", "a locked key"])
-async def test_a_proxy_that_cannot_be_shown_is_named(
+async def test_unusable_proxy_is_named_in_the_error(
     served: StandIn, tmp_path: Path, content: bytes | str | None
 ) -> None:
-    """A key with a password is not asked for on the terminal of the service."""
+    """The service does not ask on its terminal for the password of a key."""
     proxy = tmp_path / "proxy"
     good, key = certificate(tmp_path)
     if content == "a locked key":
@@ -371,13 +373,13 @@ async def test_a_proxy_that_cannot_be_shown_is_named(
     assert served.asked == []
 
 
-def test_a_folder_of_authorities_that_is_not_there_is_named(tmp_path: Path) -> None:
-    """As the setting it is, so before the service starts."""
+def test_missing_folder_of_authorities_is_rejected(tmp_path: Path) -> None:
+    """The error names the setting, before the service starts."""
     with pytest.raises(ValidationError, match=r"ca_folder\n.*directory"):
         DbsOptions.model_validate({"ca_folder": str(tmp_path / "none")})
 
 
-async def test_a_silent_server_is_given_up(reader: Reader, served: StandIn) -> None:
+async def test_silent_server_times_out(reader: Reader, served: StandIn) -> None:
     reader.wrong["datasets"] = Answer(None)
     began = time.monotonic()
     error = await fault_of(Dbs(DbsOptions(url=served.url, seconds=0.5)))
@@ -386,7 +388,7 @@ async def test_a_silent_server_is_given_up(reader: Reader, served: StandIn) -> N
     assert "did not answer within 0.5 s" in error.message
 
 
-async def test_a_server_that_is_not_there() -> None:
+async def test_unreachable_server_is_an_error() -> None:
     error = await fault_of(Dbs(DbsOptions(url=f"http://127.0.0.1:{free_port()}")))
     assert type(error) is CatalogueError
     assert "failed: " in error.message

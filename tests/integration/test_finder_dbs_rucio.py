@@ -1,6 +1,6 @@
-"""Where files of CMS are: what DBS lists, joined with what a real Rucio says.
+"""Replicas of CMS files: the finder joins the list of DBS with the answers of a real Rucio.
 
-Of the two only DBS is a stand-in, see `tests.integration.dbs`.
+Only DBS is a stand-in, see `tests.integration.dbs`.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ def server() -> Iterator[rucio.Rucio]:
 
 @pytest.fixture
 def reader() -> Reader:
-    """Give what the stand-in for DBS answers from."""
+    """Give the data of the stand-in for DBS."""
     return Reader()
 
 
@@ -80,9 +80,9 @@ def lfns(*names: str) -> list[str]:
 def dataset(
     reader: Reader, server: rucio.Rucio, name: str, *blocks: list[str], unknown: int = 0
 ) -> str:
-    """Add a dataset of blocks of files to both, each file with a copy at a far site.
+    """Add a dataset of blocks of files to both, each file with a replica at a far site.
 
-    The last blocks, as many as are ``unknown``, only DBS has.
+    Only DBS has the last blocks, as many as are ``unknown``.
     """
     whole = f"/DoubleMuon/{name}/NANOAOD"
     added = reader.add(whole, *([row(file) for file in block] for block in blocks))
@@ -102,23 +102,23 @@ async def rest(files: AsyncIterator[InputFile]) -> list[InputFile]:
 
 
 def places(files: list[InputFile]) -> list[list[str]]:
-    """Return where each file is: RSEs, or hosts where there is none."""
+    """Return the RSEs of the replicas of each file, or the host of a replica without an RSE."""
     return [[one.rse or one.url.split("/")[2] for one in file.replicas] for file in files]
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return what an operator is warned of, without what the client of Rucio says."""
+    """Return the warnings to an operator, without those of the Rucio client."""
     ours = [one for one in caplog.records if one.module in ("dbs", "dbs_replicas")]
     return [one.getMessage() for one in ours if one.levelname == "WARNING"]
 
 
-async def test_a_file_is_read_where_rucio_says_and_through_the_redirector_at_last(
+async def test_file_has_the_replicas_of_rucio_and_then_the_redirector(
     reader: Reader,
     served: StandIn,
     server: rucio.Rucio,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """By the options of the finder of Rucio; what DBS knows of the file stays."""
+    """The options of the Rucio finder apply. The size and the events are those of DBS."""
     whole = dataset(reader, server, "Join-v1", ["j-1", "j-2"], ["j-3"])
     server.files("T2_NEAR", lfns("j-1", "j-3"))
     server.files("T1_TAPE", lfns("j-2"))
@@ -136,7 +136,7 @@ async def test_a_file_is_read_where_rucio_says_and_through_the_redirector_at_las
     assert warnings(caplog) == []
 
 
-async def test_what_only_rucio_has_is_no_file_of_the_dataset(
+async def test_file_that_only_rucio_has_is_not_in_the_dataset(
     reader: Reader, served: StandIn, server: rucio.Rucio
 ) -> None:
     whole = dataset(reader, server, "Valid-v1", ["v-1", "v-2"])
@@ -145,13 +145,13 @@ async def test_what_only_rucio_has_is_no_file_of_the_dataset(
     assert (file.name, places([file])) == (f"{LFN}/v-1.root", [["T2_FAR", REDIRECTOR]])
 
 
-async def test_blocks_and_files_that_rucio_does_not_know_cost_only_the_nearness(
+async def test_files_that_rucio_does_not_know_have_only_the_redirector(
     reader: Reader,
     served: StandIn,
     server: rucio.Rucio,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Of blocks there is one warning, however many they are."""
+    """The log has one warning for all unknown blocks."""
     whole = dataset(reader, server, "Part-v1", ["p-1", "p-2"], ["p-3"], ["p-4"], unknown=2)
     server.lose("T2_FAR", lfns("p-2"))
     files = await found(finder(served, server), whole)
@@ -160,13 +160,13 @@ async def test_blocks_and_files_that_rucio_does_not_know_cost_only_the_nearness(
     assert said.startswith(f"Rucio has no replicas of 2 of 3 blocks, such as {whole}#000")
 
 
-async def test_a_rucio_that_refuses_the_service_is_said_once(
+async def test_refusal_of_rucio_is_logged_once(
     reader: Reader,
     served: StandIn,
     server: rucio.Rucio,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """And not asked for the other blocks; the files are there all the same."""
+    """The finder does not ask for the other blocks, and still finds all files."""
     blocks = [[f"r-{n:02d}"] for n in range(20)]
     whole = dataset(reader, server, "Refused-v1", *blocks, unknown=20)
     files = await found(finder(served, server, password="guess"), whole)
@@ -179,14 +179,14 @@ async def test_a_rucio_that_refuses_the_service_is_said_once(
 
 
 @pytest.mark.parametrize("wrong", ["away", "silent", "broken", "expression"])
-async def test_a_rucio_that_fails_costs_seconds_and_no_file(
+async def test_failing_rucio_costs_seconds_and_no_file(
     reader: Reader,
     served: StandIn,
     server: rucio.Rucio,
     caplog: pytest.LogCaptureFixture,
     wrong: str,
 ) -> None:
-    """Also with many blocks, of which each would be waited for."""
+    """The finder does not wait for each of many blocks."""
     blocks = [[f"{wrong}-{n:02d}"] for n in range(40)]
     whole = dataset(reader, server, f"Fails-{wrong}-v1", *blocks, unknown=40)
     with http("silent") as silent, http() as broken:
@@ -207,7 +207,7 @@ async def test_a_rucio_that_fails_costs_seconds_and_no_file(
     assert "finders.dbs.rucio.rse_expression" in said[0] or wrong != "expression"
 
 
-async def test_a_failure_that_passes_costs_the_nearness_of_one_block(
+async def test_temporary_failure_of_rucio_affects_only_one_block(
     reader: Reader,
     served: StandIn,
     server: rucio.Rucio,
@@ -233,13 +233,13 @@ async def test_a_failure_that_passes_costs_the_nearness_of_one_block(
     ]
 
 
-async def test_blocks_are_still_a_stream(
+async def test_look_up_yields_blocks_as_a_stream(
     reader: Reader, served: StandIn, server: rucio.Rucio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Several are asked for at once, by as many sessions; one who has enough ends them all.
+    """Several sessions ask for a block each at once. All end when the caller has enough.
 
-    The first files are there while a later block is not answered, and only a few more blocks are
-    asked for than are taken.
+    The first files come while a later block has no answer yet, and the finder asks for only a few
+    blocks ahead of the caller.
     """
     whole = dataset(reader, server, "Stream-v1", *([f"s-{n:03d}"] for n in range(30)))
     reader.held = {block: threading.Event() for block in list(reader.blocks)[3:]}
@@ -265,13 +265,13 @@ async def test_blocks_are_still_a_stream(
     until(lambda: "blocking" not in {one.name for one in threading.enumerate()}, "threads end")
 
 
-async def test_one_who_gives_up_on_a_rucio_that_is_stuck_waits_for_no_thread(
+async def test_cancelled_look_up_does_not_wait_for_a_stuck_rucio(
     reader: Reader,
     served: StandIn,
     server: rucio.Rucio,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """And what is broken off by that is no fault of Rucio's."""
+    """The log does not report the cancelled call as a failure of Rucio."""
     whole = dataset(reader, server, "Stuck-v1", *([f"t-{n:03d}"] for n in range(30)))
     files = finder(served, server, seconds=3).find(whole)
     await anext(files)
@@ -284,7 +284,7 @@ async def test_one_who_gives_up_on_a_rucio_that_is_stuck_waits_for_no_thread(
     assert warnings(caplog) == []
 
 
-async def test_a_dbs_that_breaks_off_is_still_an_error(
+async def test_incomplete_answer_of_dbs_is_still_an_error(
     reader: Reader, served: StandIn, server: rucio.Rucio
 ) -> None:
     whole = dataset(reader, server, "Breaks-v1", ["b-1"], ["b-2"])
@@ -293,10 +293,10 @@ async def test_a_dbs_that_breaks_off_is_still_an_error(
         await found(finder(served, server), whole)
 
 
-async def test_a_copy_that_is_made_after_the_look_up_is_found_when_asked_again(
+async def test_replica_refresh_finds_a_new_replica(
     reader: Reader, served: StandIn, server: rucio.Rucio
 ) -> None:
-    """With the redirector at the end; files that Rucio knows at no place are left out."""
+    """The redirector is the last replica. The refresh omits files without a replica in Rucio."""
     whole = dataset(reader, server, "Again-v1", ["a-1", "a-2"])
     server.lose("T2_FAR", lfns("a-1", "a-2"))
     asked = finder(served, server)
@@ -316,10 +316,10 @@ async def test_a_copy_that_is_made_after_the_look_up_is_found_when_asked_again(
         await finder(served, server, password="guess").replicas_again(names)
 
 
-async def test_bad_replicas_are_told_to_the_rucio_that_named_them(
+async def test_bad_replica_is_reported_to_the_rucio_that_named_it(
     reader: Reader, served: StandIn, server: rucio.Rucio
 ) -> None:
-    """What came through the redirector is told to nobody: it is no place."""
+    """The finder does not report a replica of the redirector, which is not a site."""
     whole = dataset(reader, server, "Told-v1", ["d-1"])
     (file,) = await found(finder(served, server), whole)
     far, redirected = (
@@ -339,10 +339,10 @@ async def test_bad_replicas_are_told_to_the_rucio_that_named_them(
 
 
 @pytest.mark.parametrize("form", ["each", "text", "whole"])
-def test_variables_of_the_environment_say_all_of_it(
+def test_environment_variables_can_set_every_option(
     monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
-    """Each option by its own, the Rucio as JSON, or all finders as JSON."""
+    """Each option has a variable. Another one sets Rucio, or all finders, as JSON."""
     chosen = {"url": "https://r", "prefer": "A,B_*", "exclude": '["X"]', "schemes": "https"}
     name = "SERVICEX_SERVER_FINDERS"
     if form == "each":
@@ -374,7 +374,7 @@ def test_variables_of_the_environment_say_all_of_it(
         ({"url": "https://r", "prefer": "["}, "prefer: Expecting value"),
     ],
 )
-def test_settings_that_cannot_be_right_are_named(
+def test_invalid_setting_is_named_in_the_error(
     monkeypatch: pytest.MonkeyPatch, chosen: dict[str, str], says: str
 ) -> None:
     monkeypatch.setenv("SERVICEX_SERVER_FINDERS__DBS__RUCIO", json.dumps(chosen))
@@ -382,7 +382,7 @@ def test_settings_that_cannot_be_right_are_named(
         open_finder("dbs", load())
 
 
-def test_an_option_that_is_not_there_is_named_with_near_ones(
+def test_unknown_option_is_named_in_the_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SERVICEX_SERVER_FINDERS__DBS__RUCIO__PREFERS", "A")

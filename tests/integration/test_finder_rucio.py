@@ -1,4 +1,4 @@
-"""What the finder of Rucio finds on a real server, and what it says where it finds nothing."""
+"""The finder of Rucio on a real server: its files, its reports of bad replicas, and its errors."""
 
 import asyncio
 import json
@@ -46,7 +46,7 @@ MANY = 3000
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[rucio.Rucio]:
-    """Give a server with storage of all kinds, and no files."""
+    """Give a server with storage of all kinds, without files."""
     if find_spec("rucio") is None:
         missing("there is no package rucio-clients here: pip install rucio-clients")
     with rucio.rucio() as running:
@@ -84,12 +84,12 @@ def finder(server: rucio.Rucio, **changes: Any) -> Finder:
 
 
 async def found(server: rucio.Rucio, reference: str, **changes: Any) -> list[InputFile]:
-    """Look something up."""
+    """Return the files of a reference."""
     return [file async for file in finder(server, **changes).find(reference)]
 
 
 async def rses(server: rucio.Rucio, reference: str, **changes: Any) -> list[str]:
-    """Return where the only file is, in order."""
+    """Return the RSEs of the replicas of the only file, in order."""
     (file,) = await found(server, reference, **changes)
     return [replica.rse for replica in file.replicas]
 
@@ -110,7 +110,7 @@ def names(files: Sequence[InputFile]) -> list[str]:
 # --- what is found -------------------------------------------------------------------------
 
 
-async def test_a_dataset_has_its_files_with_size_checksum_and_place(server: rucio.Rucio) -> None:
+async def test_dataset_has_its_files_with_size_checksum_and_replica(server: rucio.Rucio) -> None:
     files = server.files("NEAR", ["data18:a.1", "data18:a.2"], size=77, adler32="00c0ffee")
     one, two = await found(server, server.dataset("data18:a", files))
     assert names([one, two]) == files
@@ -128,7 +128,7 @@ async def test_a_single_file_is_found(server: rucio.Rucio) -> None:
     assert (file.name, file.size, file.replicas[0].rse) == (name, 5, "NEAR")
 
 
-async def test_a_checksum_has_all_its_digits(server: rucio.Rucio) -> None:
+async def test_checksum_is_padded_to_eight_digits(server: rucio.Rucio) -> None:
     (name,) = server.files("NEAR", ["data18:checksum"])
     dataset = server.dataset("data18:checksums", [name])
     for stored, shown in (("'a1B'", "00000a1b"), ("null", None)):
@@ -136,7 +136,7 @@ async def test_a_checksum_has_all_its_digits(server: rucio.Rucio) -> None:
         assert [file.adler32 for file in await found(server, dataset)] == [shown]
 
 
-async def test_containers_are_nested_and_each_file_is_found_once(server: rucio.Rucio) -> None:
+async def test_nested_containers_give_each_file_once(server: rucio.Rucio) -> None:
     files = server.files("NEAR", [f"data18:nested.{n}" for n in range(5)])
     first = server.dataset("data18:nested.first", files[:3])
     second = server.dataset("data18:nested.second", files[2:])  # has one of the first
@@ -162,7 +162,7 @@ async def test_a_name_of_cms_is_found(server: rucio.Rucio) -> None:
     assert names(await found(server, whole)) == [file]
 
 
-async def test_a_scope_is_guessed_as_rucio_does(server: rucio.Rucio) -> None:
+async def test_scope_is_derived_from_the_name_as_rucio_does(server: rucio.Rucio) -> None:
     from rucio.common.utils import ScopeExtractionAlgorithms
 
     (file,) = server.files("NEAR", ["user.jdoe:user.jdoe.1.root"])
@@ -172,7 +172,9 @@ async def test_a_scope_is_guessed_as_rucio_does(server: rucio.Rucio) -> None:
         assert did_of(name) == ScopeExtractionAlgorithms.extract_scope_default(name, None)
 
 
-async def test_a_file_that_nobody_can_read_is_found_with_the_others(server: rucio.Rucio) -> None:
+async def test_file_without_a_readable_replica_is_found_with_the_others(
+    server: rucio.Rucio,
+) -> None:
     files = server.files("NEAR", [f"data18:lost.{n}" for n in range(4)], size=9)
     server.files("DOWN", ["data18:lost.4"], size=9)
     server.files("ODD", ["data18:lost.5"], size=9)
@@ -198,7 +200,7 @@ async def test_tapes_are_not_read(server: rucio.Rucio) -> None:
     assert await rses(server, "data18:only-taped") == []
 
 
-async def test_copies_are_ordered_and_left_out_as_the_operator_says(server: rucio.Rucio) -> None:
+async def test_settings_order_and_exclude_replicas(server: rucio.Rucio) -> None:
     for rse in ("NEAR", "FAR", "CACHE"):
         server.files(rse, ["data18:order"])
     server.call("PUT", "/rses/CACHE", {"volatile": True})
@@ -217,7 +219,7 @@ async def test_copies_are_ordered_and_left_out_as_the_operator_says(server: ruci
     assert await rses(server, "data18:order", rse_expression="site=SITE_FAR") == ["FAR"]
 
 
-async def test_protocols_are_chosen_and_ordered_within_an_rse(server: rucio.Rucio) -> None:
+async def test_setting_chooses_and_orders_the_protocols_of_an_rse(server: rucio.Rucio) -> None:
     server.files("FAR", ["data18:doors"])
     for schemes, first in (
         (["root", "davs"], ["root://far:1095//data/", "https://far:443/data/"]),
@@ -232,7 +234,7 @@ async def test_protocols_are_chosen_and_ordered_within_an_rse(server: rucio.Ruci
 
 
 async def live(server: rucio.Rucio, door: XRootD, rse: str, names: Sequence[str]) -> None:
-    """Add files that are really there, behind a door of their own."""
+    """Add files that really exist, on a storage endpoint of their own."""
     server.rse(rse, {"root": f"{door.address}:{door.port}"})
     path = sample("uproot-Zmumu.root")
     for name in server.files(rse, names, size=path.stat().st_size):
@@ -242,7 +244,7 @@ async def live(server: rucio.Rucio, door: XRootD, rse: str, names: Sequence[str]
         put(place.parent, place.name, path)
 
 
-async def test_what_is_found_can_be_read(server: rucio.Rucio) -> None:
+async def test_found_file_can_be_read(server: rucio.Rucio) -> None:
     with xrootd() as door:
         await live(server, door, "LIVE", ["data18:zmumu.root"])
         (file,) = await found(server, "data18:zmumu.root")
@@ -250,7 +252,7 @@ async def test_what_is_found_can_be_read(server: rucio.Rucio) -> None:
             assert opened.trees == ["events"]
 
 
-async def test_the_service_works_on_a_dataset(
+async def test_service_processes_a_dataset(
     server: rucio.Rucio, new_server: Callable[..., Server]
 ) -> None:
     settings = {
@@ -284,18 +286,18 @@ async def test_the_service_works_on_a_dataset(
 
 
 def suspicious(server: rucio.Rucio) -> dict[str, str]:
-    """Return the reasons for which files of the next test are suspicious."""
+    """Return the suspicious files of the next test, each with the reason."""
     told = server.told("S").items()
     return {name: reason for name, reason in told if name.startswith("data18:shared.")}
 
 
-async def test_bad_replicas_are_told_to_rucio_and_cost_no_file(
+async def test_bad_replicas_are_reported_to_rucio_and_cost_no_file(
     server: rucio.Rucio, new_server: Callable[..., Server]
 ) -> None:
-    """Of twenty files six have a bad replica at the site that is read first.
+    """Six of twenty files have a bad replica at the site that the service reads first.
 
-    All are delivered as from a clean site; the six are suspicious to Rucio, each with the reason,
-    and nothing else is.
+    The service delivers all files as from a clean site. It reports five replicas to Rucio as
+    suspicious, each with the reason. With the sixth, it alerts the operator about the site instead.
     """
     options = {"URL": server.url, "AUTH": "userpass", "USERNAME": rucio.ROOT}
     options |= {"PASSWORD": rucio.PASSWORD, "PREFER": "ILL"}
@@ -346,10 +348,10 @@ async def test_bad_replicas_are_told_to_rucio_and_cost_no_file(
     }
 
 
-async def test_a_copy_that_is_made_after_the_look_up_is_found_when_asked_again(
+async def test_replica_refresh_finds_a_new_replica(
     server: rucio.Rucio,
 ) -> None:
-    """With the options of the look-up, and only for the names that were asked for."""
+    """It uses the options of the look-up, and returns only the names in the question."""
     names = server.files("NEAR", [f"data18:again.{n}" for n in range(3)])
     dataset = server.dataset("data18:again", names)
     server.rse("SHUNNED", {"root": "shunned:1094"})
@@ -368,7 +370,7 @@ async def test_a_copy_that_is_made_after_the_look_up_is_found_when_asked_again(
     assert again[names[1]] == files[names[1]]
 
 
-async def test_one_that_does_not_answer_when_asked_again_says_so(server: rucio.Rucio) -> None:
+async def test_replica_refresh_raises_the_error_of_the_server(server: rucio.Rucio) -> None:
     with pytest.raises(CatalogueDeniedError, match="refuses the service"):
         await finder(server, password="guess").replicas_again(["data18:x"])
     away = finder(server, url=f"http://127.0.0.1:{free_port()}", seconds=1)
@@ -381,16 +383,16 @@ async def test_one_that_does_not_answer_when_asked_again_says_so(server: rucio.R
 
 
 def bad(file: str, replica: Replica) -> BadReplica:
-    """Return a replica as one that failed where another one worked."""
+    """Return a replica that failed where another one worked."""
     kind, said = "Truncated", "it ends after 3 bytes"
     return BadReplica(1, replica.url, replica.rse, file, "rucio", kind, said, now(), now(), 1, {})
 
 
 @pytest.mark.parametrize("scope", ["data18", "user.jdoe"])
-async def test_a_replica_is_declared_bad_where_that_is_chosen(
+async def test_setting_lets_the_service_declare_a_replica_bad(
     server: rucio.Rucio, scope: str
 ) -> None:
-    """It is listed no more, also that of a scope with a dot, which no URL gives away."""
+    """Rucio no longer lists it. The scope may have a dot, which no URL shows."""
     (name,) = server.files("NEAR", [f"{scope}:declared.bad"])
     server.files("FAR", [name])
     (file,) = await found(server, name, prefer=["NEAR"])
@@ -405,10 +407,10 @@ async def test_a_replica_is_declared_bad_where_that_is_chosen(
     assert await rses(server, name) == ["FAR"]
 
 
-async def test_a_replica_is_suspicious_by_any_account_and_bad_by_a_privileged_one(
+async def test_only_a_privileged_account_can_declare_a_replica_bad(
     server: rucio.Rucio,
 ) -> None:
-    """Who may not is told which setting says so, and nothing is declared."""
+    """Another account gets an error with the setting, and can declare the replica suspicious."""
     (name,) = server.files("NEAR", ["data18:declared.by.jdoe"])
     (file,) = await found(server, name)
     jdoe = {"account": "jdoe", "username": "jdoe", "password": "hush"}
@@ -430,10 +432,10 @@ async def test_a_replica_is_suspicious_by_any_account_and_bad_by_a_privileged_on
         ("odd", "NEAR"),
     ],
 )
-async def test_what_rucio_does_not_know_cannot_be_declared_bad_and_is_no_error(
+async def test_report_of_an_unknown_replica_is_not_an_error(
     server: rucio.Rucio, caplog: pytest.LogCaptureFixture, name: str, rse: str
 ) -> None:
-    """It would be told again and again."""
+    """After an error, the service would repeat the report again and again."""
     replica = Replica("root://near:1094//data/odd", rse)
     await finder(server, report_as="bad").report(bad(name, replica))
     assert "Rucio does not know the replica root://near:1094//data/odd" in caplog.text
@@ -443,7 +445,7 @@ async def test_what_rucio_does_not_know_cannot_be_declared_bad_and_is_no_error(
 # --- as a stream ---------------------------------------------------------------------------
 
 
-async def test_the_first_file_is_there_before_the_last_is_listed(
+async def test_look_up_yields_the_first_file_before_it_lists_the_last(
     server: rucio.Rucio, many: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed = 0
@@ -466,7 +468,7 @@ async def test_the_first_file_is_there_before_the_last_is_listed(
     assert threads() == []
 
 
-async def test_one_who_has_enough_leaves_no_thread(server: rucio.Rucio, many: str) -> None:
+async def test_stopped_look_up_leaves_no_thread(server: rucio.Rucio, many: str) -> None:
     files = finder(server, sort="random").find(many)
     await anext(files)
     assert len(threads()) == 1
@@ -474,7 +476,7 @@ async def test_one_who_has_enough_leaves_no_thread(server: rucio.Rucio, many: st
     assert threads() == []
 
 
-async def test_one_who_gives_up_on_a_server_that_is_stuck_leaves_no_thread(
+async def test_cancelled_look_up_on_a_stuck_server_leaves_no_thread(
     server: rucio.Rucio, many: str
 ) -> None:
     files = finder(server, sort="random").find(many)
@@ -487,7 +489,7 @@ async def test_one_who_gives_up_on_a_server_that_is_stuck_leaves_no_thread(
         assert threads() == []
 
 
-async def test_look_ups_at_the_same_time_do_not_disturb_each_other(
+async def test_concurrent_look_ups_do_not_disturb_each_other(
     server: rucio.Rucio, many: str
 ) -> None:
     server.files("NEAR", ["data18:beside"])
@@ -524,19 +526,19 @@ async def test_look_ups_at_the_same_time_do_not_disturb_each_other(
         ("data18:" + "x" * 500, "has 507 characters; at most 500"),
     ],
 )
-def test_what_is_no_name_is_refused_and_the_form_is_shown(reference: str, says: str) -> None:
+def test_invalid_name_is_rejected_with_the_right_form(reference: str, says: str) -> None:
     with pytest.raises(DatasetError, match=says) as raised:
         Finder().check(reference)
     assert raised.value.message.startswith("did: ")
     assert "rucio://" in str(raised.value) or len(reference) > 500
 
 
-def test_a_service_without_a_server_says_so() -> None:
+def test_reference_is_rejected_without_a_rucio_server() -> None:
     with pytest.raises(DatasetError, match="has no Rucio server"):
         Finder().check("data18:x")
 
 
-async def test_what_is_not_there_is_unknown_and_near_names_are_told(server: rucio.Rucio) -> None:
+async def test_unknown_dataset_is_rejected_with_the_nearest_names(server: rucio.Rucio) -> None:
     server.dataset("data18:data18.physics_Main.DAOD.p4910", [])
     with pytest.raises(UnknownDatasetError, match="did you mean") as raised:
         await found(server, "data18:data18.physics_Main.DAOD.p4901")
@@ -547,7 +549,7 @@ async def test_what_is_not_there_is_unknown_and_near_names_are_told(server: ruci
     assert threads() == []
 
 
-async def test_an_empty_dataset_is_of_no_use(server: rucio.Rucio) -> None:
+async def test_empty_dataset_is_rejected(server: rucio.Rucio) -> None:
     empty = server.dataset("data18:empty", [])
     inside = server.container("data18:empty.container", [empty])
     for one in (empty, inside):
@@ -555,7 +557,7 @@ async def test_an_empty_dataset_is_of_no_use(server: rucio.Rucio) -> None:
             await found(server, one)
 
 
-async def test_a_wrong_password_is_told_and_not_tried_again(server: rucio.Rucio) -> None:
+async def test_wrong_password_or_account_is_not_retryable(server: rucio.Rucio) -> None:
     server.files("NEAR", ["data18:secret"])
     assert await rses(server, "data18:secret") == ["NEAR"]  # whose token is of no use to others
     for wrong in ({"password": "guess"}, {"account": "nobody"}, {"account": "jdoe"}):
@@ -565,7 +567,7 @@ async def test_a_wrong_password_is_told_and_not_tried_again(server: rucio.Rucio)
         assert "guess" not in str(raised.value)
 
 
-async def test_an_expired_proxy_is_found_before_it_is_used(
+async def test_expired_proxy_is_rejected_before_its_use(
     server: rucio.Rucio, tmp_path: Path
 ) -> None:
     ended = now() - timedelta(hours=3)
@@ -596,7 +598,7 @@ async def test_a_token_is_read_from_its_file(
         await found(server, "data18:token", auth="oidc", token_file=file)
 
 
-async def test_nothing_of_the_machine_is_used(
+async def test_rucio_configuration_of_the_machine_is_ignored(
     server: rucio.Rucio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rucio.common.config import clean_cached_config
@@ -618,14 +620,16 @@ async def test_nothing_of_the_machine_is_used(
     assert not token.exists()
 
 
-async def test_an_expression_that_means_nothing_is_the_operators(server: rucio.Rucio) -> None:
+async def test_invalid_rse_expression_is_an_error_of_the_setting(server: rucio.Rucio) -> None:
     server.files("NEAR", ["data18:expression"])
     for wrong in ("((", "site=NOWHERE"):
         with pytest.raises(StartupError, match=r"setting finders\.rucio\.rse_expression"):
             await found(server, "data18:expression", rse_expression=wrong)
 
 
-async def test_a_server_that_is_down_or_silent_is_not_waited_for(server: rucio.Rucio) -> None:
+async def test_down_or_silent_server_is_a_retryable_error_within_seconds(
+    server: rucio.Rucio,
+) -> None:
     with http("silent") as silent, http() as broken:
         broken.status = 503
         for url, says in (
@@ -641,7 +645,7 @@ async def test_a_server_that_is_down_or_silent_is_not_waited_for(server: rucio.R
     assert threads() == []
 
 
-async def test_a_server_that_stops_in_the_middle_is_not_the_end(
+async def test_server_that_stops_in_the_middle_of_a_list_is_an_error(
     server: rucio.Rucio, many: str
 ) -> None:
     files = finder(server, seconds=1, sort="random").find(many)
@@ -659,7 +663,7 @@ async def test_a_server_that_stops_in_the_middle_is_not_the_end(
         ({"url": "https://r", "auth": "userpass", "username": "u"}, "password: a value is needed"),
     ],
 )
-def test_settings_that_cannot_be_right_are_named(options: dict[str, Any], says: str) -> None:
+def test_invalid_setting_is_named_in_the_error(options: dict[str, Any], says: str) -> None:
     with pytest.raises(StartupError, match=rf"setting finders\.rucio\.{says}"):
         Finder(RucioOptions.model_validate(options))
 
@@ -671,10 +675,10 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("given", ['["A", "B_*"]', "A,B_*", " A , B_*,", ["A", "B_*"]])
-def test_lists_may_be_texts_as_variables_are(
+def test_list_settings_may_be_texts(
     monkeypatch: pytest.MonkeyPatch, given: str | list[str]
 ) -> None:
-    """Each by a variable of its own, or all in one that is JSON."""
+    """Each has a variable of its own, or one variable has all of them as JSON."""
     assert RucioOptions.model_validate({"prefer": given}).prefer == ("A", "B_*")
     monkeypatch.setenv("SERVICEX_SERVER_FINDERS", json.dumps({"rucio": {"exclude": given}}))
     if isinstance(given, str):
@@ -686,7 +690,7 @@ def test_lists_may_be_texts_as_variables_are(
         assert (options.prefer, options.schemes) == (("A", "B_*"), ("https", "root"))
 
 
-def test_lists_that_are_wrong_are_named() -> None:
+def test_invalid_list_setting_is_named_in_the_error() -> None:
     for wrong in ("", "gsiftp", "[", '["root", "gsiftp"]'):
         with pytest.raises(ValidationError, match="schemes"):
             RucioOptions.model_validate({"schemes": wrong})
@@ -699,7 +703,7 @@ def test_a_password_may_look_like_a_number_and_is_not_shown() -> None:
 
 
 def expired(path: Path, ended: Any) -> Path:
-    """Write a certificate that was valid until then."""
+    """Write a certificate that expired at a given time."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a test")])
     made = (

@@ -105,7 +105,7 @@ async def test_a_pattern_finds_its_files_in_the_order_of_their_names(
 
 
 async def test_odd_names_are_found_and_can_be_opened(door: servers.XRootD) -> None:
-    """Also where a name alone is the reference."""
+    """The reference may be a pattern or a single name."""
     for name in ODD:
         put(door.folder / "odd", name, sample("uproot-Zmumu.root"))
     found = [file.path for file in await files_of(door.url("odd/*.root"))]
@@ -116,7 +116,7 @@ async def test_odd_names_are_found_and_can_be_opened(door: servers.XRootD) -> No
             assert file.tree("events").entries == 2304
 
 
-async def test_several_patterns_stand_in_one_reference_and_each_file_is_there_once(
+async def test_reference_with_several_patterns_gives_each_file_once(
     door: servers.XRootD,
 ) -> None:
     with xrootd("127.0.0.2") as other:
@@ -134,8 +134,8 @@ async def test_several_patterns_stand_in_one_reference_and_each_file_is_there_on
     assert other.url("2025/*.root") in error.message
 
 
-async def test_files_come_while_other_folders_are_not_yet_listed(door: servers.XRootD) -> None:
-    """What is placed in the next folder meanwhile is there when it is listed."""
+async def test_look_up_yields_files_before_it_lists_all_folders(door: servers.XRootD) -> None:
+    """It finds a file that appears in the next folder meanwhile."""
     fill(door.folder, "stream/1/a.root", "stream/2/b.root")
     async with aclosing(finder().find(door.url("stream/*/*.root"))) as found:
         assert (await anext(found)).path == door.url("stream/1/a.root")
@@ -170,7 +170,7 @@ async def test_files_come_while_other_folders_are_not_yet_listed(door: servers.X
         "root://host//a/*.root,root://host",
     ],
 )
-def test_what_is_no_url_is_refused_with_what_one_looks_like(reference: str) -> None:
+def test_invalid_url_is_rejected_with_an_example(reference: str) -> None:
     with pytest.raises(DatasetError, match=r"^did: .*xrootd://root://host//path/\*\.root"):
         finder().check(reference)
 
@@ -185,7 +185,7 @@ def test_what_is_no_url_is_refused_with_what_one_looks_like(reference: str) -> N
         ("root://host//a/", "root://host//a/*.root"),
     ],
 )
-def test_what_is_not_understood_is_refused_with_what_would_be(reference: str, said: str) -> None:
+def test_unsupported_pattern_is_rejected_with_a_hint(reference: str, said: str) -> None:
     with pytest.raises(DatasetError, match=r"^did: ") as caught:
         finder().check(reference)
     assert said in caught.value.hint
@@ -195,7 +195,7 @@ def test_what_is_not_understood_is_refused_with_what_would_be(reference: str, sa
     "reference",
     ["root://host//*", "xroot://host:1094//a b/%20,#.root", "roots://[::1]:1094//a/*.root"],
 )
-def test_what_is_a_url_is_taken(reference: str) -> None:
+def test_valid_url_is_accepted(reference: str) -> None:
     finder().check(reference)
 
 
@@ -216,7 +216,7 @@ def test_what_is_a_url_is_taken(reference: str) -> None:
         ("2024/a/*/x/*.root", "/2024/a/deep", "in it there is 1.root"),
     ],
 )
-async def test_where_nothing_matches_it_is_said_what_exists_and_what_is_near(
+async def test_pattern_without_a_match_is_rejected_with_the_nearest_names(
     door: servers.XRootD, pattern: str, folder: str, hint: str
 ) -> None:
     error = await fault_of(door.url(pattern))
@@ -226,7 +226,7 @@ async def test_where_nothing_matches_it_is_said_what_exists_and_what_is_near(
     assert hint in error.hint
 
 
-async def test_a_folder_is_no_file_and_a_file_no_folder(door: servers.XRootD) -> None:
+async def test_folder_is_not_a_file_and_a_file_is_not_a_folder(door: servers.XRootD) -> None:
     error = await fault_of(door.url("2024/a"))
     assert type(error) is DatasetError
     assert error.hint == f"name files: {door.url('2024/a')}/*.root"
@@ -236,10 +236,10 @@ async def test_a_folder_is_no_file_and_a_file_no_folder(door: servers.XRootD) ->
 
 
 @pytest.mark.parametrize("pattern", ["closed/*.root", "c*/*.root"])
-async def test_a_folder_that_may_not_be_listed_is_a_matter_of_credentials(
+async def test_folder_without_permission_to_list_is_a_denied_error(
     door: servers.XRootD, pattern: str
 ) -> None:
-    """Also if others could be: half a dataset is none."""
+    """The finder does not return half a dataset from the folders that it may list."""
     fill(door.folder, "clear/1.root")
     error = await fault_of(door.url(pattern))
     assert type(error) is CatalogueDeniedError
@@ -252,7 +252,7 @@ async def test_a_folder_that_may_not_be_listed_is_a_matter_of_credentials(
 
 @asynccontextmanager
 async def others_served() -> AsyncIterator[None]:
-    """Fail if the loop stands still meanwhile."""
+    """Fail if the event loop stands still meanwhile."""
     longest = 0.0
 
     async def tick() -> None:
@@ -270,14 +270,14 @@ async def others_served() -> AsyncIterator[None]:
     assert longest < 1
 
 
-async def test_an_unknown_host_is_a_catalogue_that_does_not_answer() -> None:
+async def test_unknown_host_is_a_retryable_catalogue_error() -> None:
     error = await fault_of("root://no-such-host.invalid//a/*.root")
     assert type(error) is CatalogueError
     assert error.retryable
 
 
-async def test_a_server_that_comes_back_is_asked_again() -> None:
-    """A refusal is not held against it, as XRootD's client would for half an hour."""
+async def test_server_that_comes_back_is_asked_again() -> None:
+    """The finder forgets a refusal, which XRootD's client would remember for half an hour."""
     port = free_port("127.0.0.3")
     reference = f"root://127.0.0.3:{port}//a/*.root"
     began = time.monotonic()
@@ -299,8 +299,8 @@ async def test_a_server_that_comes_back_is_asked_again() -> None:
 
 
 @pytest.mark.parametrize("connected", [True, False])
-async def test_a_frozen_server_is_given_up(*, connected: bool) -> None:
-    """Whether it was asked before or not; others are served meanwhile, and it is used again."""
+async def test_frozen_server_times_out(*, connected: bool) -> None:
+    """It may be connected or not. The event loop goes on, and a later look-up uses it."""
     with xrootd("127.0.0.4") as running:
         fill(running.folder, "a/1.root")
         reference = running.url("a/*.root")
@@ -337,7 +337,7 @@ asyncio.run(main())
 """
 
 
-def test_a_process_that_ends_does_not_wait_for_a_frozen_server() -> None:
+def test_ending_process_does_not_wait_for_a_frozen_server() -> None:
     with xrootd("127.0.0.5") as running, running.frozen():
         began = time.monotonic()
         command = [sys.executable, "-c", ENDS, running.url("*.root")]
@@ -347,10 +347,10 @@ def test_a_process_that_ends_does_not_wait_for_a_frozen_server() -> None:
     assert time.monotonic() - began < 10
 
 
-async def test_a_redirector_lists_what_its_servers_have_each_file_once() -> None:
+async def test_redirector_lists_each_file_of_its_servers_once() -> None:
     """A folder is on both servers, with files on one of them or on both.
 
-    While one of the two does not answer there is no answer at all, and no smaller dataset.
+    While one of the two does not answer, the finder raises an error instead of a smaller dataset.
     """
     with redirector() as (door, one, two):
         fill(one.folder, "data/a/1.root", "data/a/2.root", "data/b/1.root")
@@ -368,7 +368,7 @@ async def test_a_redirector_lists_what_its_servers_have_each_file_once() -> None
     assert "did not answer" in silent.message
 
 
-def test_without_the_client_the_message_names_the_extra() -> None:
+def test_error_without_the_xrootd_client_names_the_package() -> None:
     program = (
         "import asyncio, sys\n"
         "sys.modules['XRootD.client.env'] = None\n"

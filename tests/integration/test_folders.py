@@ -1,4 +1,4 @@
-"""Files whose folders a hostile hand has put into each other."""
+"""Files in which an attacker has put folders into each other."""
 
 import struct
 from pathlib import Path
@@ -22,7 +22,7 @@ def made(path: Path) -> Path:
 
 
 def with_itself(path: Path) -> Path:
-    """Have the key of ``a/b`` lead to ``a``."""
+    """Make the key of ``a/b`` lead to ``a``."""
     with uproot.open(made(path)) as file:
         above, below = file.key("a"), file["a"].key("b")
         keys = file["a"].fSeekKeys
@@ -40,7 +40,7 @@ def test_folders_are_listed_as_uproot_does(tmp_path: Path) -> None:
 
 
 def test_folder_that_contains_itself_is_corrupt(tmp_path: Path) -> None:
-    """It was followed until the stack was full: 34 s, and a worker that answers nobody."""
+    """The reader once followed it until the stack was full. For 34 s, the worker did not answer."""
     with open_root(str(with_itself(tmp_path / "x.root"))) as file:
         with pytest.raises(CorruptError, match="has a folder a/b that contains itself"):
             _ = file.trees

@@ -1,4 +1,4 @@
-"""SQLite and the results on one disk that is full: what frees space works, and nothing is lost."""
+"""SQLite and the results on one full disk: commands that free space work, and no file is lost."""
 
 import itertools
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def server(disk: Path) -> Iterator[Server]:
-    """Give a server that has all its files on that disk, but its log."""
+    """Give a server that has all its files on that disk, except its log."""
     # workers wait for each other's results no longer than it takes to say so
     server = Server(disk, ["--workers", "1"], {"SERVICEX_SERVER_STORAGE__UPLOAD_SECONDS": "1"})
     server.start()
@@ -33,7 +33,7 @@ def server(disk: Path) -> Iterator[Server]:
 
 
 def fill_again(disk: Path) -> None:
-    """Take what space there is."""
+    """Fill all free space."""
     fill(disk / f"filler-{next(_numbers)}")
 
 
@@ -53,10 +53,10 @@ def state_of(server: Server, request_id: str) -> str:
     return str(server.rows("select state from requests where id = ?", request_id)[0][0])
 
 
-def test_a_full_disk_costs_time_and_no_command_fails(
+def test_full_disk_costs_time_and_fails_no_command(
     server: Server, disk: Path, tmp_path: Path
 ) -> None:
-    """Cancel, delete and a restart work; no request is accepted; files go on when there is room."""
+    """Cancel, delete and a restart work. The server rejects new requests, and files wait."""
     reserve = disk / "servicex.sqlite.reserve"
     assert reserve.stat().st_size == RESERVE
     old = server.run(file_list=copies(tmp_path / "old", 3))["request_id"]
@@ -102,8 +102,8 @@ def test_a_full_disk_costs_time_and_no_command_fails(
     assert reserve.stat().st_size == RESERVE
 
 
-def test_a_full_scratch_folder_costs_no_attempt(tmp_path: Path) -> None:
-    """Files of a worker that has no space for results wait until it has some."""
+def test_full_scratch_folder_costs_no_attempt(tmp_path: Path) -> None:
+    """The files of a worker without space for results wait until it has some."""
     with small_disk(tmp_path / "scratch", "16m") as scratch:
         engine = {
             "SERVICEX_SERVER_ENGINE__KIND": "local",

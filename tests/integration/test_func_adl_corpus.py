@@ -1,4 +1,4 @@
-"""What clients really send: func_adl queries on real files, against plain uproot and awkward."""
+"""Real func_adl queries of clients on real files, compared with plain uproot and awkward."""
 
 import math
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def select(*fields: str, source: str = E) -> str:
 
 
 def where(condition: str) -> str:
-    """Return the events that fulfil a condition."""
+    """Return the events that satisfy a condition."""
     return f"(call Where {E} (lambda (list e) {condition}))"
 
 
@@ -51,7 +51,7 @@ def run(
 
 
 def chosen(array: Any) -> Any:
-    """Return all pairs of what is in lists, as lists."""
+    """Return all pairs of elements of each list, as lists."""
     pairs = ak.unzip(ak.combinations(array, 2))
     lists = ak.concatenate([one[..., np.newaxis] for one in pairs], axis=-1)
     return ak.from_regular(lists, axis=None)
@@ -273,15 +273,15 @@ CASES: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
 
 @pytest.fixture(scope="module")
 def events() -> Any:
-    """Return all of the file as uproot reads it."""
+    """Return all columns of the file as uproot reads them."""
     with uproot.open({HZZ: "events"}) as tree:
         return tree.arrays()
 
 
 @pytest.mark.parametrize("budget", [1 << 14, 1 << 30])
 @pytest.mark.parametrize("case", CASES)
-def test_columns_are_those_of_plain_awkward(events: Any, case: str, budget: int) -> None:
-    """Names, types and every value, whether the file is read at once or in small ranges."""
+def test_columns_equal_those_of_plain_awkward(events: Any, case: str, budget: int) -> None:
+    """Names, types and all values agree, for one read of the file and for small ranges."""
     query, oracle = CASES[case]
     got = run(query, budget=budget)
     expected = oracle(events)
@@ -293,7 +293,7 @@ def test_columns_are_those_of_plain_awkward(events: Any, case: str, budget: int)
 
 
 def test_four_vectors_add_up() -> None:
-    """The mass of the first and last muon, as the published examples have it."""
+    """The query computes the mass of the first and last muon, as in the published examples."""
     two = where("(== (attr e 'NMuon') 2)")
     zipped = (
         "(call Zip (dict (list 'px' 'py' 'pz' 'E') (list (attr e 'Muon_Px') (attr e 'Muon_Py') "
@@ -309,8 +309,8 @@ def test_four_vectors_add_up() -> None:
     assert mass[0] == pytest.approx(90.2278, abs=1e-3)
 
 
-def test_the_momenta_of_three_jets_are_added() -> None:
-    """A benchmark of analysis languages (ADL 6): of all triplets, that with a mass near 172.5."""
+def test_query_adds_the_momenta_of_three_jets() -> None:
+    """A benchmark of analysis languages (ADL 6) asks for the triplet with a mass near 172.5."""
     jets = "(dict (list 'px' 'py' 'pz' 'E') (list {} {} {} {}))".format(
         *(f"(attr e 'Jet_{part}')" for part in ("Px", "Py", "Pz", "E"))
     )
@@ -341,15 +341,15 @@ def test_the_momenta_of_three_jets_are_added() -> None:
     ]
 
 
-def test_a_query_without_a_tree_means_the_only_one() -> None:
-    """Clients write ``'None'`` where a YAML query names no tree."""
+def test_query_without_a_tree_means_the_only_tree() -> None:
+    """Clients write ``'None'`` if a YAML query does not name a tree."""
     for source in ("(call EventDataset)", "(call EventDataset 'bogus.root' 'None')"):
         got = run(select("m=(attr e 'M')", source=source), ZMUMU)
         assert len(got["m"]) == 2304
 
 
-def test_a_branch_that_is_not_there_is_shown_with_its_place() -> None:
-    """The name, where it stands, and what is near."""
+def test_unknown_branch_is_named_with_its_position_in_the_query() -> None:
+    """The hint has the nearest name."""
     with pytest.raises(
         UnknownNameError, match=r"no branch Jet_PX, at character \d+: \(attr e"
     ) as e:
@@ -371,8 +371,8 @@ def test_a_branch_that_is_not_there_is_shown_with_its_place() -> None:
         (select("x=(call (attr (attr e 'Jet_Px') 'Sum'))", source=where("(attr e 'Jet_Px')")), ""),
     ],
 )
-def test_what_does_not_fit_together_is_shown_with_its_place(query: str, words: str) -> None:
-    """Types are known on the first file; the place in the query is part of the message."""
+def test_type_error_is_shown_with_its_position_in_the_query(query: str, words: str) -> None:
+    """The service knows the types from the first file."""
     if words:
         with pytest.raises(QueryTypeError, match=rf"{words}.*at character \d+"):
             run(query)
@@ -381,8 +381,8 @@ def test_what_does_not_fit_together_is_shown_with_its_place(query: str, words: s
             run(query)
 
 
-def test_many_stages_are_refused_and_no_failure_of_ours() -> None:
-    """Each works on what the one before gives, so that they nest however they are written."""
+def test_query_with_too_many_stages_is_rejected() -> None:
+    """Each stage works on the result of the one before, so they nest however they are written."""
     stage = "(lambda (list r) (dict (list 'a') (list (+ (attr r 'a') 1))))"
     query = f"(Select {E} (lambda (list e) (dict (list 'a') (list (attr e 'NJet')))))"
     for _ in range(140):
@@ -391,8 +391,8 @@ def test_many_stages_are_refused_and_no_failure_of_ours() -> None:
         run(query)
 
 
-def test_a_tree_cannot_hold_what_is_missing() -> None:
-    """An element that is always there is a plain column in a TTree; one that is not is refused."""
+def test_ttree_rejects_values_that_may_be_missing() -> None:
+    """An element that every event has is a plain column in a TTree."""
     lead = "lead=(call (attr (attr e 'Jet_Px') 'First'))"
     guarded = select(lead, source=where("(> (attr e 'NJet') 0)"))
     assert str(run(guarded, result_format=ResultFormat.TTREE)["lead"].type) == "1705 * float32"

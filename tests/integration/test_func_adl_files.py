@@ -1,4 +1,4 @@
-"""The files that func_adl queries become: their trees, columns and values, in every format."""
+"""Files that func_adl queries produce: their trees, columns and values, in every format."""
 
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ KINDS = {
 def test_trees_and_columns_have_the_names_of_upstream(
     tmp_path: Path, name: str, result_format: ResultFormat
 ) -> None:
-    """One tree, ``servicex``; a column for each key or number, and ``branch`` for what has none."""
+    """The tree is ``servicex``. A column has the name of its key or number, or else ``branch``."""
     text, columns, counters = NAMES[name]
     source = ZMUMU if name == "texts" else HZZ
     target = tmp_path / "result"
@@ -89,10 +89,8 @@ def test_trees_and_columns_have_the_names_of_upstream(
 
 
 @pytest.mark.parametrize("result_format", [ResultFormat.PARQUET, ResultFormat.RNTUPLE])
-def test_what_is_missing_is_missing_in_the_file(
-    tmp_path: Path, result_format: ResultFormat
-) -> None:
-    """The first of an empty list, in formats that hold it; a TTree is refused when submitted."""
+def test_missing_value_is_missing_in_the_file(tmp_path: Path, result_format: ResultFormat) -> None:
+    """An empty list has no first element. The server rejects such a query for a TTree."""
     written(query("{'lead': e.Jet_Px.First()}"), HZZ, result_format, tmp_path / "result")
     _, found = read(tmp_path / "result", result_format)
     expected = ours(query("{'lead': e.Jet_Px.First()}"), HZZ)

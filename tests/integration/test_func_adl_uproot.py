@@ -1,6 +1,6 @@
-"""What the service makes of func_adl, held against func-adl-uproot and a loop over the events.
+"""func_adl queries in this service, compared with func-adl-uproot and a loop over the events.
 
-Where both differ the loop tells which of them is right.
+Where the two differ, the loop shows which of them is right.
 """
 
 import re
@@ -47,7 +47,7 @@ def peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
 
 @pytest.fixture(scope="module")
 def looped() -> "Loop":
-    """Give what a loop over the events of HZZ makes of queries."""
+    """Give a loop that computes queries on the events of HZZ."""
     return Loop(HZZ, "events")
 
 
@@ -59,14 +59,14 @@ class Loop:
             self._events = opened.arrays().to_list()
 
     def columns(self, text: str) -> dict[str, Any]:
-        """Return the columns of a query; their types are those that their values have."""
+        """Return the columns of a query, with the types of their values."""
         array = ak.Array(event_loop.rows(text, self._events))
         return {name: array[name] for name in array.fields} or {"branch": array}
 
 
 @pytest.mark.parametrize("text", lines(SAME))
-def test_columns_are_those_of_func_adl_uproot(peer: Peer, text: str) -> None:
-    """Names, structure, kinds of numbers and values; four-momenta have 64 bits here."""
+def test_columns_equal_those_of_func_adl_uproot(peer: Peer, text: str) -> None:
+    """Names, structure, kinds of numbers and values agree. Four-momenta have 64 bits here."""
     written, momenta = query(text), "FourMoment" in text
     assert not difference(peer.columns(written, HZZ), ours(written, HZZ), momenta=momenta)
 
@@ -74,8 +74,10 @@ def test_columns_are_those_of_func_adl_uproot(peer: Peer, text: str) -> None:
 @pytest.mark.parametrize(
     ("why", "text"), [(why, text) for why, texts in DIFFERENT.items() for text in lines(texts)]
 )
-def test_known_differences_are_defects_of_it(peer: Peer, looped: Loop, why: str, text: str) -> None:
-    """They are still there, and the loop is on our side."""
+def test_known_differences_are_defects_of_func_adl_uproot(
+    peer: Peer, looped: Loop, why: str, text: str
+) -> None:
+    """They still exist, and the loop agrees with this service."""
     written = query(text)
     got = ours(written, HZZ)
     assert difference(peer.columns(written, HZZ), got), f"it is no longer so that {why}"
@@ -83,8 +85,10 @@ def test_known_differences_are_defects_of_it(peer: Peer, looped: Loop, why: str,
 
 
 @pytest.mark.parametrize("text", lines(ONLY_HERE))
-def test_what_it_refuses_is_as_in_a_loop_over_events(peer: Peer, looped: Loop, text: str) -> None:
-    """First of an empty list, constants, functions of Python, loops in loops."""
+def test_queries_that_func_adl_uproot_rejects_equal_the_loop(
+    peer: Peer, looped: Loop, text: str
+) -> None:
+    """They have the first of an empty list, constants, Python functions, or nested loops."""
     written = query(text)
     with pytest.raises(RaisedError):
         peer.columns(written, HZZ)
@@ -92,8 +96,8 @@ def test_what_it_refuses_is_as_in_a_loop_over_events(peer: Peer, looped: Loop, t
 
 
 @pytest.mark.parametrize(("name", "tree"), SHAPES)
-def test_other_shapes_are_as_with_func_adl_uproot(peer: Peer, name: str, tree: str) -> None:
-    """And as in a loop over the events, which alone tells of what the other refuses."""
+def test_other_data_shapes_equal_func_adl_uproot(peer: Peer, name: str, tree: str) -> None:
+    """For queries that func-adl-uproot rejects, the values equal those of the loop."""
     path = sample(name)
     loop = Loop(path, tree)
     for text in lines(SHAPES[name, tree]):
@@ -107,8 +111,8 @@ def test_other_shapes_are_as_with_func_adl_uproot(peer: Peer, name: str, tree: s
 
 
 @pytest.mark.parametrize("text", lines(NANO))
-def test_nanoaod_is_as_with_func_adl_uproot(peer: Peer, text: str) -> None:
-    """Also where the same events are an RNTuple, which func-adl-uproot does not read."""
+def test_nanoaod_columns_equal_func_adl_uproot(peer: Peer, text: str) -> None:
+    """The same events in an RNTuple, which func-adl-uproot does not read, have the same columns."""
     written, folder = query(text, "Events"), coffea_samples()
     expected, momenta = peer.columns(written, folder / "nano_dy.root"), "FourMoment" in text
     for name in ("nano_dy.root", "nano_dy_rntuple.root"):
@@ -116,8 +120,8 @@ def test_nanoaod_is_as_with_func_adl_uproot(peer: Peer, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", BENCHMARKS.values(), ids=BENCHMARKS)
-def test_benchmarks_are_as_with_func_adl_uproot(peer: Peer, text: str) -> None:
-    """The queries by which languages of analyses are compared."""
+def test_benchmarks_equal_func_adl_uproot(peer: Peer, text: str) -> None:
+    """The queries are the benchmarks of analysis languages."""
     written, path = query(text, "Events"), coffea_samples() / "nano_tt_v12.root"
     expected = peer.columns(written, path)
     assert not difference(expected, ours(written, path), momenta="FourMoment" in text)
@@ -125,8 +129,8 @@ def test_benchmarks_are_as_with_func_adl_uproot(peer: Peer, text: str) -> None:
 
 
 @pytest.mark.parametrize("name", WHOLE_EVENTS)
-def test_whole_events_are_as_with_func_adl_uproot(peer: Peer, name: str) -> None:
-    """All branches that can be read, in their order, with their types and values."""
+def test_whole_events_equal_func_adl_uproot(peer: Peer, name: str) -> None:
+    """All readable branches agree, with their order, types and values."""
     path = sample(name) if name.startswith("uproot-") else coffea_samples() / name
     written = query("Select(lambda e: e)", WHOLE_EVENTS[name])
     found = ours(written, path)
@@ -134,8 +138,8 @@ def test_whole_events_are_as_with_func_adl_uproot(peer: Peer, name: str) -> None
     assert found
 
 
-def test_names_with_dots_are_as_with_func_adl_uproot(peer: Peer) -> None:
-    """Of PHYSLITE; and a name after a dot means the same, which func-adl-uproot does not know."""
+def test_names_with_dots_equal_func_adl_uproot(peer: Peer) -> None:
+    """PHYSLITE has such names. Only this service also reads them without brackets, after a dot."""
     path = coffea_samples() / "PHYSLITE_example.root"
     written = query(PHYSLITE, "CollectionTree")
     expected = peer.columns(written, path)
@@ -146,16 +150,16 @@ def test_names_with_dots_are_as_with_func_adl_uproot(peer: Peer) -> None:
 
 
 @pytest.mark.parametrize("tree", ["", " 'bogus.root'"])
-def test_the_only_tree_is_meant_as_with_func_adl_uproot(peer: Peer, tree: str) -> None:
-    """A query without the name of a tree."""
+def test_query_without_a_tree_equals_func_adl_uproot(peer: Peer, tree: str) -> None:
+    """It means the only tree of the file."""
     written = query("e.NJet").replace(" 'bogus.root' 'events'", tree)
     assert "events" not in written
     assert not difference(peer.columns(written, HZZ), ours(written, HZZ))
 
 
 @pytest.mark.parametrize("text", lines(SAME)[::8])
-def test_spellings_mean_the_same_as_with_func_adl_uproot(peer: Peer, text: str) -> None:
-    """An operator is a method, a function or a node."""
+def test_spellings_of_operators_equal_func_adl_uproot(peer: Peer, text: str) -> None:
+    """An operator may be a method, a function or a node."""
     method = query(text)
     for spelling in ("function", "node"):
         other = respelled(event_loop.read(method), spelling)
@@ -167,7 +171,7 @@ def test_spellings_mean_the_same_as_with_func_adl_uproot(peer: Peer, text: str) 
 
 
 def respelled(form: event_loop.Form, spelling: str) -> str:
-    """Return a query with operators in another spelling than that of methods."""
+    """Return a query with its operators as functions or nodes instead of methods."""
     if isinstance(form, str):
         return form
     parts = form
@@ -180,12 +184,10 @@ def respelled(form: event_loop.Form, spelling: str) -> str:
 
 
 @pytest.mark.parametrize("number", SEEDS)
-def test_made_up_queries_are_as_with_func_adl_uproot(
-    peer: Peer, tmp_path: Path, number: int
-) -> None:
-    """On made-up trees; enough of them are such that it can run them.
+def test_generated_queries_equal_func_adl_uproot(peer: Peer, tmp_path: Path, number: int) -> None:
+    """The trees are generated, too. func-adl-uproot can run enough of the queries.
 
-    Two seeds are tried in each run of the tests, more of the same kind in the long one.
+    Every run tries two seeds, and the long run tries more.
     """
     refused, different = [], []
     for at, (tree, texts) in enumerate(made_up(number, TREES, QUERIES)):

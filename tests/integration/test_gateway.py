@@ -1,4 +1,4 @@
-"""The service on a real Dask Gateway, with its proxy, whose clusters are processes here."""
+"""The service on a real Dask Gateway with its proxy, whose clusters are local processes."""
 
 import signal
 import subprocess
@@ -51,7 +51,7 @@ class Gateway:
     proxy: str
 
     def options(self, **changes: Any) -> dict[str, Any]:
-        """Return the settings that choose it."""
+        """Return the settings that choose this gateway."""
         return {
             "kind": "gateway",
             "address": self.url,
@@ -61,7 +61,7 @@ class Gateway:
         } | changes
 
     def clusters(self) -> list[str]:
-        """Return the clusters that wait or run."""
+        """Return the waiting and running clusters."""
         answer = httpx.get(f"{self.url}/api/v1/clusters/", auth=("columns", "open sesame"))
         answer.raise_for_status()
         return list(answer.json())
@@ -76,7 +76,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 
 @contextmanager
 def running(folder: Path) -> Iterator[Gateway]:
-    """Run a gateway; its proxy and its clusters end with it."""
+    """Run a gateway, and end it with its proxy and its clusters."""
     program = needed("dask-gateway-server", "pip install dask-gateway-server[local]", beside=BIN)
     api, web, tcp = free_port(), free_port(), free_port()
     config = folder / "config.py"
@@ -110,10 +110,10 @@ def _answers(gateway: Gateway) -> bool:
         return False
 
 
-def test_a_request_runs_on_a_cluster_of_the_gateway(
+def test_request_runs_on_a_cluster_of_the_gateway(
     gateway: Gateway, new_server: Callable[..., Server], tmp_path: Path
 ) -> None:
-    """A cluster is started for the service, does the work, and ends with it."""
+    """The service starts a cluster, which does the work, and stops it when it ends."""
     config = tmp_path / "settings.yaml"
     options = gateway.options(cluster_options={"worker_cores": 1})
     del options["password"]
@@ -137,10 +137,10 @@ def test_a_request_runs_on_a_cluster_of_the_gateway(
 
 
 @pytest.mark.anyio
-async def test_who_has_lost_the_lead_leaves_the_cluster_of_the_next(
+async def test_former_leader_leaves_the_cluster_of_the_next_leader(
     gateway: Gateway, tmp_path: Path
 ) -> None:
-    """The next leader, on the same folder, has ended what was left, and keeps what it made."""
+    """The next leader, on the same folder, has ended the old cluster, and keeps its own."""
     options = GatewayOptions.model_validate(gateway.options())
     last, following = (GatewayWorkers(options, folder=tmp_path) for _ in range(2))
     clients = [await last.open(), await following.open()]
@@ -156,7 +156,7 @@ async def test_who_has_lost_the_lead_leaves_the_cluster_of_the_next(
 
 
 def listed(folder: Path) -> list[str]:
-    """Return what is in a folder."""
+    """Return the names of the files in a folder."""
     return [path.name for path in folder.iterdir()]
 
 
@@ -170,10 +170,10 @@ def listed(folder: Path) -> list[str]:
         ({"address": "http://127.0.0.1:9"}, "111"),
     ],
 )
-async def test_what_the_gateway_refuses_is_one_line(
+async def test_refusal_of_the_gateway_is_one_line(
     gateway: Gateway, tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
-    """Nothing is started, and the reason is the gateway's own."""
+    """The service starts nothing, and gives the reason of the gateway."""
     options = GatewayOptions.model_validate(gateway.options(**changes))
     began = time.monotonic()
     with pytest.raises(StartupError) as refusal:

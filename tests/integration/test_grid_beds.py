@@ -1,4 +1,4 @@
-"""The servers that want credentials: they read for who has the right one, and for nobody else."""
+"""Test servers that require credentials: a user reads with the right one, and nobody else does."""
 
 import os
 import subprocess
@@ -46,7 +46,7 @@ NOT_YOU = "Server responded with an error: [3010] Unable to open"
 
 
 def read(known: Authority, *urls: str, **environment: str | Path) -> list[str]:
-    """Return what is read of each URL, or why it is not, in a process of one user."""
+    """Return the content of each URL, or the error, in a process of one user."""
     own = ("BEARER_", "X509_", "XRD_", "XrdSec")  # another test may have set them for this process
     alone = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     alone["X509_CERT_DIR"] = str(known.certificates)
@@ -70,14 +70,14 @@ def known() -> Iterator[Authority]:
 
 @pytest.fixture(scope="module")
 def stranger() -> Iterator[Authority]:
-    """Give an authority that nobody else knows."""
+    """Give an authority that nobody else trusts."""
     with authority("a stranger") as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def gsi(known: Authority) -> Iterator[XRootD]:
-    """Give a server for those with proxies."""
+    """Give a server that requires proxies."""
     with gsi_xrootd(known) as door:
         put(door.folder, "file", CONTENT)
         put(door.folder / "vo", "file", CONTENT)
@@ -86,13 +86,13 @@ def gsi(known: Authority) -> Iterator[XRootD]:
 
 @pytest.fixture(scope="module")
 def issuer() -> Issuer:
-    """Give who signs tokens."""
+    """Give an issuer of tokens."""
     return Issuer()
 
 
 @pytest.fixture(scope="module")
 def ztn(known: Authority, issuer: Issuer) -> Iterator[TokenXRootD]:
-    """Give a server for those with tokens."""
+    """Give a server that requires tokens."""
     with token_xrootd(known, issuer, "127.0.0.2") as door:
         for folder in ("one", "two"):
             (door.folder / folder).mkdir()
@@ -115,8 +115,8 @@ def near() -> Iterator[Cache]:
         yield door
 
 
-def test_a_proxy_is_wanted(known: Authority, stranger: Authority, gsi: XRootD) -> None:
-    """A good one of an authority that the server knows, and of the VO where it is for the VO."""
+def test_server_requires_a_valid_proxy(known: Authority, stranger: Authority, gsi: XRootD) -> None:
+    """The server must know its authority. Files of the VO need a proxy of the VO."""
     own, others = gsi.url("file"), gsi.url("vo/file")
     text = CONTENT.decode()
     assert read(known, own) == [NOBODY]
@@ -128,10 +128,10 @@ def test_a_proxy_is_wanted(known: Authority, stranger: Authority, gsi: XRootD) -
     assert read(known, own, others, X509_USER_PROXY=known.voms_proxy()) == [text, text]
 
 
-def test_the_server_is_vouched_for(
+def test_client_requires_a_trusted_server(
     known: Authority, stranger: Authority, gsi: XRootD, ztn: TokenXRootD, issuer: Issuer
 ) -> None:
-    """A user that does not know its authority does not read from it."""
+    """A user who does not know its authority does not read from it."""
     url = gsi.url("file")
     assert read(stranger, url, X509_USER_PROXY=known.proxy("away")) == [NOBODY]
     (said,) = read(stranger, ztn.url("one/file"), BEARER_TOKEN=issuer.token())
@@ -141,7 +141,7 @@ def test_the_server_is_vouched_for(
 
 
 def test_each_url_may_have_a_proxy_of_its_own(known: Authority, gsi: XRootD) -> None:
-    """In one process, on one server."""
+    """One process reads all URLs from one server."""
     proxy, member = known.proxy("one"), known.voms_proxy("member")
     of = "?xrd.gsiusrpxy="
     url = gsi.url("vo/file")
@@ -150,8 +150,8 @@ def test_each_url_may_have_a_proxy_of_its_own(known: Authority, gsi: XRootD) -> 
     assert said[1:] == [CONTENT.decode(), NOBODY]
 
 
-def test_a_token_is_wanted(known: Authority, ztn: TokenXRootD, issuer: Issuer) -> None:
-    """A good one, for the path; by HTTPS as well."""
+def test_server_requires_a_valid_token(known: Authority, ztn: TokenXRootD, issuer: Issuer) -> None:
+    """It must be valid for the path, by HTTPS as well."""
     url, other = ztn.url("one/file"), ztn.url("two/file")
     assert read(known, url) == [NOBODY]
     tokens = {
@@ -177,7 +177,7 @@ def test_a_token_is_wanted(known: Authority, ztn: TokenXRootD, issuer: Issuer) -
 def test_each_url_may_have_a_token_of_its_own(
     known: Authority, ztn: TokenXRootD, issuer: Issuer, tmp_path: Path
 ) -> None:
-    """In one process, on one server: a file, and a word that makes it another connection."""
+    """A URL names a file, and a word that makes it another connection to the same server."""
     urls = []
     for name in ("one", "two"):
         path = private(tmp_path / name, issuer.token(f"storage.read:/{name}").encode())
@@ -188,10 +188,10 @@ def test_each_url_may_have_a_token_of_its_own(
     assert NOT_YOU in said[2]
 
 
-def test_a_cache_reads_from_where_the_file_is(
+def test_cache_reads_from_the_server_of_the_file(
     known: Authority, near: Cache, origin: XRootD
 ) -> None:
-    """And keeps what it has read; it goes to no other place than it is allowed to."""
+    """It stores the content, and reads from no server that it may not use."""
     url = near.of(origin.url("file"))
     assert read(known, url) == [CONTENT.decode()]
     assert (near.folder / "file").read_bytes() == CONTENT
@@ -199,10 +199,10 @@ def test_a_cache_reads_from_where_the_file_is(
     assert "Unable to open" in said
 
 
-def test_the_servers_are_on_loopback_addresses_only(
+def test_servers_listen_on_loopback_addresses_only(
     gsi: XRootD, ztn: TokenXRootD, near: Cache
 ) -> None:
-    """Nobody but this machine sees what these tests serve."""
+    """Only this machine can reach them."""
     for door in (gsi, ztn, near):
         ports = {door.port, *([door.http_port] if isinstance(door, TokenXRootD) else [])}
         connections = psutil.Process(door.process.pid).net_connections("inet")

@@ -1,4 +1,4 @@
-"""How the service was: what the leader writes down, and for how long it is kept."""
+"""History of the service: the rows that the leader writes, and how long they are kept."""
 
 import asyncio
 import shutil
@@ -25,13 +25,13 @@ ANN, BEN = Principal("ann"), Principal("ben")
 
 
 def moment(**changes: Any) -> service_history.Moment:
-    """Return how a service could be now."""
+    """Return a possible state of the service."""
     seen = service_history.Moment(at=now(), wanted=2, there=2, busy=1, waiting=0, stored=7, free=9)
     return replace(seen, **changes)
 
 
 def done(spec: TaskSpec) -> Outcome:
-    """End a file well, with a result of 7 bytes."""
+    """End a file successfully, with a result of 7 bytes."""
     return Outcome(spec.request_id, spec.file_id, spec.attempt, bytes_written=7)
 
 
@@ -40,8 +40,8 @@ async def everything(database: Database) -> list[service_history.Moment]:
     return list(await database.read(service_history.since, now() - timedelta(days=9999)))
 
 
-async def test_a_week_is_kept(database: Database) -> None:
-    """Rows of two weeks, to the minute where one ends: those of the second one are left."""
+async def test_history_keeps_one_week(database: Database) -> None:
+    """Of the rows of two weeks, the second week stays, to the minute."""
     latest = now().replace(second=30, microsecond=0)
     week = 7 * 24 * 60
     ages = {*range(0, 2 * week, 60), week - 1, week + 1}
@@ -54,8 +54,8 @@ async def test_a_week_is_kept(database: Database) -> None:
     assert await database.read(service_history.since, latest) == [rows[-1]]
 
 
-async def test_a_minute_has_one_row_and_the_future_none(database: Database) -> None:
-    """Who begins to lead again and again, or sets the clock back, makes no more rows."""
+async def test_history_has_one_row_a_minute_and_none_in_the_future(database: Database) -> None:
+    """A leader that starts again and again, or a clock that is set back, adds no rows."""
     start = now().replace(second=0, microsecond=0)
     for seconds, stored in ((-60, 1), (0, 2), (20, 3), (59, 4), (86400, 5), (10, 6)):
         await database.write(
@@ -64,16 +64,16 @@ async def test_a_minute_has_one_row_and_the_future_none(database: Database) -> N
     assert [row.stored for row in await everything(database)] == [1, 6]
 
 
-async def test_a_bucket_has_no_disk(database: Database) -> None:
-    """What is not known is not known, rather than nothing."""
+async def test_free_space_of_a_bucket_is_unknown(database: Database) -> None:
+    """The row has no number, rather than zero."""
     await database.write(service_history.put, moment(free=None))
     assert [row.free for row in await everything(database)] == [None]
 
 
-async def test_the_leader_writes_at_once_and_then_again(
+async def test_leader_writes_history_at_once_and_then_again(
     tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Workers, files that wait, bytes of results and the disk, as they are at that moment."""
+    """A row has the current workers, waiting files, bytes of results and free space of the disk."""
     del database_url
     monkeypatch.setattr(status_writer, "HISTORY_SECONDS", 0.02)
     async with App(Settings(data_dir=tmp_path, workers=2), engine=MemoryEngine(done)) as app:
@@ -88,13 +88,13 @@ async def test_the_leader_writes_at_once_and_then_again(
         assert row.free == pytest.approx(free, rel=0.2)
 
 
-async def test_a_write_that_fails_is_tried_again(
+async def test_leader_tries_a_failed_history_write_again(
     tmp_path: Path,
     database_url: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It is a gap in the history, and neither its end nor that of the leader."""
+    """The failure leaves a gap, and ends neither the history nor the leader."""
     del database_url
     put = service_history.put
     failed: list[service_history.Moment] = []
@@ -118,8 +118,8 @@ async def test_a_write_that_fails_is_tried_again(
     assert said == ["the history cannot be written"] * 2
 
 
-async def test_who_has_how_much(tmp_path: Path, database_url: str) -> None:
-    """Those with the most come first; a deleted request is nobody's."""
+async def test_usage_is_listed_by_user(tmp_path: Path, database_url: str) -> None:
+    """Users with the most bytes come first. A deleted request counts for nobody."""
     del database_url
     async with App(Settings(data_dir=tmp_path, workers=2), engine=MemoryEngine(done)) as app:
         gone = await submit(app, 5, who=ANN)

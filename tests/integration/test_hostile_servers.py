@@ -1,8 +1,8 @@
-"""What a URL, or a server that it names, can make the service do with files and credentials.
+"""Attacks by a URL, or by a server that it names, on files and credentials of the service.
 
 The attacker has an account and servers of their own. The service has a token, a proxy and private
-files; a file list, a redirect or a folder of theirs names them. `hostile_xrootd` is a small server
-of our own where Debian's ``xrootd`` cannot be made hostile; the others are real.
+files, which the attacker names in a file list, a redirect or a folder. `hostile_xrootd` is a small
+server of our own, for attacks that Debian's ``xrootd`` cannot make; the others are real.
 """
 
 import json
@@ -40,7 +40,7 @@ def known() -> Iterator[Authority]:
 
 @dataclass
 class Victim:
-    """A service with credentials in its environment, and files that are not for users."""
+    """A service with credentials in its environment, and files that users may not read."""
 
     server: Server
     allowed: Path
@@ -48,7 +48,7 @@ class Victim:
     token: Path
 
     def fails(self, url: str) -> dict[str, str]:
-        """Have a file read that cannot be, beside one that is; return why it failed."""
+        """Request an unreadable file and a readable one; return the error of the former."""
         status = self.server.run(file_list=[url, str(self.allowed / "good.root")])
         counts = (status["files-completed"], status["files-failed"])
         assert (status["status"], counts) == ("Complete", (1, 1)), status
@@ -58,7 +58,7 @@ class Victim:
 
 @pytest.fixture(scope="module")
 def victim(known: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
-    """Give a service that finds a token and a proxy wherever tools of the grid do."""
+    """Give a service with a token and a proxy in all places where grid tools find them."""
     folder = tmp_path_factory.mktemp("victim")
     allowed, closed, run = folder / "allowed", folder / "private", folder / "run"
     for one in (allowed, closed, run):
@@ -120,7 +120,7 @@ def victim(known: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         ("file:///etc/shadow?x", "has a query"),
     ],
 )
-def test_url_that_configures_a_client_is_refused_at_submit(
+def test_url_that_configures_a_client_is_rejected_at_submission(
     victim: Victim, url: str, said: str
 ) -> None:
     answer = victim.server.submit(file_list=[str(victim.allowed / "good.root"), url])
@@ -130,8 +130,8 @@ def test_url_that_configures_a_client_is_refused_at_submit(
     assert said in message
 
 
-def test_url_that_a_catalogue_names_is_refused_by_the_worker(known: Authority) -> None:
-    """A replica, a listing and a cache reach a worker without the check at submit."""
+def test_worker_rejects_a_url_of_a_catalogue_that_configures_a_client(known: Authority) -> None:
+    """URLs of replicas, listings and caches reach a worker without the check at submission."""
     program = (
         "import sys\n"
         "from servicex_server.model import ProbeSpec\n"
@@ -151,7 +151,7 @@ def test_url_that_a_catalogue_names_is_refused_by_the_worker(known: Authority) -
 
 
 def test_token_in_the_environment_is_shown_to_no_server(known: Authority, victim: Victim) -> None:
-    """By a worker, by the look-up of a folder in the service, and by `servicex-server probe`."""
+    """Neither a worker, nor the look-up of a folder, nor `servicex-server probe` shows it."""
     with hostile_xrootd(security=ZTN, certificate=known.host) as theirs:
         error = victim.fails(theirs.url("x.root"))
         assert error["class"] == "Denied", error
@@ -172,7 +172,7 @@ def test_token_in_the_environment_is_shown_to_no_server(known: Authority, victim
 
 @pytest.fixture(scope="module")
 def tokens(known: Authority) -> Iterator[TokenXRootD]:
-    """Give a real server for those with tokens."""
+    """Give a real server that requires tokens."""
     with token_xrootd(known, ISSUER, "127.0.0.2") as door:
         put(door.folder, "x.root", ZMUMU)
         yield door
@@ -180,16 +180,16 @@ def tokens(known: Authority) -> Iterator[TokenXRootD]:
 
 @pytest.fixture(scope="module")
 def gsi(known: Authority) -> Iterator[XRootD]:
-    """Give a real server for those with proxies."""
+    """Give a real server that requires proxies."""
     with gsi_xrootd(known) as door:
         put(door.folder, "x.root", ZMUMU)
         yield door
 
 
-def test_real_servers_are_shown_nothing_either(
+def test_real_servers_are_shown_no_credential_of_the_environment(
     victim: Victim, tokens: TokenXRootD, gsi: XRootD
 ) -> None:
-    """With the token or the proxy in its environment the service could read all of them."""
+    """With the token or the proxy in its environment, the service could read from all of them."""
     for url in (tokens.url("x.root"), tokens.https("x.root"), gsi.url("x.root")):
         assert victim.fails(url)["class"] == "Denied", url
 
@@ -217,8 +217,10 @@ def test_field_of_a_redirect_does_not_choose_a_credential(known: Authority, vict
         "root://user@127.0.0.1:1//x.root",
     ],
 )
-def test_redirect_to_what_is_not_a_server_is_not_followed(victim: Victim, target: str) -> None:
-    """Of the private file no byte is read: it is one that uproot could read."""
+def test_redirect_to_a_file_or_a_forbidden_server_is_not_followed(
+    victim: Victim, target: str
+) -> None:
+    """The worker reads no byte of the private file, although uproot could read it."""
     with hostile_xrootd(redirect=target.format(secret=victim.secret)) as theirs:
         error = victim.fails(theirs.url("x.root"))
         assert error["class"] == "Unreachable", error
@@ -237,7 +239,7 @@ def test_redirects_in_a_circle_end(victim: Victim) -> None:
 
 
 def test_metalink_is_not_followed(victim: Victim) -> None:
-    """It is a file of a real server, and names a private one."""
+    """A real server has the metalink file, which names a private file."""
     with xrootd() as door:
         for suffix in ("meta4", "metalink"):
             text = (
@@ -260,7 +262,7 @@ def test_http_redirect_to_another_scheme_is_not_followed(victim: Victim, target:
 
 
 def test_link_out_of_an_allowed_folder_is_not_followed(victim: Victim) -> None:
-    """A link to a file, and a file below a link to a folder."""
+    """The URLs name a link to a file, and a file below a link to a folder."""
     file, folder = victim.allowed / "link.root", victim.allowed / "folder"
     file.symlink_to(victim.secret)
     folder.symlink_to(victim.secret.parent)
@@ -273,8 +275,8 @@ def test_link_out_of_an_allowed_folder_is_not_followed(victim: Victim) -> None:
     assert victim.server.run(file_list=[str(inside)])["files-completed"] == 1
 
 
-def test_servers_that_redirect_to_a_server_are_followed(victim: Victim) -> None:
-    """With the fields that the first one sets for the second."""
+def test_redirect_to_a_server_is_followed(victim: Victim) -> None:
+    """The worker passes on the fields that the first server sets for the second."""
     with xrootd("127.0.0.2") as door:
         put(door.folder, "data.root", ZMUMU)
         target = door.url("data.root?cap.sym=abc&cap.msg=a+b/c=")
@@ -287,8 +289,8 @@ def _asked(theirs: Hostile) -> list[str]:
     return [path.partition("?")[0] for path in theirs.asked]
 
 
-def test_another_server_is_tried_where_one_of_a_redirector_fails(known: Authority) -> None:
-    """As XrdCl does it: the redirector is asked once more, with the name of the one that failed."""
+def test_another_server_of_a_redirector_is_tried_after_a_failure(known: Authority) -> None:
+    """XrdCl asks the redirector once more, with the name of the server that failed."""
     from servicex_server.columnar.reading.access import Access
     from servicex_server.columnar.reading.download import look
     from servicex_server.errors import MissingError

@@ -1,7 +1,7 @@
 """A worker with a real certificate attacks the service, its scheduler and other workers.
 
-Every attack sends pickles that create a folder when they are opened. It is never created, nobody
-else's outcome changes, and the other worker goes on.
+Every attack sends pickles that create a folder when they are opened. The folder never appears,
+outcomes of others do not change, and the other worker continues.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ REPORT: dict[str, Any] = {
 
 
 class Bomb:
-    """Creates a folder when it is unpickled."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -62,9 +62,9 @@ class Hostile:
     Attributes
     ----------
     answer
-        What it answers to a function that it is asked to run.
+        Its answer to a function that it has to run.
     given
-        The tasks that it was given.
+        The tasks that it received.
     """
 
     def __init__(self, cluster: LocalProcesses, folder: Path) -> None:
@@ -82,7 +82,7 @@ class Hostile:
 
     @property
     def address(self) -> str:
-        """Where it listens."""
+        """The address at which it listens."""
         return str(self._server.address)
 
     async def connect(self, address: str = "", **options: Any) -> Any:
@@ -114,7 +114,7 @@ class Hostile:
         self._listening = asyncio.create_task(self._listen())
 
     def registration(self, name: str) -> dict[str, Any]:
-        """Return what a worker registers with."""
+        """Return the registration of a worker."""
         return {
             "op": "register-worker",
             "reply": False,
@@ -186,7 +186,7 @@ async def victim(anyio_backend: str) -> AsyncIterator[Victim]:
 async def attacked(
     victim: Victim, folder: Path
 ) -> AsyncIterator[tuple[DaskEngine, asyncio.Queue[Outcome], Hostile]]:
-    """Give the engine, its outcomes and a hostile peer; at the end the engine has to be well."""
+    """Give the engine, its outcomes and a hostile peer; then check that the engine works."""
     engine, ended = victim.engine, victim.ended
     hostile = Hostile(victim.cluster, folder / "executed")
     try:
@@ -205,16 +205,16 @@ async def attacked(
             await asyncio.sleep(0.01)
 
 
-def test_a_bomb_goes_off(tmp_path: Path) -> None:
-    """The attack of these tests is one: where a pickle is opened, a folder is there."""
+def test_opened_pickle_of_the_attacks_creates_a_folder(tmp_path: Path) -> None:
+    """Without this, the other tests would prove nothing."""
     pickle.loads(pickle.dumps(Bomb(tmp_path / "executed")))
     assert (tmp_path / "executed").is_dir()
 
 
-async def test_orders_of_the_service_are_not_taken_from_a_worker(
+async def test_scheduler_rejects_calls_of_the_service_from_a_worker(
     victim: Victim, tmp_path: Path
 ) -> None:
-    """Every call of a scheduler that runs code, reads others' tasks or ends it is refused."""
+    """It rejects every call that runs code, reads others' tasks or ends the scheduler."""
     async with attacked(victim, tmp_path) as (_, _, hostile):
         scheduler = hostile.cluster._scheduler
         run = {"function": hostile.bytes, "args": hostile.bytes, "kwargs": hostile.bytes}
@@ -256,8 +256,8 @@ async def test_orders_of_the_service_are_not_taken_from_a_worker(
                 await asyncio.wait_for(comm.read(), 20)
 
 
-async def test_values_of_a_worker_stay_closed(victim: Victim, tmp_path: Path) -> None:
-    """Pickled and serialized values are opened nowhere: calls, registrations, handshakes."""
+async def test_scheduler_does_not_open_values_of_a_worker(victim: Victim, tmp_path: Path) -> None:
+    """It unpickles nothing in calls, registrations and handshakes."""
     async with attacked(victim, tmp_path) as (_, _, hostile):
         await hostile.join()
         closed = (
@@ -294,10 +294,10 @@ async def test_values_of_a_worker_stay_closed(victim: Victim, tmp_path: Path) ->
         b"",
     ],
 )
-async def test_a_message_that_is_no_message_ends_its_connection_only(
+async def test_malformed_message_ends_only_its_connection(
     victim: Victim, tmp_path: Path, frame: bytes
 ) -> None:
-    """Sizes are not believed, nesting is bounded; nothing is allocated by what a frame claims."""
+    """The scheduler bounds the nesting, and does not allocate the sizes that a frame claims."""
     async with attacked(victim, tmp_path) as (_, _, hostile):
         comm = await hostile.connect()
         size = len(frame)
@@ -317,10 +317,8 @@ async def test_a_message_that_is_no_message_ends_its_connection_only(
             await asyncio.wait_for(comm.read(), 20)
 
 
-async def test_a_worker_gives_no_orders_to_another_worker_or_nanny(
-    victim: Victim, tmp_path: Path
-) -> None:
-    """They trust the certificate of the service only, and end the connection."""
+async def test_worker_cannot_call_another_worker_or_a_nanny(victim: Victim, tmp_path: Path) -> None:
+    """They trust only the certificate of the service, and end the connection."""
     async with attacked(victim, tmp_path) as (engine, _, hostile):
         (about,) = (await engine._client.scheduler.identity())["workers"].items()
         for address in (about[0], about[1]["nanny"]):
@@ -329,10 +327,10 @@ async def test_a_worker_gives_no_orders_to_another_worker_or_nanny(
                 await hostile.connect(address)
 
 
-async def test_a_registered_worker_speaks_for_its_own_task_only(
+async def test_registered_worker_can_only_report_its_own_task(
     victim: Victim, tmp_path: Path
 ) -> None:
-    """Forged outcomes and ends of others change nothing; pickles in reports stay closed."""
+    """Forged outcomes and exits of others change nothing, and pickles in reports stay closed."""
     async with attacked(victim, tmp_path) as (engine, ended, hostile):
         task = endless(tmp_path, "long")
         engine.submit(task)
@@ -381,8 +379,10 @@ async def test_a_registered_worker_speaks_for_its_own_task_only(
         await engine.stop([task.key])
 
 
-async def test_answers_and_outcomes_of_a_worker_are_data(victim: Victim, tmp_path: Path) -> None:
-    """A worker that was given a task, a check or a probe cannot have its answer unpickled."""
+async def test_answers_and_outcomes_of_a_worker_are_not_unpickled(
+    victim: Victim, tmp_path: Path
+) -> None:
+    """The worker answers a task, a dry run and a probe with pickles."""
     async with attacked(victim, tmp_path) as (engine, ended, hostile):
         good = pack_introduction(Introduction(__version__, "evil", 0))
         answers: list[dict[str, Any]] = [

@@ -1,6 +1,6 @@
-"""Jobs for HTCondor: their description as its parser reads it, and the workers that come of it.
+"""Jobs for HTCondor: their description as its parser reads it, and the workers that they start.
 
-No pool can run here: programs of the same names stand in for it.
+A pool cannot run here. Programs of the same names stand in for it.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ OPTIONS = {
 
 @pytest.fixture
 def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put the programs that stand in for HTCondor on the path; return where its jobs are."""
+    """Put the stand-ins for HTCondor's programs on the path; return the folder of the jobs."""
     jobs, programs = tmp_path / "pool", tmp_path / "bin"
     jobs.mkdir()
     programs.mkdir()
@@ -57,7 +57,7 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def queue(pool: Path, tmp_path: Path) -> Callable[..., JobQueue]:
-    """Give a function that makes a cluster which is not open yet."""
+    """Give a function that makes a cluster, which is not open yet."""
 
     def make(**changes: Any) -> JobQueue:
         options = JobQueueOptions.model_validate(OPTIONS | changes)
@@ -67,7 +67,7 @@ def queue(pool: Path, tmp_path: Path) -> Callable[..., JobQueue]:
 
 
 def records(pool: Path) -> list[dict[str, Any]]:
-    """Return what is kept of each job: what was told of it, and what its submitter had."""
+    """Return the record of each job: its description, and the environment of its submitter."""
     return [json.loads(job.read_text()) for job in pool.glob("*/job.json")]
 
 
@@ -82,14 +82,14 @@ def records(pool: Path) -> list[dict[str, Any]]:
         ),
     ],
 )
-def test_the_stand_in_unquotes_as_the_manual_says(text: str, words: list[str]) -> None:
-    """The examples are those of the manual of condor_submit."""
+def test_stand_in_unquotes_arguments_as_the_manual_says(text: str, words: list[str]) -> None:
+    """The examples are from the manual of condor_submit."""
     assert unquoted(text) == words
 
 
 @pytest.mark.anyio
-async def test_workers_come_of_the_description(pool: Path, queue: Callable[..., JobQueue]) -> None:
-    """Two jobs, found by their certificates without a shared folder, and none when it is over."""
+async def test_job_description_starts_workers(pool: Path, queue: Callable[..., JobQueue]) -> None:
+    """Two jobs find their certificates without a shared folder, and none is left at the end."""
     cluster = queue()
     client: Any = await cluster.open()
     try:
@@ -118,10 +118,10 @@ async def test_workers_come_of_the_description(pool: Path, queue: Callable[..., 
 
 
 @pytest.mark.anyio
-async def test_who_has_lost_the_lead_leaves_the_jobs_of_the_next(
+async def test_former_leader_leaves_the_jobs_of_the_next_leader(
     pool: Path, queue: Callable[..., JobQueue]
 ) -> None:
-    """The next leader, on the same folder, has removed what was left, and keeps what it made."""
+    """The next leader, on the same folder, has removed the old jobs, and keeps its own."""
     last, following = queue(), queue()
     clients: list[Any] = [await last.open()]
     try:
@@ -149,8 +149,10 @@ async def _none_is_left() -> None:
 
 
 @pytest.mark.anyio
-async def test_what_a_job_asks_for(pool: Path, queue: Callable[..., JobQueue]) -> None:
-    """HTCondor's parser finds what was chosen under its own names."""
+async def test_job_description_has_the_chosen_settings(
+    pool: Path, queue: Callable[..., JobQueue]
+) -> None:
+    """HTCondor's parser finds them under its own names."""
     cluster = queue(job_memory=3 << 30, disk=8 << 30)
     client: Any = await cluster.open()
     try:
@@ -179,7 +181,7 @@ async def test_what_a_job_asks_for(pool: Path, queue: Callable[..., JobQueue]) -
 async def test_jobs_of_a_killed_service_are_removed(
     pool: Path, queue: Callable[..., JobQueue]
 ) -> None:
-    """They are known by a name that is the same for each start on the same folder."""
+    """The next start on the same folder knows them by a name that does not change."""
     first = queue()
     client = await first.open()
     await first.scale(1)
@@ -202,13 +204,13 @@ async def test_jobs_of_a_killed_service_are_removed(
 
 
 @pytest.mark.anyio
-async def test_a_batch_system_that_does_not_answer_is_asked_again(
+async def test_batch_system_that_does_not_answer_is_asked_again(
     pool: Path,
     queue: Callable[..., JobQueue],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Neither a job that is wanted nor one that is to end is forgotten."""
+    """The service forgets neither a job to start nor a job to end."""
     monkeypatch.setattr(jobqueue, "FIRST_WAIT", 0.5)
     cluster = queue(prologue=["sleep 600"])  # no worker will come
     client = await cluster.open()
@@ -234,8 +236,8 @@ async def test_a_batch_system_that_does_not_answer_is_asked_again(
     ("walltime", "seconds"),
     [("30", 1800), ("90:30", 5430), ("1:00:00", 3600), ("2-12", 216000), ("1-02:30:05", 95405)],
 )
-def test_a_walltime_means_what_it_means_to_slurm(walltime: str, seconds: int) -> None:
-    """The forms are those of sbatch's ``--time``."""
+def test_walltime_has_the_forms_of_slurm(walltime: str, seconds: int) -> None:
+    """They are the forms of sbatch's ``--time``."""
     options = JobQueueOptions.model_validate(OPTIONS | {"walltime": walltime})
     told = HTCondor(options, "x", 1 << 30).arguments([])["job_extra_directives"]
     assert told["allowed_job_duration"] == str(seconds)

@@ -25,7 +25,7 @@ ZMUMU = sample("uproot-Zmumu.root")
 
 @pytest.fixture
 def door() -> Iterator[Http]:
-    """Give a server that may be connected to."""
+    """Give a server to which connections are allowed."""
     with http() as made:
         put(made.folder, "x.root", ZMUMU)
         yield made
@@ -44,7 +44,7 @@ Names = Callable[..., list[str]]
 
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> Names:
-    """Give a function that has a name resolve to one address after the other."""
+    """Give a function that makes a name resolve to one address after the other."""
     import socket
 
     real = socket.getaddrinfo
@@ -112,8 +112,8 @@ def test_message_is_the_same_for_open_and_closed_ports(internal: Listener) -> No
     assert len(said) == 1
 
 
-def test_certificate_is_checked_by_the_name(tmp_path: Path, names: Names) -> None:
-    """Another address of the same server, or another name of the same address, does not pass."""
+def test_certificate_is_checked_against_the_name(tmp_path: Path, names: Names) -> None:
+    """The client rejects another address of the server, and another name of the address."""
     names("files.example.org", "127.0.0.1")
     names("other.example.org", "127.0.0.1")
     pem, key = certificate(tmp_path, host="files.example.org")
@@ -167,12 +167,12 @@ def test_proxy_of_the_environment_resolves_names_that_only_it_knows(
 
 
 def test_httpx_keeps_its_pool_where_the_transport_replaces_it() -> None:
-    """A canary for the one name of httpx that is private."""
+    """A canary for the only private name of httpx on which the transport relies."""
     transport = httpx.HTTPTransport()
     assert isinstance(transport._pool, httpcore.ConnectionPool)
     assert "network_backend" in httpcore.ConnectionPool.__init__.__annotations__
 
 
-def test_without_a_policy_the_client_is_that_of_httpx() -> None:
+def test_client_without_a_policy_uses_the_transport_of_httpx() -> None:
     with http_client(Access()) as client:
         assert not isinstance(client._transport, CheckedTransport)

@@ -1,4 +1,4 @@
-"""The identity provider that tests of sign-in talk to: it is a real one, and is walked through."""
+"""The OIDC provider that the sign-in tests use. These tests check the provider itself."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -31,7 +31,7 @@ def provider(request: pytest.FixtureRequest) -> Iterator[IdentityProvider]:
 
 
 def read(provider: IdentityProvider, token: str) -> dict[str, Any]:
-    """Return what a token says, its signature having been held against the published keys."""
+    """Return the claims of a token, after a check of its signature with the published keys."""
     keys = KeySet.import_key_set(httpx.get(provider.described()["jwks_uri"]).json())
     return jwt.decode(token, keys, algorithms=[provider.algorithm]).claims
 
@@ -57,8 +57,8 @@ def about(provider: IdentityProvider, tokens: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def test_a_user_signs_in_and_what_is_known_of_them_is_told(provider: IdentityProvider) -> None:
-    """By userinfo, and by the ID token where the provider is so; what is left out is not said."""
+def test_provider_returns_the_claims_of_the_user(provider: IdentityProvider) -> None:
+    """Userinfo has the configured claims only. The ID token has them if the provider is set so."""
     tokens = signed_in(provider, "jane")
     claims = read(provider, tokens["id_token"])
     assert claims["iss"] == provider.issuer
@@ -76,8 +76,8 @@ def test_a_user_signs_in_and_what_is_known_of_them_is_told(provider: IdentityPro
     provider.change("jane", **JANE)
 
 
-def test_who_is_signed_in_with_the_provider_is_not_asked_again(provider: IdentityProvider) -> None:
-    """A browser that comes back is sent on at once."""
+def test_signed_in_browser_is_not_asked_again(provider: IdentityProvider) -> None:
+    """The provider redirects a browser with a session at once."""
     with httpx.Client() as client:
         for _ in range(2):
             url, verifier = provider.authorization(CALLBACK)
@@ -86,8 +86,8 @@ def test_who_is_signed_in_with_the_provider_is_not_asked_again(provider: Identit
         assert client.get(provider.authorization(CALLBACK)[0]).is_redirect
 
 
-def test_what_breaks_the_rules_is_refused(provider: IdentityProvider) -> None:
-    """No PKCE, a redirect that is not registered, and a code that somebody else has begun."""
+def test_provider_rejects_invalid_requests(provider: IdentityProvider) -> None:
+    """PKCE is missing, the redirect is not registered, or the verifier of the code is wrong."""
     with httpx.Client() as client:
         place = provider.described()["authorization_endpoint"]
         query = {"client_id": provider.client_id, "response_type": "code", "scope": "openid"}
@@ -102,7 +102,7 @@ def test_what_breaks_the_rules_is_refused(provider: IdentityProvider) -> None:
 
 
 def test_an_access_token_is_signed_for_an_audience(provider: IdentityProvider) -> None:
-    """And says whose it is; after a restart the provider has other keys."""
+    """It names its user. After a restart, the provider signs with other keys."""
     token = provider.access_token("jane")
     claims = read(provider, token)
     assert (claims["iss"], claims["sub"]) == (provider.issuer, "jane")

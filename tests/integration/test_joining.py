@@ -1,4 +1,4 @@
-"""Results of parts that are joined are what one result of all events would be."""
+"""The join of the results of splits equals one result of all events."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -80,10 +80,10 @@ def read(path: Path, result_format: Format) -> Any:
         [0, 0, 0],
     ],
 )
-def test_a_join_is_what_one_result_would_be(
+def test_join_equals_one_result_of_all_events(
     tmp_path: Path, result_format: Format, edges: list[int]
 ) -> None:
-    """Values, order and types, with parts of which no event was kept anywhere among them."""
+    """Values, order and types are equal, also with splits of which a cut kept no event."""
     columns = {name: array[: edges[-1]] for name, array in events(result_format).items()}
     parts = written(tmp_path, columns, edges, result_format)
     joined, whole = tmp_path / "joined", tmp_path / "whole"
@@ -96,8 +96,8 @@ def test_a_join_is_what_one_result_would_be(
     assert len(got) == edges[-1]
 
 
-def test_joined_row_groups_are_as_they_were(tmp_path: Path) -> None:
-    """No page is written anew; the extremes of each group are kept, and those without rows go."""
+def test_join_copies_row_groups_unchanged(tmp_path: Path) -> None:
+    """The join does not rewrite pages. It keeps the statistics, and drops groups without rows."""
     parts = written(tmp_path, events("parquet"), [0, 500, 500, 1200, EVENTS], "parquet")
     before = [pq.ParquetFile(part).metadata.row_group(0) for part in parts]
     joined = tmp_path / "joined"
@@ -115,8 +115,8 @@ def test_joined_row_groups_are_as_they_were(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("result_format", FORMATS)
-def test_parts_of_different_types_are_refused(tmp_path: Path, result_format: Format) -> None:
-    """What does not fit together is said, and never cast."""
+def test_join_of_different_types_is_rejected(tmp_path: Path, result_format: Format) -> None:
+    """The error names the types. The join does not cast values."""
     paths = []
     for number, kind in enumerate(("f4", "f8")):
         part = {"x": ak.Array(np.ones(3, kind))}
@@ -128,8 +128,8 @@ def test_parts_of_different_types_are_refused(tmp_path: Path, result_format: For
 
 
 @pytest.mark.parametrize("result_format", FORMATS)
-def test_a_part_that_was_cut_is_an_error(tmp_path: Path, result_format: Format) -> None:
-    """Wherever it ends, nothing is taken for its end."""
+def test_truncated_split_is_an_error(tmp_path: Path, result_format: Format) -> None:
+    """The join detects a truncation at any place."""
     (part,) = written(tmp_path, events(result_format), [0, EVENTS], result_format)
     content = part.read_bytes()
     for size in (0, 3, 11, len(content) // 2, len(content) - 1):

@@ -1,6 +1,6 @@
-"""What Kubernetes is sent, held against the schemas of the Dask operator, and what comes of it.
+"""The objects for Kubernetes match the schemas of the Dask operator, and become workers.
 
-There is no Kubernetes here: the API is emulated, and pods are processes.
+The tests emulate the API of Kubernetes, and run pods as processes.
 """
 
 import asyncio
@@ -120,8 +120,8 @@ FILE = {
         {"spec_file": FILE},
     ],
 )
-def test_the_object_is_what_the_operator_takes(tmp_path: Path, changes: dict[str, Any]) -> None:
-    """Nothing is missing, and nothing is there that the API would leave out."""
+def test_object_matches_the_schema_of_the_operator(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """The object has all required fields, and only fields that the API keeps."""
     if "spec_file" in changes:
         path = tmp_path / "cluster.yaml"
         path.write_text(yaml.safe_dump(changes["spec_file"]))
@@ -137,8 +137,8 @@ def test_the_object_is_what_the_operator_takes(tmp_path: Path, changes: dict[str
     )
 
 
-def test_the_schema_would_see_a_mistake() -> None:
-    """A name that the operator does not know, and a value of another type, are refused."""
+def test_schema_rejects_a_mistake() -> None:
+    """It rejects a name that the operator does not know, and a value of another type."""
     spec = cluster_spec(options(), memory=2 << 30, mark="x")
     validator = jsonschema.Draft7Validator(schema("daskcluster"))
     spec["spec"]["worker"]["spec"]["serviceAcountName"] = "x"
@@ -150,7 +150,7 @@ def test_the_schema_would_see_a_mistake() -> None:
 
 
 def test_a_pod_has_room_for_its_worker_and_no_credential() -> None:
-    """Its memory is that of the worker and of the nanny; no account's token is in it."""
+    """Its memory is enough for the worker and the nanny. It mounts no token of an account."""
     spec = cluster_spec(options(), memory=2 << 30, mark="x")
     room = container(spec, "worker")["resources"]
     assert room == {
@@ -164,8 +164,8 @@ def test_a_pod_has_room_for_its_worker_and_no_credential() -> None:
     assert named["spec"]["worker"]["spec"]["serviceAccountName"] == "columns"
 
 
-def test_pods_speak_tls_and_may_do_little() -> None:
-    """Each part mounts its own certificates, read-only; it runs as nobody on a read-only root."""
+def test_pods_use_tls_and_a_restricted_security_context() -> None:
+    """Each part mounts its own certificates read-only. It runs as non-root on a read-only root."""
     spec = cluster_spec(options(), memory=2 << 30, mark="x")
     for part in ("scheduler", "worker"):
         pod, made = spec["spec"][part]["spec"], container(spec, part)
@@ -190,8 +190,8 @@ def test_pods_speak_tls_and_may_do_little() -> None:
     assert address["DASK_SCHEDULER_ADDRESS"] == "tls://servicex-scheduler:8786"
 
 
-def test_the_network_policy_fits_the_pods() -> None:
-    """The documented policy selects the labels that the operator sets, and no other ports."""
+def test_network_policy_matches_the_pods() -> None:
+    """The documented policy selects the operator's labels, and opens only the scheduler's port."""
     page = Path(__file__).parents[2] / "docs" / "how-to" / "run-at-a-facility.md"
     text = page.read_text(encoding="utf-8").partition('yaml title="network-policy.yaml"\n')[2]
     workers, scheduler = yaml.safe_load_all(text.partition("```")[0])
@@ -205,8 +205,8 @@ def test_the_network_policy_fits_the_pods() -> None:
     assert ingress["ports"] == [{"protocol": "TCP", "port": SCHEDULER_PORT}]
 
 
-def test_a_file_is_kept_but_for_what_has_to_be(tmp_path: Path) -> None:
-    """Volumes, tolerations, limits and variables stay; name, number and commands are ours."""
+def test_spec_file_keeps_all_but_the_required_fields(tmp_path: Path) -> None:
+    """Volumes, tolerations, limits and variables stay. Name, number and commands are ours."""
     path = tmp_path / "cluster.yaml"
     path.write_text(yaml.safe_dump(FILE))
     spec = cluster_spec(options(spec_file=path), memory=2 << 30, mark="x")
@@ -234,8 +234,8 @@ def test_a_file_is_kept_but_for_what_has_to_be(tmp_path: Path) -> None:
         (None, "cannot be read: .*No such file"),
     ],
 )
-def test_a_wrong_file_is_named(tmp_path: Path, text: str | None, said: str) -> None:
-    """One line says which file, and what is wrong with it."""
+def test_error_names_an_invalid_spec_file(tmp_path: Path, text: str | None, said: str) -> None:
+    """The error is one line with the path of the file and the fault."""
     path = tmp_path / "cluster.yaml"
     if text is not None:
         path.write_text(text)
@@ -245,10 +245,10 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str | None, said: str) -> N
     assert "\n" not in str(refusal.value)
 
 
-def test_a_request_runs_on_what_the_objects_describe(
+def test_pods_of_the_cluster_run_a_request(
     cluster: Kubernetes, new_server: Callable[..., Server], tmp_path: Path
 ) -> None:
-    """The service makes the cluster, has its files done by its pods, and deletes it."""
+    """The service creates the cluster, runs the files on its pods, and deletes it."""
     config = tmp_path / "settings.yaml"
     engine = {"kind": "kubernetes", "image": IMAGE, "service_type": "NodePort"}
     settings = {"workers": 1, "limits": {"worker_memory": 1 << 30}, "engine": engine}
@@ -270,10 +270,10 @@ def test_a_request_runs_on_what_the_objects_describe(
 
 @pytest.mark.anyio
 @pytest.mark.filterwarnings("ignore:The URL was not found")  # kmock lists its resources elsewhere
-async def test_workers_come_and_go_with_what_is_wanted(
+async def test_cluster_scales_its_pods(
     cluster: Kubernetes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cluster that is left from before is replaced; pods have our configuration."""
+    """It replaces a cluster that an earlier process left. Its pods have our configuration."""
     monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
     left = KubernetesPods(options(service_type="NodePort"), memory=1 << 30)
     await (await left.open()).close()
@@ -306,7 +306,7 @@ async def test_workers_come_and_go_with_what_is_wanted(
 async def test_pod_that_hangs_is_deleted_and_replaced(
     cluster: Kubernetes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its worker is not at the scheduler, although it runs; one whose worker is there stays."""
+    """The pod runs, but its worker is not at the scheduler. A pod whose worker is there stays."""
     monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
     monkeypatch.setattr(of_kubernetes, "LISTING", 0.0)
     pods = KubernetesPods(options(service_type="NodePort"), memory=1 << 30)
@@ -331,10 +331,10 @@ async def test_pod_that_hangs_is_deleted_and_replaced(
 
 @pytest.mark.anyio
 @pytest.mark.filterwarnings("ignore:The URL was not found")  # kmock lists its resources elsewhere
-async def test_who_has_lost_the_lead_leaves_the_pods_of_the_next(
+async def test_former_leader_leaves_the_pods_of_the_next_leader(
     cluster: Kubernetes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next leader has replaced the object of the same name, and keeps what it made."""
+    """The next leader has replaced the object of the same name, and its pods stay."""
     monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
     made = [KubernetesPods(options(service_type="NodePort"), memory=1 << 30) for _ in range(2)]
     last, following = made
@@ -353,10 +353,10 @@ async def test_who_has_lost_the_lead_leaves_the_pods_of_the_next(
 
 
 @pytest.mark.anyio
-async def test_without_an_operator_it_is_said(
+async def test_missing_operator_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The time is bounded, the hint says what to look at, and no object is left."""
+    """The wait is limited, the hint names the Dask operator, and no object is left."""
     with kubernetes(tmp_path, works=False) as bare:
         monkeypatch.setenv("KUBECONFIG", str(bare.kubeconfig))
         pods = KubernetesPods(options(start_seconds=3), memory=1 << 30)
@@ -366,10 +366,10 @@ async def test_without_an_operator_it_is_said(
 
 
 @pytest.mark.anyio
-async def test_an_api_that_is_not_there_is_one_line(
+async def test_unreachable_api_is_an_error_of_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody waits for a server that refuses."""
+    """The service does not wait for a server that refuses connections."""
     with kubernetes(tmp_path) as gone:
         monkeypatch.setenv("KUBECONFIG", str(gone.kubeconfig))
     pods = KubernetesPods(options(start_seconds=10), memory=1 << 30)

@@ -1,4 +1,4 @@
-"""Who leads: one at a time, another one when that ends, and nothing is written by one that did."""
+"""Leader election: one process leads at a time, and a former leader cannot write."""
 
 import asyncio
 import threading
@@ -85,11 +85,13 @@ async def taken(lock: AdvisoryLock) -> None:
 
 
 def nothing(message: str) -> None:
-    """Hear what is told."""
+    """Ignore a message."""
 
 
-async def test_one_leads_until_it_ends(shared: Database, postgresql: Postgres) -> None:
-    """The second one is refused as long as the first one leads."""
+async def test_one_process_leads_until_it_releases_the_lock(
+    shared: Database, postgresql: Postgres
+) -> None:
+    """The second process does not get the lock while the first one leads."""
     async with locks(shared) as (one, other):
         assert [await one.take(), await other.take(), await other.take()] == [True, False, False]
         assert len(holders(postgresql)) == 1
@@ -99,10 +101,10 @@ async def test_one_leads_until_it_ends(shared: Database, postgresql: Postgres) -
         assert len(holders(postgresql)) == 1
 
 
-async def test_a_leader_notices_that_its_session_is_gone(
+async def test_leader_notices_the_end_of_its_session(
     shared: Database, postgresql: Postgres
 ) -> None:
-    """Its watch returns at once; the next one leads, and then the first one may stand again."""
+    """Its watch returns at once. The next process leads, and the first one can try again."""
     async with locks(shared) as (one, other):
         assert await one.take()
         watching = asyncio.create_task(one.watch(nothing))
@@ -113,10 +115,8 @@ async def test_a_leader_notices_that_its_session_is_gone(
         assert not await one.take()
 
 
-async def test_a_leader_that_has_not_noticed_cannot_write(
-    shared: Database, postgresql: Postgres
-) -> None:
-    """Its writes are refused, several at once too, while those of the next leader pass."""
+async def test_former_leader_cannot_write(shared: Database, postgresql: Postgres) -> None:
+    """It has not noticed the end of its session. The writes of the next leader succeed."""
     async with locks(shared) as (one, other):
         assert await one.take()
         old = shared.guarded(one.guard)
@@ -130,10 +130,10 @@ async def test_a_leader_that_has_not_noticed_cannot_write(
         await shared.guarded(other.guard).write(leader_lock.ping)
 
 
-async def test_a_leader_begins_behind_the_last_write_of_the_old_one(
+async def test_next_leader_waits_for_the_last_write_of_the_former_one(
     shared: Database, postgresql: Postgres
 ) -> None:
-    """A write that was begun under the old leader has ended before the new one leads."""
+    """A write that began under the former leader ends before the next one leads."""
     inside, go_on = threading.Event(), threading.Event()
 
     def slow(connection: Connection) -> None:
@@ -160,8 +160,8 @@ async def test_a_leader_begins_behind_the_last_write_of_the_old_one(
         await writing
 
 
-async def test_what_is_told_is_heard_by_the_leader_after_the_commit(shared: Database) -> None:
-    """Words come in their order, and none of a transaction that failed."""
+async def test_leader_receives_messages_after_the_commit(shared: Database) -> None:
+    """Messages arrive in their order. A failed transaction sends none."""
     heard: list[str] = []
 
     def failing(connection: Connection) -> None:
@@ -182,8 +182,8 @@ async def test_what_is_told_is_heard_by_the_leader_after_the_commit(shared: Data
         watching.cancel()
 
 
-async def test_a_folder_of_one_process_is_led_by_it(tmp_path: Path) -> None:
-    """With SQLite there is nothing to ask, and nothing to lose."""
+async def test_process_on_sqlite_always_leads(tmp_path: Path) -> None:
+    """It gets the lead at once, and cannot lose it."""
     with closing(Database(f"sqlite:///{tmp_path / 'x.sqlite'}")) as database:
         alone = leader_lock.of(database)
         assert isinstance(alone, Undisputed)
@@ -210,7 +210,7 @@ def settings(url: str, tmp_path: Path) -> Settings:
 
 
 class Holding(MemoryEngine):
-    """An engine that keeps its tasks and begins none, while the test says so."""
+    """An engine that does not start its tasks while ``holds`` is true."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(delivered, **options)
@@ -232,12 +232,12 @@ class Holding(MemoryEngine):
 
 @pytest.mark.parametrize("told", [True, False])
 @pytest.mark.parametrize("end", [request_rows.cancel, request_rows.mark_deleted])
-async def test_a_process_without_workers_has_its_requests_done(
+async def test_leader_runs_requests_of_a_process_without_workers(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, end: Callable[..., Any], *, told: bool
 ) -> None:
-    """Another one looks up and works, and drops what is cancelled or deleted.
+    """The leader looks files up and runs them. It drops cancelled and deleted requests.
 
-    Also if it never hears a word.
+    It does so even if it receives no message.
     """
     if not told:
         monkeypatch.setattr(leader_lock, "notify_leader", lambda connection, message: None)
@@ -260,8 +260,8 @@ async def test_a_process_without_workers_has_its_requests_done(
     assert {spec.request_id for spec in engine.seen} == {found.id}
 
 
-async def test_who_serves_and_leads_checks_a_query(settings: Settings) -> None:
-    """A process with workers refuses what its files contradict, on PostgreSQL too."""
+async def test_process_that_serves_and_leads_dry_runs_a_query(settings: Settings) -> None:
+    """A process with workers rejects a query that its files contradict, on PostgreSQL too."""
     wrong = UnknownNameError("no branch x").record()
     async with App(settings, engine=MemoryEngine(delivered, check=lambda spec: wrong)) as app:
         with pytest.raises(UnknownNameError):
@@ -269,7 +269,7 @@ async def test_who_serves_and_leads_checks_a_query(settings: Settings) -> None:
 
 
 class Outside(MemoryEngine):
-    """An engine that counts how often it was told to leave what others may have taken over."""
+    """An engine that counts how often it had to leave workers that others may have taken over."""
 
     disowned = 0
 
@@ -278,10 +278,10 @@ class Outside(MemoryEngine):
         self.disowned += 1
 
 
-async def test_the_next_one_leads_and_every_file_ends_once(
+async def test_changes_of_the_leader_lose_and_repeat_no_file(
     settings: Settings, postgresql: Postgres
 ) -> None:
-    """Leaders whose sessions end again and again lose no file and record none twice."""
+    """The sessions of the leaders end again and again. The service records each file once."""
     engines = [Outside(delivered, slots=2) for _ in range(2)]
     async with App(settings, engine=engines[0]) as one, App(settings, engine=engines[1]) as other:
         apps = (one, other)
@@ -307,8 +307,8 @@ async def done(app: App, request_id: str) -> int:
     return (await app.database.read(request_rows.get, LOCAL_USER, request_id)).completed
 
 
-async def test_a_leader_that_stops_leaves_the_lead_to_the_next(settings: Settings) -> None:
-    """An orderly end is a change too: what was running is taken up by the other one."""
+async def test_next_process_leads_after_an_orderly_stop(settings: Settings) -> None:
+    """It takes up the files that ran under the former leader."""
     engine = MemoryEngine(delivered)
     async with App(settings, engine=Holding()) as one:
         request_id = await submit(one, 5)
@@ -323,7 +323,7 @@ async def test_a_leader_that_stops_leaves_the_lead_to_the_next(settings: Setting
 async def test_a_process_whose_workers_cannot_start_does_not_keep_the_lead(
     settings: Settings,
 ) -> None:
-    """It says why and leaves, and the next one leads."""
+    """It reports the reason and ends, and the next process leads."""
 
     class Broken(MemoryEngine):
         async def start(self, *told: Callable[..., Any]) -> None:
@@ -338,15 +338,15 @@ async def test_a_process_whose_workers_cannot_start_does_not_keep_the_lead(
 
 @pytest.mark.parametrize("duty", [Duty.API, Duty.DISPATCH])
 async def test_several_processes_need_postgresql(tmp_path: Path, duty: Duty) -> None:
-    """With SQLite they are refused before anything is made."""
+    """With SQLite, a process of several does not start, and creates nothing."""
     with pytest.raises(StartupError, match="need PostgreSQL"):
         async with App(Settings(data_dir=tmp_path / "d"), duty=duty):
             pass
     assert not (tmp_path / "d").exists()
 
 
-def test_several_processes_share_a_folder_and_one_alone_does_not(tmp_path: Path) -> None:
-    """A process that shares keeps off one that does not, and the other way round."""
+def test_shared_and_exclusive_folder_locks_exclude_each_other(tmp_path: Path) -> None:
+    """A process that shares its folder excludes one that does not, and the other way round."""
     refused = pytest.raises(StartupError, match="is used by another server")
     with lock_folder(tmp_path, shared=True), lock_folder(tmp_path, shared=True), refused:
         lock_folder(tmp_path, shared=False)

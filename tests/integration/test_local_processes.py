@@ -1,4 +1,4 @@
-"""Worker processes of this machine come and go with what is wanted."""
+"""The local cluster starts and ends worker processes of this machine."""
 
 import asyncio
 import os
@@ -16,8 +16,8 @@ from tests.support import on_workers, workers_of
 
 
 @pytest.mark.anyio
-async def test_who_works_stays_when_there_are_fewer() -> None:
-    """An idle worker is ended before a busy one, whichever came first; and all when it is over."""
+async def test_scaling_down_ends_idle_workers_first() -> None:
+    """The order in which workers came does not matter. Scaling to 0 ends busy workers too."""
     cluster = LocalProcesses(memory=1 << 30)
     client: Any = await cluster.open()
     try:
@@ -47,8 +47,8 @@ async def test_who_works_stays_when_there_are_fewer() -> None:
 
 
 @pytest.mark.anyio
-async def test_nothing_is_left_of_workers_that_do_not_end() -> None:
-    """Workers in the middle of something are killed, and the scheduler is closed too."""
+async def test_close_kills_workers_that_do_not_end() -> None:
+    """It kills workers in the middle of a task, and closes the scheduler too."""
     cluster = LocalProcesses(memory=1 << 30)
     client: Any = await cluster.open()
     await cluster.scale(2)

@@ -1,6 +1,6 @@
-"""Missing values, precedence, whole numbers and names, in both languages, on real files.
+"""Missing values, precedence, integers and names, in both languages, on real files.
 
-Expected values are written down, or computed by plain Python from what filled the file.
+The expected values are constants, or plain Python computes them from the content of the file.
 """
 
 import json
@@ -153,16 +153,16 @@ TRUTHS = [
 
 @pytest.mark.parametrize(("expression", "body", "expected"), TRUTHS)
 def test_logic_has_three_values(path: Path, expression: str, body: str, expected: Any) -> None:
-    """True or missing is true, false and missing is false, in expressions of both languages."""
+    """``true or missing`` is true, and ``false and missing`` is false, in both languages."""
     assert raw(path, expression).to_list() == expected
     assert loop(path, body).to_list() == expected
 
 
 @pytest.mark.parametrize(("expression", "body", "expected"), TRUTHS)
-def test_a_cut_drops_what_is_missing_at_the_end(
+def test_cut_drops_events_with_a_missing_value(
     path: Path, expression: str, body: str, expected: Any
 ) -> None:
-    """A cut keeps the events where its value is true, and only the whole value counts."""
+    """A cut keeps the events for which it is true. Only the value of the whole cut counts."""
     kept = [met for met, one in zip(MET, expected, strict=True) if one]
     assert raw(path, "met", cut=expression).to_list() == kept
     assert loop(path, "(attr e 'met')", cut=body).to_list() == kept
@@ -224,8 +224,8 @@ PYTHON = [
 
 
 @pytest.mark.parametrize(("expression", "body"), PYTHON)
-def test_whole_numbers_are_those_of_python(path: Path, expression: str, body: str) -> None:
-    """Narrow whole numbers are widened before they are computed with, in both languages."""
+def test_integers_behave_as_in_python(path: Path, expression: str, body: str) -> None:
+    """Both languages widen narrow integers before they compute with them."""
     expected = [one for (one,) in wrapped([expression])]
     for got in (raw(path, expression), loop(path, body)):
         assert got.to_list() == expected
@@ -257,8 +257,10 @@ def test_whole_numbers_are_those_of_python(path: Path, expression: str, body: st
         ("wide % 10", [one % 10 for one in WIDE]),
     ],
 )
-def test_widths_and_signs(path: Path, expression: str, expected: Any) -> None:
-    """Lists, reductions, functions and numbers of 64 bits without a sign give right values."""
+def test_results_are_right_for_all_widths_and_signs(
+    path: Path, expression: str, expected: Any
+) -> None:
+    """Lists, reductions, functions and unsigned 64-bit integers give right values."""
     got = raw(path, expression).to_list()
     if "mean" in expression or "moment" in expression:
         got = [None if one is None or np.isnan(one) else one for one in got]
@@ -274,8 +276,10 @@ def test_widths_and_signs(path: Path, expression: str, expected: Any) -> None:
         ("signed + 9223372036854775808", "(+ (attr e 'signed') 9223372036854775808)"),
     ],
 )
-def test_what_does_not_fit_into_64_bits_is_refused(path: Path, expression: str, body: str) -> None:
-    """A value that needs all 64 bits where a sign is needed is an error, and does not wrap."""
+def test_unsigned_64_bit_value_in_signed_arithmetic_is_rejected(
+    path: Path, expression: str, body: str
+) -> None:
+    """A value that needs all 64 bits, where a sign is needed, is an error and does not wrap."""
     with pytest.raises(QueryTypeError, match="needs all of 64 bits"):
         raw(path, expression)
     with pytest.raises(QueryTypeError, match="needs all of 64 bits"):
@@ -299,10 +303,10 @@ def test_what_does_not_fit_into_64_bits_is_refused(path: Path, expression: str, 
         ("(max(pt) > 20) & n", None, [False, None, False, None, True]),
     ],
 )
-def test_a_number_beside_a_truth_value_is_one(
+def test_number_beside_a_boolean_becomes_a_boolean(
     path: Path, expression: str, body: str | None, expected: list[Any]
 ) -> None:
-    """True unless it is 0, in both languages; bit by bit a mask beside a cut would be lost."""
+    """It is true unless it is 0, in both languages. A bitwise result would lose a mask."""
     assert raw(path, expression).to_list() == expected
     if body is not None:
         assert loop(path, body).to_list() == expected
@@ -339,10 +343,10 @@ def test_a_number_beside_a_truth_value_is_one(
         ("signed * 1.0 * 4", None, [4.0 * n for n in SIGNED]),
     ],
 )
-def test_what_is_longer_than_64_bits_is_refused(
+def test_result_of_more_than_64_bits_is_rejected(
     path: Path, expression: str, body: str | None, expected: Any
 ) -> None:
-    """The next greater number is refused, and never a wrapped one delivered."""
+    """The first value that does not fit is an error. The service never delivers a wrapped value."""
     asks = [partial(raw, path, expression), *([partial(loop, path, body)] if body else [])]
     for ask in asks:
         if isinstance(expected, list):
@@ -367,8 +371,8 @@ def test_what_is_longer_than_64_bits_is_refused(
         ("met > 5 ^ flag", r"met > \(5 \^ flag\)"),
     ],
 )
-def test_precedence_is_refused_with_parentheses(text: str, words: str) -> None:
-    """A comparison beside a loose bitwise operator shows how to write what is meant."""
+def test_ambiguous_precedence_is_rejected_with_a_hint(text: str, words: str) -> None:
+    """For a comparison beside a bitwise operator, the error shows where parentheses belong."""
     with pytest.raises(QueryError, match=re.compile(words, re.DOTALL)):
         raw(Path("nowhere"), "met", cut=text)
 
@@ -385,8 +389,8 @@ def test_precedence_is_refused_with_parentheses(text: str, words: str) -> None:
         ("((n & 1)) == (1 | 0)", [1, 3]),
     ],
 )
-def test_precedence_with_parentheses_stays(path: Path, cut: str, kept: list[int]) -> None:
-    """Masks, chains and comparisons in parentheses keep what they say."""
+def test_explicit_precedence_is_accepted(path: Path, cut: str, kept: list[int]) -> None:
+    """Masks, chains and comparisons in parentheses keep their meaning."""
     assert raw(path, "n", cut=cut).to_list() == kept
 
 
@@ -408,14 +412,14 @@ def test_precedence_with_parentheses_stays(path: Path, cut: str, kept: list[int]
         ("real(pt)", PT),
     ],
 )
-def test_lists_are_taken_where_numbers_are(path: Path, expression: str, expected: Any) -> None:
+def test_lists_are_accepted_in_place_of_numbers(path: Path, expression: str, expected: Any) -> None:
     """Conditions, functions and subscripts work on lists as on numbers."""
     assert raw(path, expression).to_list() == expected
 
 
 @pytest.mark.parametrize("column", ["pt", "met", "tiny", "low", "max(pt)", "pt[pt > 1000]"])
-def test_a_function_gives_what_numpy_gives_for_each_number(path: Path, column: str) -> None:
-    """Every function on flat, jagged, narrow, missing and empty columns, number by number."""
+def test_functions_agree_with_numpy(path: Path, column: str) -> None:
+    """They agree for each number of flat, jagged, narrow, missing and empty columns."""
     texts = {
         name: f"{name}({column}, {column})" if name in OF_TWO else f"{name}({column})"
         for name in sorted(ELEMENTWISE & FUNCTIONS)
@@ -508,7 +512,7 @@ REFERENCE: dict[str, Any] = {
         ("sum(pt, axis=2)", "sum needs lists of lists in each event; .* one list per event"),
     ],
 )
-def test_words_of_other_languages_get_a_hint(path: Path, text: str, words: str) -> None:
+def test_syntax_of_other_languages_gets_a_hint(path: Path, text: str, words: str) -> None:
     """The error says what to write, and never shows the name of a Python exception."""
     with pytest.raises(QueryError, match=words) as error:
         raw(path, text)
@@ -529,8 +533,8 @@ def aliased(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names_that_are_not_identifiers(aliased: Path, name: str) -> None:
-    """A branch is named in expressions as in filters, also as a cut, an alias, and by get."""
+def test_branch_name_need_not_be_an_identifier(aliased: Path, name: str) -> None:
+    """Such a name works in expressions and filters, as a cut, in an alias, and with ``get``."""
     expected = (np.arange(3.0) + NAMES.index(name)).tolist()
     assert raw(aliased, name).to_list() == expected
     assert raw(aliased, f"get('{name}') * 1").to_list() == expected
@@ -540,14 +544,14 @@ def test_names_that_are_not_identifiers(aliased: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["1lepp", "pt eta", "b b"])
-def test_a_name_that_is_not_there_is_refused(aliased: Path, text: str) -> None:
-    """What is neither an expression nor a branch is an unknown branch."""
+def test_unknown_name_is_rejected(aliased: Path, text: str) -> None:
+    """A text that is neither an expression nor a branch is an unknown branch."""
     with pytest.raises(UnknownNameError, match=f"no branch {text}"):
         raw(aliased, text)
 
 
-def test_an_alias_with_the_name_of_a_branch_is_refused(path: Path) -> None:
-    """Neither the branch nor the alias is taken without a word."""
+def test_alias_with_the_name_of_a_branch_is_rejected(path: Path) -> None:
+    """The service does not silently choose the branch or the alias."""
     with pytest.raises(QueryError, match="met is a branch of tree t, which the alias would hide"):
         raw(path, "met", aliases={"met": "pt * 2"})
 
@@ -568,7 +572,7 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("stored")
 def test_aliases_of_the_tree_are_found(path: Path) -> None:
-    """Both languages find them, branches come before them, and those of the query hide them."""
+    """Both languages find them. Branches come before them, and those of the query hide them."""
     half = [one / 2 for one in MET]
     assert raw(path, "half").to_list() == half
     assert raw(path, "n").to_list() == N
@@ -580,10 +584,8 @@ def test_aliases_of_the_tree_are_found(path: Path) -> None:
 
 @pytest.mark.usefixtures("stored")
 @pytest.mark.parametrize(("name", "words"), [("power", "ROOT reads \\^"), ("odd", "'and' for &&")])
-def test_an_alias_of_the_tree_in_the_language_of_root_is_named(
-    path: Path, name: str, words: str
-) -> None:
-    """An alias that cannot mean the same here is refused by its name."""
+def test_error_names_a_tree_alias_in_root_syntax(path: Path, name: str, words: str) -> None:
+    """An alias that cannot mean the same here is an error with its name."""
     with pytest.raises(QueryError, match=f"alias {name}, which tree t stores") as error:
         raw(path, name)
     assert re.search(words, f"{error.value.message} {error.value.hint}")

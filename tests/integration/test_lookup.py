@@ -1,4 +1,4 @@
-"""Look-ups: what a catalogue tells becomes rows once, whatever it does in the meantime."""
+"""Dataset look-up: each file of a catalogue becomes one row, whatever the catalogue does."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -65,14 +65,14 @@ FILES = [file(name, "one", "two") for name in "abcdef"]
 
 
 class CatOptions(FinderOptions):
-    """What can be chosen here."""
+    """The options of the catalogue."""
 
     door: str = ""
     """Any."""
 
 
 class Cat(Finder):
-    """A catalogue that answers each time it is asked as the test has written down."""
+    """A catalogue that gives the answers that the test has prepared."""
 
     scheme = "cat"
     Options = CatOptions
@@ -149,8 +149,8 @@ async def names(app: App, dataset_id: int) -> list[str]:
 
 
 @on_both_databases
-async def test_a_catalogue_that_fails_is_asked_again_for_what_is_not_there(tmp_path: Path) -> None:
-    """No file comes twice, though the second answer is in another order."""
+async def test_look_up_is_repeated_after_an_error_of_the_catalogue(tmp_path: Path) -> None:
+    """The service stores no file twice, though the second answer is in another order."""
     first, second = FILES[:3], [FILES[n] for n in (4, 1, 0, 5, 2, 3)]
     Cat.answers += [[*first, CatalogueError("it is away")], [*second]]
     async with service(tmp_path) as app:
@@ -171,10 +171,10 @@ async def test_a_catalogue_that_fails_is_asked_again_for_what_is_not_there(tmp_p
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
-async def test_a_look_up_that_fails_reaches_the_user_and_is_not_kept(
+async def test_failed_look_up_reaches_the_user_and_is_not_reused(
     tmp_path: Path, error: Exception, asked: int, state: DatasetState
 ) -> None:
-    """Neither is a part of a dataset: the next request looks it up anew."""
+    """The service does not reuse a part of a dataset: the next request looks it up again."""
     Cat.answers += [[FILES[0], error]] * asked
     async with service(tmp_path) as app:
         found = await ended(app, await submit(app, "cat://set"))
@@ -188,8 +188,8 @@ async def test_a_look_up_that_fails_reaches_the_user_and_is_not_kept(
         assert (again.state, again.completed) == (RequestState.COMPLETE, 6)
 
 
-async def test_many_files_can_be_worked_on_before_all_are_known(tmp_path: Path) -> None:
-    """Twenty thousand, each once."""
+async def test_processing_starts_before_the_look_up_ends(tmp_path: Path) -> None:
+    """The dataset has 20,000 files, and the service stores each once."""
     count = 20_000
     Cat.answers.append([file(str(number), "one") for number in range(count)])
     early: list[int] = []
@@ -212,10 +212,10 @@ async def test_many_files_can_be_worked_on_before_all_are_known(tmp_path: Path) 
         assert len(set(known)) == len(known) == count
 
 
-async def test_so_many_files_are_taken_as_are_asked_for(
+async def test_files_option_limits_the_look_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A catalogue is not asked for more."""
+    """The service does not ask the catalogue for more files."""
     async with service(tmp_path) as app:
         for count in (1, 4, 6, 7):
             monkeypatch.setattr(Cat, "given", 0)
@@ -226,8 +226,8 @@ async def test_so_many_files_are_taken_as_are_asked_for(
     assert Cat.asked == ["set1", "set4", "set6", "set7"]
 
 
-async def test_what_is_no_number_of_files_is_refused(tmp_path: Path) -> None:
-    """With the words that were wrong."""
+async def test_invalid_number_of_files_is_rejected(tmp_path: Path) -> None:
+    """The error quotes the value."""
     async with service(tmp_path) as app:
         for count in ("0", "-1", "x", "", "²", "1.5"):
             said = f"^did: files='{count}' is not a number of files"
@@ -237,8 +237,8 @@ async def test_what_is_no_number_of_files_is_refused(tmp_path: Path) -> None:
 
 
 @on_both_databases
-async def test_a_dataset_is_looked_up_again_when_it_is_old_or_marked(tmp_path: Path) -> None:
-    """Until then it is known."""
+async def test_old_or_stale_dataset_is_looked_up_again(tmp_path: Path) -> None:
+    """Until then, the service uses the files that it has stored."""
     Cat.answers += [list(FILES[:n]) for n in (2, 3, 4)]
     async with service(tmp_path) as app:
         counts = []
@@ -254,8 +254,8 @@ async def test_a_dataset_is_looked_up_again_when_it_is_old_or_marked(tmp_path: P
 
 
 @on_both_databases
-async def test_a_look_up_that_was_broken_off_is_gone_on_with(tmp_path: Path) -> None:
-    """By the next process, whatever the order of its answer."""
+async def test_next_process_continues_an_interrupted_look_up(tmp_path: Path) -> None:
+    """The order of the second answer does not matter."""
     hangs: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     class Hangs(Cat):
@@ -282,8 +282,8 @@ async def test_a_look_up_that_was_broken_off_is_gone_on_with(tmp_path: Path) -> 
 
 
 @on_both_databases
-async def test_a_file_that_is_nowhere_fails_alone(tmp_path: Path) -> None:
-    """With its name, and what is the matter."""
+async def test_file_without_replicas_fails_alone(tmp_path: Path) -> None:
+    """The failure has its name and the reason."""
     from servicex_server.worker.transform import transform
 
     def work(spec: TaskSpec) -> Outcome:
@@ -310,10 +310,10 @@ async def test_a_file_that_is_nowhere_fails_alone(tmp_path: Path) -> None:
         ({"cat": {"door": [1]}}, "setting finders.cat.door: Input should be a valid string"),
     ],
 )
-async def test_options_of_a_finder_that_cannot_be_are_refused_at_the_start(
+async def test_invalid_finder_option_stops_the_start(
     tmp_path: Path, finders: dict[str, Any], said: str
 ) -> None:
-    """With the name of the setting, and without what was given: it may be a password."""
+    """The error names the setting. It does not quote the value, which may be a password."""
     with pytest.raises(StartupError) as caught:
         async with service(tmp_path, finders=finders):
             pass
@@ -333,8 +333,8 @@ async def test_options_of_a_finder_that_cannot_be_are_refused_at_the_start(
         ("root://host//etc/x.root", True),
     ],
 )
-def test_local_files_are_below_folders_that_the_operator_names(entry: str, *, read: bool) -> None:
-    """Where there are none, no local file is read."""
+def test_local_files_must_be_in_folders_of_the_operator(entry: str, *, read: bool) -> None:
+    """Without such folders, the service does not read local files."""
     folders = (Path("/data"), Path("/more/x"))
     if read:
         FileList().check_entries([entry], folders=folders)
@@ -347,7 +347,7 @@ def test_local_files_are_below_folders_that_the_operator_names(entry: str, *, re
 
 
 def lost_at(*places: str, error: ServiceXError | None = None) -> Callable[[TaskSpec], Outcome]:
-    """Return work that finds nothing at some doors, and succeeds at all others."""
+    """Return work that finds nothing at some storage endpoints, and succeeds at all others."""
 
     def work(spec: TaskSpec) -> Outcome:
         attempts = []
@@ -365,8 +365,8 @@ def lost_at(*places: str, error: ServiceXError | None = None) -> Callable[[TaskS
 
 
 @on_both_databases
-async def test_a_file_that_is_at_none_of_its_places_is_looked_for_once(tmp_path: Path) -> None:
-    """What its catalogue then names is tried; a file that is nowhere fails with what was wrong."""
+async def test_missing_file_gets_one_replica_refresh(tmp_path: Path) -> None:
+    """A worker tries the new replicas. A file without new replicas fails with its own error."""
     Cat.answers += [list(FILES), list(FILES)]
     here = Replica("root://three//a.root", "THREE")
     known = FILES[1].replicas[0]
@@ -395,10 +395,10 @@ async def test_a_file_that_is_at_none_of_its_places_is_looked_for_once(tmp_path:
 
 
 @on_both_databases
-async def test_catalogue_is_asked_once_although_the_database_was_away(
+async def test_database_failure_does_not_repeat_a_replica_refresh(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its answer is kept until the transaction that needs it has committed."""
+    """The service keeps the answer until the transaction that needs it has committed."""
     Cat.answers.append(list(FILES))
     here = Replica("root://three//a.root", "THREE")
     Cat.elsewhere = {"a": (FILES[0].replicas[0], here)}
@@ -411,10 +411,10 @@ async def test_catalogue_is_asked_once_although_the_database_was_away(
 
 
 @on_both_databases
-async def test_request_ends_although_the_database_was_away(
+async def test_request_ends_after_a_database_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its files are stored, and then the transaction fails by which it ends."""
+    """Its files are stored. Then the transaction that ends the request fails once."""
     Cat.answers.append(list(FILES))
     failed = fail_a_write(monkeypatch, request_completion.finish, once=lambda: Cat.given == 6)
     async with service(tmp_path, lost_at()) as app:
@@ -432,10 +432,10 @@ async def test_request_ends_although_the_database_was_away(
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
-async def test_only_what_is_a_matter_of_place_is_looked_for(
+async def test_only_errors_of_location_cause_a_replica_refresh(
     tmp_path: Path, error: ServiceXError, searched: int
 ) -> None:
-    """Once, however often the file is tried after that."""
+    """There is one refresh, however often the service tries the file after that."""
     Cat.answers.append(list(FILES))
     async with service(
         tmp_path, lost_at("one", "two", error=error), limits=LimitSettings(attempts=2)
@@ -445,8 +445,8 @@ async def test_only_what_is_a_matter_of_place_is_looked_for(
     assert len(Cat.looked_for) == searched
 
 
-async def test_a_catalogue_that_is_away_costs_no_more_than_its_answer(tmp_path: Path) -> None:
-    """The files fail with what was wrong with them."""
+async def test_failed_replica_refresh_keeps_the_error_of_the_file(tmp_path: Path) -> None:
+    """The catalogue does not answer, and the files fail with their own errors."""
     Cat.answers.append(list(FILES))
     Cat.away = True
     async with service(tmp_path, lost_at("one", "two")) as app:

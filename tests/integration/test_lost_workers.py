@@ -1,4 +1,4 @@
-"""Workers that are lost are replaced, however they were lost."""
+"""The service replaces lost workers, whatever the cause."""
 
 import asyncio
 import os
@@ -91,9 +91,9 @@ async def delivers(engine: DaskEngine, ended: asyncio.Queue[Outcome], folder: Pa
 async def test_worker_that_dies_is_restarted_and_inherits_no_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Dask would delete a worker that is absent for as long as it takes to restart.
+    """Dask would delete a worker that is absent for as long as a restart takes.
 
-    A user can have it restarted; its environment is as poor as before.
+    A user's function can cause the restart. The new process does not get secrets either.
     """
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
     monkeypatch.setenv("SERVICEX_SERVER_MAIL__URL", "smtp://ann:hush@localhost")
@@ -116,7 +116,7 @@ async def test_worker_that_dies_is_restarted_and_inherits_no_secret(
 
 
 async def test_worker_whose_nanny_gives_up_is_replaced(tmp_path: Path) -> None:
-    """A nanny ends when its process cannot start, here for want of a scratch folder."""
+    """A nanny ends when its process cannot start, here without a scratch folder."""
     scratch = tmp_path / "scratch"
     async with engine_of(scratch, 1) as (engine, cluster, ended):
         nanny = nanny_of(cluster)
@@ -160,8 +160,8 @@ async def test_worker_that_hangs_while_it_starts_is_replaced(
         assert len(engine.workers()) == 1
 
 
-async def test_worker_that_cannot_start_at_first_is_an_error(tmp_path: Path) -> None:
-    """The service says why and does not start without workers."""
+async def test_first_worker_that_cannot_start_is_an_error(tmp_path: Path) -> None:
+    """The service reports the reason, and does not start without workers."""
     cluster = LocalProcesses(memory=1 << 30, scratch=tmp_path)
     client = await cluster.open()
     try:
@@ -176,9 +176,9 @@ async def test_worker_that_cannot_start_at_first_is_an_error(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(3, marks=pytest.mark.long)])
 async def test_soak_of_memory_and_cancels_leaves_all_workers(tmp_path: Path, rounds: int) -> None:
-    """Tasks that run out of memory, tasks that are stopped and killed workers, and then work.
+    """Tasks run out of memory, are stopped, or kill their worker. Then the engine still works.
 
-    In each round every worker is ended twice; one round guards what three do.
+    Each round ends every worker twice. One round guards what three rounds test.
     """
     giant = tmp_path / "giant.root"
     with uproot.recreate(giant, compression=uproot.LZ4(1)) as file:
@@ -238,8 +238,8 @@ class Queue(Cluster):
         return self.found
 
 
-async def test_watchdog_says_for_how_long_no_worker_has_been_available() -> None:
-    """Not at once, not where none is wanted, and not while a batch system queues them."""
+async def test_watchdog_reports_how_long_no_worker_was_available() -> None:
+    """It does not report at once, if none is wanted, or while a batch system queues workers."""
     queue, now = Queue(), [100.0]
     dog = Watchdog(queue, clock=lambda: now[0])
     dog.observe(wanted=2, available=0)
@@ -260,8 +260,10 @@ async def test_watchdog_says_for_how_long_no_worker_has_been_available() -> None
     assert dog.absence == ""
 
 
-async def test_absent_workers_of_others_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scheduler of somebody else without workers: nothing can be mended, but it is known."""
+async def test_absent_workers_of_an_existing_scheduler_are_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The service cannot start workers of a scheduler that it does not own."""
     monkeypatch.setattr(watchdog, "ABSENT_SECONDS", 0.1)
     async with Scheduler(host="127.0.0.1", dashboard_address="127.0.0.1:0") as scheduler:
         options = AddressOptions(kind="address", allow_plain_tcp=True, scheduler=scheduler.address)

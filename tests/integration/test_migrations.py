@@ -1,4 +1,4 @@
-"""Migrations: they lead to the tables that the code has, and take along what is in them."""
+"""Migrations create the tables of the code, and keep the content of the database."""
 
 import asyncio
 import json
@@ -49,8 +49,8 @@ def _index(about: Any) -> str:
     return str({**about, "dialect_options": options})
 
 
-def test_migrations_make_the_tables_that_the_code_has(new_database: Callable[..., str]) -> None:
-    """An empty database migrated step by step is what a fresh one is, to every detail."""
+def test_migrations_create_the_tables_of_the_code(new_database: Callable[..., str]) -> None:
+    """An empty database that is migrated step by step equals a new one in every detail."""
     steps = ScriptDirectory.from_config(migrations._config()).walk_revisions()
     stepped, fresh = (create_engine(new_database(empty=True)) for _ in range(2))
     for step in reversed(list(steps)):
@@ -124,8 +124,10 @@ def first_release(
     return Settings(data_dir=tmp_path)
 
 
-async def test_a_database_of_the_first_release_opens_and_goes_on(first_release: Settings) -> None:
-    """What it had done stays done, what was open is done, and the numbers are right."""
+async def test_service_continues_on_a_database_of_the_first_release(
+    first_release: Settings,
+) -> None:
+    """Finished files stay finished, workers process open files, and the counters are right."""
 
     def work(spec: TaskSpec) -> Outcome:
         return Outcome(spec.request_id, spec.file_id, spec.attempt, bytes_written=7)
@@ -148,8 +150,8 @@ async def test_a_database_of_the_first_release_opens_and_goes_on(first_release: 
     assert {spec.file_id for spec in memory.seen} == {2, 3}
 
 
-def test_a_newer_database_is_not_touched(new_database: Callable[..., str]) -> None:
-    """A revision that is not known here is refused, by a look as by a start."""
+def test_newer_database_is_rejected(new_database: Callable[..., str]) -> None:
+    """Migration and inspection both reject a revision that the code does not know."""
     url = new_database()
     with closing(Database(url)) as database:
         database.migrate()
@@ -160,8 +162,8 @@ def test_a_newer_database_is_not_touched(new_database: Callable[..., str]) -> No
                 act()
 
 
-def test_a_look_changes_nothing(new_database: Callable[..., str]) -> None:
-    """What ``doctor`` says of a database that is empty, and of one that is up to date."""
+def test_inspection_changes_nothing(new_database: Callable[..., str]) -> None:
+    """``doctor`` describes a database that is empty, and one that is up to date."""
     with closing(Database(new_database(empty=True))) as database:
         assert database.standing().endswith("empty; the first start makes the tables")
         assert inspect(database._engine).get_table_names() == []
@@ -170,7 +172,7 @@ def test_a_look_changes_nothing(new_database: Callable[..., str]) -> None:
 
 
 def test_processes_that_start_together_migrate_once(postgresql: Postgres) -> None:
-    """Of three that find an empty database one makes the tables, and the others wait for it."""
+    """One of the processes creates the tables of an empty database. The others wait for it."""
     postgresql.run("create database together")
     program = (
         "import sys; from servicex_server.database.connection import Database; "
@@ -196,7 +198,7 @@ def test_processes_that_start_together_migrate_once(postgresql: Postgres) -> Non
 
 
 def test_files_of_migrations_begin_with_their_revisions() -> None:
-    """By their names the service knows whether a database is up to date, without reading them."""
+    """The names tell the service whether a database is up to date, without reading the files."""
     scripts = ScriptDirectory(str(migrations.MIGRATIONS))
     for script in scripts.walk_revisions():
         assert Path(script.path).name.startswith(f"{script.revision}_")

@@ -1,4 +1,4 @@
-"""Names in queries are delivered or refused; patterns select what is there and can be read."""
+"""A name in a query is delivered or is an error. A pattern selects the readable branches."""
 
 import json
 import re
@@ -79,7 +79,7 @@ def made(tmp_path: Path) -> Path:
 def test_missing_name_fails_the_file(
     made: Path, tmp_path: Path, filters: dict[str, Any], words: str
 ) -> None:
-    """A name that the file does not have is an error with near names, beside others too."""
+    """The error suggests similar names, also if the query has other names that exist."""
     assert re.search(words, refused(made, tmp_path / "out", {"treename": "Events", **filters}))
 
 
@@ -97,7 +97,7 @@ def test_missing_name_fails_the_file(
 def test_filters_deliver_names_and_aliases(
     made: Path, tmp_path: Path, names: list[str], columns: list[str]
 ) -> None:
-    """A pattern may select nothing beside others, and an alias is a column like a branch."""
+    """A pattern beside others may match nothing, and an alias is a column like a branch."""
     query = {"treename": "Events", "filter_name": names, "aliases": {"twice": "2 * met"}}
     outcome = done(made, tmp_path / "out", query)
     assert outcome.error is None
@@ -113,7 +113,7 @@ def test_filters_deliver_names_and_aliases(
 def test_missing_name_is_filled_on_request(
     made: Path, tmp_path: Path, missing: str, value: object, key: str
 ) -> None:
-    """With ``missing`` a menu of triggers that differs between files is one set of columns."""
+    """With ``missing``, files with different trigger menus give the same columns."""
     query = {"treename": "Events", key: ["met", "HLT_mu", "HLT_e"], "missing": missing}
     assert done(made, tmp_path / "out", query).error is None
     table = ak.from_parquet(tmp_path / "out")
@@ -129,7 +129,7 @@ def test_missing_name_is_filled_on_request(
 def test_missing_flag_is_false_in_root_formats(
     made: Path, tmp_path: Path, result_format: str
 ) -> None:
-    """A column of false is a column of truth values, which each format holds."""
+    """A column of false is boolean, and each format can hold it."""
     query = {"treename": "Events", "expressions": ["met", "HLT_e"], "missing": "false"}
     assert done(made, tmp_path / "out", query, result_format=result_format).error is None
     with uproot.open({tmp_path / "out": "Events"}) as tree:
@@ -137,7 +137,7 @@ def test_missing_flag_is_false_in_root_formats(
 
 
 def test_named_group_is_delivered_beside_others(tmp_path: Path) -> None:
-    """A split object that is named is a record of its members, as it is alone."""
+    """A split object becomes a record of its members, as in a query for it alone."""
     path = sample("uproot-small-evnt-tree-fullsplit.root")
     query = {"treename": "tree", "filter_name": ["evt/P3", "evt/I16"]}
     assert done(path, tmp_path / "out", query).error is None
@@ -160,7 +160,7 @@ def test_named_group_is_delivered_beside_others(tmp_path: Path) -> None:
 def test_tree_of_the_result_opens_by_its_name(
     made: Path, tmp_path: Path, tree: str, output: str, result_format: str
 ) -> None:
-    """A cycle and a leading slash are dropped; a folder is made."""
+    """The writer drops a cycle and a leading slash, and creates a folder."""
     query = {"treename": tree, "filter_name": "met"}
     assert done(made, tmp_path / "out", query, result_format=result_format).error is None
     with uproot.open(tmp_path / "out") as file:
@@ -177,10 +177,10 @@ def test_tree_of_the_result_opens_by_its_name(
         (["*cutflow", "h_*"], ["cutflow", "deep/cutflow"]),
     ],
 )
-def test_histograms_that_are_named_are_copied(
+def test_selected_histograms_are_copied(
     made: Path, tmp_path: Path, copies: list[str], copied: list[str]
 ) -> None:
-    """Regular expressions fit from the start of the path, so a folder's objects stay out."""
+    """A regular expression matches from the start of the path, so objects in folders stay out."""
     query = {"copy_histograms": copies}
     assert done(made, tmp_path / "out", query, result_format="root-file").error is None
     with uproot.open(tmp_path / "out") as file:
@@ -188,8 +188,8 @@ def test_histograms_that_are_named_are_copied(
     assert found == copied
 
 
-def test_an_object_that_cannot_be_copied_is_left_out_or_an_error(tmp_path: Path) -> None:
-    """What a pattern selects is left out and named; what is named is an error of the file."""
+def test_unreadable_object_is_left_out_or_an_error(tmp_path: Path) -> None:
+    """Selected by a pattern, it is left out and logged. Selected by name, it fails the file."""
     bad = sample("uproot-issue209.root")  # a TEfficiency that uproot cannot read
     outcome = done(bad, tmp_path / "all", {"copy_histograms": "*"}, result_format="root-file")
     assert outcome.error is None
@@ -202,10 +202,10 @@ def test_an_object_that_cannot_be_copied_is_left_out_or_an_error(tmp_path: Path)
     assert (error.kind, error.blame) == ("Unreadable", "file")
 
 
-def test_a_tree_that_cannot_be_written_is_no_object_that_is_left_out(
+def test_tree_that_cannot_be_written_fails_the_file(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its events are written before the first object; what is wrong with them fails the file."""
+    """The writer writes its events before the first object, and does not leave the tree out."""
 
     def extend(self: TTreeWriter, tree: Any, layouts: dict[str, Any]) -> None:
         del self, tree, layouts
@@ -234,15 +234,15 @@ def test_a_tree_that_cannot_be_written_is_no_object_that_is_left_out(
         ),
     ],
 )
-def test_wrong_histograms_fail_the_file(
+def test_invalid_histogram_selection_fails_the_file(
     made: Path, tmp_path: Path, queries: list[dict[str, Any]], words: str
 ) -> None:
-    """One that is not there, and one that clashes with a tree, are errors of the query."""
+    """A missing histogram, and one that clashes with a tree, are errors of the query."""
     assert re.search(words, refused(made, tmp_path / "out", *queries, result_format="root-file"))
 
 
-def test_pattern_leaves_out_and_names_what_cannot_be_read(tmp_path: Path) -> None:
-    """``*`` gives all that can be read, and the log has the others; a name is an error."""
+def test_pattern_leaves_out_unreadable_branches(tmp_path: Path) -> None:
+    """``*`` gives all readable branches, and the log has the others. A name is an error."""
     path = sample("uproot-issue327.root")
     outcome = done(path, tmp_path / "out", {"treename": "DstTree", "filter_name": "*"})
     assert outcome.error is None

@@ -1,6 +1,6 @@
-"""Files that are unlike what a query hopes for, asked for in both languages.
+"""Files that do not match the expectations of a query, in both languages.
 
-A file gives what is in it, or an error that names the branch; never a result that is partly right.
+A file gives its content, or an error that names the branch; never a result that is partly right.
 """
 
 import json
@@ -75,8 +75,8 @@ def made(path: Path, *, rntuple: bool, columns: dict[str, Any]) -> Path:
 
 
 @both_languages
-def test_a_cluster_whose_compressed_bytes_are_wrong_is_an_error(tmp_path: Path, ask: Asked) -> None:
-    """The branch is named, nothing is delivered, and its neighbours can still be read."""
+def test_corrupt_basket_is_an_error(tmp_path: Path, ask: Asked) -> None:
+    """The error names the branch, there is no result, and other branches can still be read."""
     path = tmp_path / "x.root"
     made(path, columns={"x": X, "y": X}, rntuple=False)
     with uproot.open({path: "t"}) as plain:
@@ -88,8 +88,8 @@ def test_a_cluster_whose_compressed_bytes_are_wrong_is_an_error(tmp_path: Path, 
 
 
 @both_languages
-def test_a_page_that_does_not_decompress_is_an_error(tmp_path: Path, ask: Asked) -> None:
-    """The same of an RNTuple: the field of the page is named, and others can be read."""
+def test_corrupt_rntuple_page_is_an_error(tmp_path: Path, ask: Asked) -> None:
+    """The error names the field of the page, and other fields can still be read."""
     path = made(tmp_path / "x.root", columns={"x": X, "y": X}, rntuple=True)
     content = path.read_bytes()
     start, stop = page(content, X[2 * CLUSTER])
@@ -123,8 +123,8 @@ def page(content: bytes, first: float) -> tuple[int, int]:
 
 
 @both_languages
-def test_each_file_keeps_the_type_that_its_branch_has(tmp_path: Path, ask: Asked) -> None:
-    """Whole numbers in one file, floats or lists in the next: each result is as its file is."""
+def test_result_keeps_the_type_of_the_branch_in_its_file(tmp_path: Path, ask: Asked) -> None:
+    """The branch has integers in one file, and floats or lists in the next."""
     kinds = {"i4": X.astype("i4"), "f8": X, "list": ak.unflatten(X, np.full(len(X), 1))}
     for name, array in kinds.items():
         path = made(tmp_path / f"{name}.root", rntuple=False, columns={"x": array})
@@ -141,7 +141,7 @@ def test_each_file_keeps_the_type_that_its_branch_has(tmp_path: Path, ask: Asked
     ],
     ids=["raw", "func_adl"],
 )
-def test_a_cut_that_one_file_has_no_sense_for_fails_that_file(
+def test_cut_on_a_branch_of_the_wrong_type_fails_that_file(
     tmp_path: Path, asked: tuple[str, str]
 ) -> None:
     """A cut on a number, where a file has a list of them, is an error of the query on that file."""
@@ -159,7 +159,7 @@ def test_a_cut_that_one_file_has_no_sense_for_fails_that_file(
 def test_trees_of_different_length_keep_their_lengths(
     tmp_path: Path, result_format: ResultFormat
 ) -> None:
-    """Two trees of a file are two trees of the result; in Parquet, rows that tell their tree."""
+    """Two trees of a file are two trees of the result. In Parquet, a column names the tree."""
     path = tmp_path / "x.root"
     with uproot.recreate(path) as file:
         for name, count in (("long", 5000), ("short", 3)):
@@ -180,10 +180,10 @@ def test_trees_of_different_length_keep_their_lengths(
 
 @both_languages
 @pytest.mark.parametrize("result_format", ResultFormat)
-def test_no_events_are_columns_without_rows(
+def test_empty_tree_gives_typed_columns_without_rows(
     tmp_path: Path, ask: Asked, result_format: ResultFormat
 ) -> None:
-    """A tree of no entries, whose branches have no basket, gives typed columns."""
+    """The tree has no entries, and its branches have no baskets."""
     path, target = tmp_path / "x.root", tmp_path / "out"
     with uproot.recreate(path) as file:
         file.mktree("t", {"x": "f4", "j": "var * int16"})
@@ -199,10 +199,10 @@ def test_no_events_are_columns_without_rows(
 
 
 @both_languages
-def test_a_branch_without_baskets_in_a_tree_with_entries_is_refused(
+def test_branch_without_baskets_in_a_tree_with_entries_is_rejected(
     tmp_path: Path, ask: Asked
 ) -> None:
-    """It has no value for any event: an error with its name; ``*`` leaves it out."""
+    """It has no value for any event. The error names it, and ``*`` leaves it out."""
     path, empty = sample("uproot-issue327.root"), "fTracks.fTPCEta"
     outcome = done(ask("DstTree", empty), path, tmp_path / "out")
     assert outcome.error is not None

@@ -1,4 +1,4 @@
-"""What becomes of tasks and checks when the only worker ends, hangs or is busy."""
+"""Tasks and dry runs when the only worker ends, hangs or is busy."""
 
 import asyncio
 import os
@@ -56,8 +56,8 @@ async def alone(shared: Running) -> Running:
     return engine, ended
 
 
-async def test_a_check_needs_no_slot(alone: Running, tmp_path: Path) -> None:
-    """A worker in the middle of a task answers, shows the task only, and the task stays."""
+async def test_dry_run_needs_no_slot(alone: Running, tmp_path: Path) -> None:
+    """A worker in the middle of a task answers, shows the task only, and continues it."""
     engine, ended = alone
     long = endless(tmp_path, "j")
     engine.submit(long)
@@ -79,10 +79,10 @@ async def test_a_check_needs_no_slot(alone: Running, tmp_path: Path) -> None:
     assert ended.empty()
 
 
-async def test_a_worker_that_dies_in_a_check_answers_nothing(
+async def test_dry_run_ends_without_an_answer_when_its_worker_dies(
     alone: Running,
 ) -> None:
-    """The check is over at once, and the next worker answers the next one."""
+    """It ends at once, and the next worker answers the next dry run."""
     engine, _ = alone
     with http("silent") as door:
         hanging = asyncio.create_task(engine.check(question(door.url("x.root"))))
@@ -100,8 +100,8 @@ async def test_a_worker_that_dies_in_a_check_answers_nothing(
     assert found.kind == "UnknownName"
 
 
-async def test_a_task_that_runs_is_stopped_with_its_worker(alone: Running, tmp_path: Path) -> None:
-    """A stopped task gives no outcome, its processes end, and its worker is soon there again."""
+async def test_stopping_a_running_task_ends_its_worker(alone: Running, tmp_path: Path) -> None:
+    """The task gives no outcome, its processes end, and the worker is soon there again."""
     told = tmp_path / "told"
     forks = (
         "import os\ndef run_query(path):\n    os.fork() or os.setsid()\n"
@@ -129,8 +129,8 @@ def _read(path: Path) -> str:
     return path.read_text(encoding="ascii") if path.exists() else ""
 
 
-async def test_a_killed_worker_costs_its_task_only(alone: Running, tmp_path: Path) -> None:
-    """What ends it is told with its task; the tasks behind it are done by the next worker."""
+async def test_killed_worker_fails_only_its_task(alone: Running, tmp_path: Path) -> None:
+    """The error of the task has the cause. The next worker does the tasks behind it."""
     engine, ended = alone
     engine.submit(coded(tmp_path, "f", KILLS_ITS_WORKER))
     for number in range(3):
@@ -145,7 +145,7 @@ async def test_a_killed_worker_costs_its_task_only(alone: Running, tmp_path: Pat
 
 
 async def test_the_only_worker_is_not_avoided(alone: Running, tmp_path: Path) -> None:
-    """A task that it has failed on goes to it again."""
+    """A task that failed on the worker goes to it again."""
     engine, ended = alone
     (only,) = engine.workers()
     engine.submit(spec(tmp_path, "l"), avoid=only.name)
@@ -156,10 +156,10 @@ async def test_the_only_worker_is_not_avoided(alone: Running, tmp_path: Path) ->
     ("limits", "words"),
     [(Limits(seconds=2), "longer than 2 s"), (Limits(stall=2), "made no progress for 2 s")],
 )
-async def test_a_read_that_hangs_ends_with_its_worker(
+async def test_hanging_read_ends_with_its_worker(
     alone: Running, tmp_path: Path, limits: Limits, words: str
 ) -> None:
-    """A door that never answers costs its deadline; the worker is soon there for the next one."""
+    """A silent storage endpoint costs the deadline. The worker is soon there for the next task."""
     engine, ended = alone
     with http("silent") as door:
         engine.submit(replace(spec(tmp_path, "m", door.url("x.root")), limits=limits))

@@ -1,4 +1,4 @@
-"""Trees are opened without parsing branches that nobody asked for, and nothing else changes."""
+"""A tree opens without parsing unused branches, and is otherwise as uproot opens it."""
 
 import re
 from collections.abc import Iterator
@@ -84,10 +84,10 @@ def compare(path: Path, every: int) -> int:
 @pytest.mark.parametrize(
     "part", [0, *(pytest.param(part, marks=pytest.mark.long) for part in range(1, 4))]
 )
-def test_every_branch_is_as_uproot_has_it(part: int) -> None:
+def test_every_branch_is_the_same_as_in_uproot(part: int) -> None:
     """Paths, names, interpretations and counters agree, on all sample files of the package.
 
-    A quarter of the files are compared in each run of the tests, of which neighbours are alike.
+    ``make test`` compares a quarter of the files, because neighbours are alike.
     """
     assert sum(compare(path, SHOWN_EVERY) for path in FILES[part::4]) > 100
 
@@ -105,13 +105,13 @@ def test_every_branch_is_as_uproot_has_it(part: int) -> None:
         "test_FCC_Winter2023.root",
     ],
 )
-def test_every_branch_of_an_experiment_is_as_uproot_has_it(name: str) -> None:
-    """The same of files of ATLAS, CMS, Delphes, EDM4hep, DUNE and FCC."""
+def test_branches_of_experiments_are_the_same_as_in_uproot(name: str) -> None:
+    """The files are of ATLAS, CMS, Delphes, EDM4hep, DUNE and FCC."""
     assert compare(coffea_samples() / name, 5 * SHOWN_EVERY) > 5
 
 
-def test_only_what_is_asked_for_is_parsed(tmp_path: Path) -> None:
-    """One column of a thousand costs one branch and the one that counts it."""
+def test_only_requested_branches_are_parsed(tmp_path: Path) -> None:
+    """For one column of a thousand, the reader parses its branch and the one that counts it."""
     wide = tmp_path / "wide.root"
     with uproot.recreate(wide) as file:
         columns = {f"x{n}": "f4" for n in range(500)} | {
@@ -131,8 +131,8 @@ def test_only_what_is_asked_for_is_parsed(tmp_path: Path) -> None:
         assert len(found.names) == 1000
 
 
-def test_a_tree_of_an_old_layout_is_opened_as_ever() -> None:
-    """What is not laid out as expected is left to uproot."""
+def test_uproot_opens_a_tree_of_an_old_layout() -> None:
+    """The service leaves a layout that it does not expect to uproot."""
     with open_root(str(sample("uproot-Zmumu.root"))) as opened:
         tree = opened.tree("events")
         assert tree.entries == 2304
@@ -143,7 +143,7 @@ def test_a_tree_of_an_old_layout_is_opened_as_ever() -> None:
 def test_flipped_bytes_in_the_metadata_are_an_error_or_harmless(
     tmp_path: Path, place: float
 ) -> None:
-    """Whatever stands where a tree is described, the answer is columns or one of our errors."""
+    """With wrong bytes in the description of a tree, the answer is columns or one of our errors."""
     content = bytearray(sample("uproot-issue63.root").read_bytes())
     with uproot.open(sample("uproot-issue63.root")) as file:
         key = file.key(next(k for k, c in file.classnames().items() if c == "TTree"))
@@ -164,8 +164,8 @@ def test_flipped_bytes_in_the_metadata_are_an_error_or_harmless(
     assert said
 
 
-def test_a_damaged_branch_does_not_take_its_neighbours_along(tmp_path: Path) -> None:
-    """A branch that uproot cannot parse either is a corrupt file, only where it is asked for."""
+def test_corrupt_branch_does_not_affect_other_branches(tmp_path: Path) -> None:
+    """A branch that uproot cannot parse either is an error only for queries that use it."""
     path = tmp_path / "damaged.root"
     with uproot.recreate(path, compression=None) as file:
         tree = file.mktree("events", {"good": "f4", "bad": "f4", "last": "f4"})
@@ -192,7 +192,7 @@ def test_a_damaged_branch_does_not_take_its_neighbours_along(tmp_path: Path) -> 
         assert tree.read(["last"], 1, 2)["last"].tolist() == [1]
 
 
-def test_descriptions_of_classes_are_parsed_once_a_process() -> None:
+def test_streamer_info_is_parsed_once_in_a_process() -> None:
     """Files with the same TStreamerInfo share it; others have their own."""
     path, other = sample("uproot-issue63.root"), sample("uproot-HZZ.root")
     found = []
@@ -208,8 +208,8 @@ def test_descriptions_of_classes_are_parsed_once_a_process() -> None:
     assert found[0][0] is not found[2][0]
 
 
-def test_only_the_folders_on_the_way_to_a_tree_are_read(tmp_path: Path) -> None:
-    """Folders beside the way cost nothing, and what is not there is told with what is."""
+def test_only_folders_on_the_path_of_a_tree_are_read(tmp_path: Path) -> None:
+    """Other folders cost no read. The error names the missing tree, or the object in its place."""
     path = tmp_path / "folders.root"
     with uproot.recreate(path) as file:
         for n in range(20):
@@ -237,8 +237,8 @@ def test_only_the_folders_on_the_way_to_a_tree_are_read(tmp_path: Path) -> None:
             opened.tree("text")
 
 
-def test_a_tree_is_there_after_three_reads() -> None:
-    """The head of the file, its keys and the tree: each costs the way to a distant server."""
+def test_tree_opens_with_three_reads() -> None:
+    """They read the head of the file, its keys and the tree. Each costs a round trip."""
     with open_root(str(sample("uproot-HZZ.root"))) as opened:
         tree = opened.tree("events")
         assert len(tree.names) > 10

@@ -154,8 +154,8 @@ OURS = frozenset(("_starts", "_parent"))
 
 
 @pytest.mark.parametrize("one", NAMES, ids=lambda one: one.place)
-def test_name_is_there(one: Name) -> None:
-    """With the attributes and parameters that the file relies on."""
+def test_private_name_exists(one: Name) -> None:
+    """It has the attributes and parameters that the file relies on."""
     assert (SOURCE / one.file).is_file()
     found = one.object()
     found = getattr(found, "__func__", found)
@@ -183,7 +183,7 @@ def _sources(found: Any) -> Iterator[str]:
 
 
 def test_every_private_name_has_a_row() -> None:
-    """A new one needs a row, with the file that breaks."""
+    """A new name needs a row with the file that breaks."""
     known = {
         (one.file, name)
         for one in NAMES

@@ -1,4 +1,4 @@
-"""How a request went, step by step: it is what its rows say."""
+"""The timeline of a request agrees with its rows, step by step."""
 
 import random
 from datetime import datetime, timedelta
@@ -62,8 +62,8 @@ def overlap(began: float, ended: float, step: int) -> float:
     return max(0.0, min(ended, (step + 1) * LENGTH) - max(began, step * LENGTH))
 
 
-async def test_steps_are_what_the_rows_say(database: Database) -> None:
-    """Files, bytes and events are those that ended in a step, work is what overlaps with it."""
+async def test_steps_agree_with_the_rows(database: Database) -> None:
+    """A step has files, bytes and events that ended in it, and the work that overlaps with it."""
     request_id = await database.write(store, "ann", "a", 300)
     began = await database.write(made_up, request_id)
     found = await database.read(
@@ -101,8 +101,8 @@ async def test_steps_are_what_the_rows_say(database: Database) -> None:
     assert max(step.work for step in found) > 10 * LENGTH
 
 
-async def test_what_ended_last_is_in_the_last_step(database: Database) -> None:
-    """Whatever is later than all steps, as the clock of a file may be, is not lost."""
+async def test_last_step_contains_all_later_files(database: Database) -> None:
+    """The time of a file may be later than all steps. The timeline does not lose the file."""
     request_id = await database.write(store, "ann", "a", 30)
     began = await database.write(made_up, request_id)
     short = timedelta(seconds=1)
@@ -113,7 +113,7 @@ async def test_what_ended_last_is_in_the_last_step(database: Database) -> None:
 
 
 async def test_a_request_without_files_has_empty_steps(database: Database) -> None:
-    """Nothing has ended yet; and for others there is no such request."""
+    """No file has ended yet. For another user, the request does not exist."""
     request_id = await database.write(store, "ann", "a", 0)
     steps = partial(request_timeline.steps, began=now(), length=timedelta(seconds=1), count=3)
     assert await database.read(steps, ANN, request_id) == [request_timeline.Step()] * 3

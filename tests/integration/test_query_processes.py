@@ -1,4 +1,4 @@
-"""Helper processes by themselves: how they are made, what they have, and how they end."""
+"""Helper processes for queries: their start, their environment and their end."""
 
 import asyncio
 import base64
@@ -49,7 +49,7 @@ def fork_servers() -> list[psutil.Process]:
 
 
 async def test_a_fork_server_has_one_thread() -> None:
-    """With all libraries of a dry run: a fork of a process with threads may find any lock taken."""
+    """It has all libraries of a dry run. A fork of several threads may inherit a taken lock."""
     async with worker_helpers() as helpers:
         assert await helpers.dry_run(spec(filter_name="NJet")) == (None,)
         found = await helpers.dry_run(spec(filter_name="NJett"))
@@ -63,8 +63,8 @@ async def test_a_fork_server_has_one_thread() -> None:
         assert server.num_threads() == 1
 
 
-async def test_a_dry_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A helper that is killed in the middle neither: the folder is removed by its parent."""
+async def test_dry_run_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parent process removes the folder, also if the helper is killed in the middle."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     async with worker_helpers() as helpers:
         assert await helpers.dry_run(spec(filter_name="NJet")) == (None,)
@@ -75,7 +75,7 @@ async def test_a_dry_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 async def test_python_compiles_in_helpers_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker reads the source of a function and hands it on; a wrong one is refused before."""
+    """A worker passes the source of a function on. Before that, a helper rejects wrong source."""
 
     def parses(*_: object) -> None:
         pytest.fail("Python is compiled in the process of a worker")
@@ -93,10 +93,10 @@ async def test_python_compiles_in_helpers_only(monkeypatch: pytest.MonkeyPatch) 
             await asyncio.to_thread(helpers.compile, "python", bad, ResultFormat.PARQUET)
 
 
-def test_credentials_of_other_hosts_are_not_handed_over(
+def test_dry_run_gets_no_credentials_of_other_hosts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A dry run has what its replicas need: named files, or the variables that lead to others."""
+    """It gets those for its replicas: named files, or the variables that lead to other files."""
     for name in ("BEARER_TOKEN", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "secret")
     ours = Credential(("eos.org",), token=tmp_path / "ours")
@@ -115,7 +115,7 @@ def test_credentials_of_other_hosts_are_not_handed_over(
 
 
 async def test_equal_queries_have_equal_digests() -> None:
-    """Whatever their texts; a text with lone surrogates is one like others."""
+    """Their texts may differ. A text with lone surrogates is an ordinary error of the query."""
     compiler = QueryCompiler()
     compiler.start()
     try:
@@ -133,8 +133,8 @@ async def test_equal_queries_have_equal_digests() -> None:
     assert not fork_servers()
 
 
-async def test_a_query_that_has_compiled_is_known() -> None:
-    """No helper is asked again for the same text, language and format, whoever sends it."""
+async def test_compiled_query_is_cached() -> None:
+    """For the same text, language and format, the compiler asks no helper again, for any user."""
     compiler = QueryCompiler()
     compiler.start()
     text = '[{"treename":"e"}]'

@@ -1,4 +1,4 @@
-"""How much one user may have: nothing of others counts, and what is over a limit says so."""
+"""Quotas of a user: requests of others do not count, and the error names the limit."""
 
 import asyncio
 from dataclasses import replace
@@ -37,8 +37,10 @@ def service(folder: Path, *, slots: int = 2, **limits: Any) -> App:
     )
 
 
-async def test_requests_in_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many as may be, also when they come together; and more when the first is a minute ago."""
+async def test_requests_per_minute_are_limited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit holds for concurrent requests too. There is room when the first is a minute old."""
     async with service(tmp_path, requests_per_user_a_minute=3) as app:
         found = await asyncio.gather(
             *(submit(app, 1, who=ANN) for _ in range(5)), return_exceptions=True
@@ -59,8 +61,8 @@ async def test_requests_in_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         await submit(app, 1, who=ANN)
 
 
-async def test_requests_that_are_open(tmp_path: Path) -> None:
-    """One that has ended, or is cancelled, makes room."""
+async def test_open_requests_are_limited(tmp_path: Path) -> None:
+    """A request that has ended or is cancelled makes room."""
     async with service(tmp_path, slots=0, requests_per_user_at_once=2) as app:
         first, _ = [await submit(app, 1, who=ANN) for _ in range(2)]
         await submit(app, 1, who=BOB)
@@ -70,8 +72,8 @@ async def test_requests_that_are_open(tmp_path: Path) -> None:
         await submit(app, 1, who=ANN)
 
 
-async def test_bytes_of_results(tmp_path: Path) -> None:
-    """Deleting a request makes room; those of others take none."""
+async def test_bytes_of_results_are_limited(tmp_path: Path) -> None:
+    """Deleting a request makes room. Results of other users do not count."""
     async with service(tmp_path, bytes_per_user=2500) as app:
         for who in (ANN, BOB):
             await ended(app, await submit(app, 2, who=who))
@@ -84,7 +86,7 @@ async def test_bytes_of_results(tmp_path: Path) -> None:
         await submit(app, 1, who=ANN)
 
 
-async def test_without_limits_nothing_is_refused(tmp_path: Path) -> None:
+async def test_no_request_is_rejected_without_limits(tmp_path: Path) -> None:
     """A user may have any number of requests."""
     async with service(tmp_path, slots=0) as app:
         for _ in range(20):

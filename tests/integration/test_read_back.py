@@ -1,4 +1,4 @@
-"""A result that cannot be read back is an error of its file, and never handed out."""
+"""A result that cannot be read back is an error of its file. The service never delivers it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,8 +26,8 @@ def written(path: Path, result_format: Format) -> None:
 
 
 @pytest.mark.parametrize("result_format", ["parquet", "root-file", "root-rntuple"])
-def test_what_is_not_whole_is_refused(tmp_path: Path, result_format: Format) -> None:
-    """Cut anywhere, or with other rows than were written; what is whole is taken."""
+def test_incomplete_result_is_rejected(tmp_path: Path, result_format: Format) -> None:
+    """The file is truncated, or has another number of rows. A complete file is accepted."""
     path = tmp_path / "result"
     written(path, result_format)
     read_back(path, result_format, ROWS)
@@ -42,7 +42,7 @@ def test_what_is_not_whole_is_refused(tmp_path: Path, result_format: Format) -> 
 
 
 def test_trees_in_folders_are_counted(tmp_path: Path) -> None:
-    """The rows of all trees together are those of the result; objects beside them are none."""
+    """The rows of a result are those of all its trees. Other objects do not count."""
     path = tmp_path / "result.root"
     with uproot.recreate(path) as file:
         file.mktree("nominal/tree", {"x": "f8"}).extend({"x": np.zeros(3)})
@@ -52,10 +52,10 @@ def test_trees_in_folders_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("result_format", list(ResultFormat))
-def test_a_writer_that_goes_wrong_delivers_nothing(
+def test_faulty_writer_delivers_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, result_format: ResultFormat
 ) -> None:
-    """The file fails with an error that is ours, and no object is uploaded."""
+    """The file fails with an error of the service, and the worker uploads no object."""
 
     def without_the_end(function: Callable[..., None]) -> Callable[..., None]:
         def wrong(path: Path, *rest: object) -> None:

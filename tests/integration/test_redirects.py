@@ -1,7 +1,7 @@
-"""Servers that the operator chose do not lead the service to others.
+"""The service does not follow redirects of servers that the operator chose.
 
-Catalogues, issuers and webhooks are connected to wherever they are. A redirect is an answer of
-theirs, and no choice of the operator; none of them sends the service to another host.
+It connects to catalogues, OIDC providers and webhooks at any host. A redirect is the choice of such
+a server, and not of the operator, so that none leads the service to another host.
 """
 
 from collections.abc import Awaitable, Callable, Iterator

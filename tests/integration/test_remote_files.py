@@ -1,4 +1,4 @@
-"""Files on real servers: read by XRootD and by HTTP as from the disk, and failures told apart."""
+"""Workers read files of real servers by XRootD and HTTP, and distinguish their failures."""
 
 import functools
 import json
@@ -124,8 +124,8 @@ def kinds(outcome: Outcome) -> list[str]:
     return [attempt.error.kind if attempt.error else "" for attempt in outcome.attempts]
 
 
-def test_the_servers_are_on_loopback_addresses_only(root_door: XRootD, other_door: XRootD) -> None:
-    """Nobody but this machine sees what these tests serve."""
+def test_servers_listen_on_loopback_addresses_only(root_door: XRootD, other_door: XRootD) -> None:
+    """Only this machine can reach the files of these tests."""
     for door in (root_door, other_door):
         process = psutil.Process(door.process.pid)
         heard = [c.laddr for c in process.net_connections("inet") if c.status == "LISTEN"]
@@ -156,10 +156,10 @@ SELECTIONS = {
 
 @pytest.mark.parametrize("protocol", ["root", "http"])
 @pytest.mark.parametrize("case", SELECTIONS)
-def test_the_columns_are_those_of_the_local_file(
+def test_columns_equal_those_of_the_local_file(
     root_door: XRootD, http_door: Http, run: Run, protocol: Protocol, case: str
 ) -> None:
-    """Where a file is read from makes no difference to what is delivered."""
+    """The result does not depend on the place of the file."""
     path, selection = SELECTIONS[case]
     door = root_door if protocol == "root" else http_door
     url = door.url(path.name.removeprefix("uproot-").lower())
@@ -173,7 +173,7 @@ def test_the_columns_are_those_of_the_local_file(
     assert 0 < outcome.bytes_read <= 2 * path.stat().st_size
 
 
-def test_only_what_is_asked_for_is_fetched(http_door: Http, run: Run) -> None:
+def test_only_requested_branches_are_fetched(http_door: Http, run: Run) -> None:
     """One branch of many costs the file's tables and that branch's baskets, in few requests."""
     selection = json.dumps([{"treename": "events", "filter_name": "MET_px"}])
     outcome = run(http_door.url("hzz.root"), selection=selection)
@@ -183,8 +183,8 @@ def test_only_what_is_asked_for_is_fetched(http_door: Http, run: Run) -> None:
     assert all(" bytes=" in asked for asked in http_door.asked)
 
 
-def test_the_pages_of_an_rntuple_come_in_few_requests(http_door: Http, run: Run) -> None:
-    """Columns of several clusters cost not one request for each page."""
+def test_rntuple_pages_are_fetched_in_few_requests(http_door: Http, run: Run) -> None:
+    """Columns of several clusters do not cost one request for each page."""
     path = http_door.folder / "ntuple.root"
     values = np.random.default_rng(5).normal(size=(4, 1_000))
     with uproot.recreate(path) as file:
@@ -197,14 +197,14 @@ def test_the_pages_of_an_rntuple_come_in_few_requests(http_door: Http, run: Run)
     assert len(http_door.asked) == 5 + 4 + 1
 
 
-def test_a_redirect_is_followed(http_door: Http, run: Run) -> None:
-    """A door that sends the reader to the server that has the file is as good as that server."""
+def test_redirect_of_a_storage_endpoint_is_followed(http_door: Http, run: Run) -> None:
+    """The result equals that of the server which has the file."""
     with http("redirects", elsewhere=http_door.url("hzz.root")) as door:
         assert run.table(door.url("hzz.root")).equals(run.table(str(HZZ)))
 
 
-def test_a_question_mark_begins_what_the_server_is_told(http_door: Http, run: Run) -> None:
-    """What follows a question mark, such as a signature, reaches the HTTP server unchanged."""
+def test_query_string_of_a_url_reaches_the_server_unchanged(http_door: Http, run: Run) -> None:
+    """The text after the question mark may be a signature."""
     query = "?X-Sig=a%2Fb%2Bc%3D&x=1+2"
     run.table(http_door.url("hzz.root") + query)
     assert {asked.split()[0] for asked in http_door.asked} == {f"/hzz.root{query}"}
@@ -224,18 +224,18 @@ def test_a_question_mark_begins_what_the_server_is_told(http_door: Http, run: Ru
     ],
 )
 @pytest.mark.parametrize("well", [1, 2, 3])
-def test_a_server_that_goes_wrong_on_the_way(
+def test_failure_of_a_server_during_the_work_keeps_its_class(
     http_door: Http, run: Run, status: int, manner: servers.Manner, kind: str, well: int
 ) -> None:
-    """A fault has its class in the middle of the work too, and is not taken for a bad branch."""
+    """The worker does not take it for a corrupt branch."""
     http_door.status, http_door.manner, http_door.well = status, manner, well
     outcome = run(http_door.url("hzz.root"), str(HZZ))
     assert outcome.error is None
     assert kinds(outcome) == [kind, ""]
 
 
-def test_a_search_for_the_bad_branch_that_is_cut_off(http_door: Http, run: Run) -> None:
-    """A server that goes away while the corrupt branch is looked for is not the branch's fault."""
+def test_server_failure_is_not_blamed_on_a_corrupt_branch(http_door: Http, run: Run) -> None:
+    """The server fails while the worker searches for the corrupt branch."""
     url = http_door.url("corrupt.root")
     assert kinds(run(url)) == ["Corrupt"]
     # the search begins with Jet_Px, and ends there: it is the last of what was asked
@@ -243,10 +243,10 @@ def test_a_search_for_the_bad_branch_that_is_cut_off(http_door: Http, run: Run) 
     assert kinds(run(url, str(HZZ))) == ["Unreachable", ""]
 
 
-def test_an_error_of_the_query_stops_at_the_first_replica(
+def test_query_error_stops_at_the_first_replica(
     root_door: XRootD, other_door: XRootD, http_door: Http, run: Run
 ) -> None:
-    """What no other copy can cure is not tried on another copy."""
+    """Another replica cannot correct the error, so the worker does not try it."""
     selection = json.dumps([{"treename": "events", "expressions": ["nope"]}])
     for door in (root_door, http_door):
         outcome = run(door.url("hzz.root"), other_door.url("hzz.root"), selection=selection)
@@ -255,10 +255,10 @@ def test_an_error_of_the_query_stops_at_the_first_replica(
         assert outcome.url == door.url("hzz.root")
 
 
-def test_when_all_replicas_are_bad_the_last_one_speaks(
+def test_outcome_has_the_error_of_the_last_bad_replica(
     root_door: XRootD, http_door: Http, run: Run
 ) -> None:
-    """All tries are listed in their order, the error is that of the last, and nothing is left."""
+    """It lists all attempts in their order, and no file is left."""
     urls = [
         root_door.url("missing.root"),
         http_door.url("no_root.root"),
@@ -274,10 +274,10 @@ def test_when_all_replicas_are_bad_the_last_one_speaks(
 
 
 @pytest.mark.parametrize("place", ["path", "root", "http"])
-def test_failures_leave_nothing_open(
+def test_failures_leave_no_threads_or_descriptors(
     root_door: XRootD, http_door: Http, run: Run, place: str
 ) -> None:
-    """Threads and descriptors are given back at once, also while somebody holds the errors."""
+    """The reader releases them at once, also while a caller holds the errors."""
     path = put(run.folder, "no_root.root", b"x" * 999)
     url = {
         "path": str(path),
@@ -328,8 +328,8 @@ print(json.dumps({"kinds": found, "seconds": time.monotonic() - began}))
 """
 
 
-def test_a_server_that_comes_back_is_used_again() -> None:
-    """A refused connection is held against a server for two seconds, not for half an hour."""
+def test_recovered_server_is_used_again() -> None:
+    """After a refused connection, XRootD waits for two seconds, and not for half an hour."""
     port = free_port()
     command = [sys.executable, "-c", AGAIN, f"root://127.0.0.1:{port}//hzz.root"]
     with subprocess.Popen(
@@ -346,8 +346,8 @@ def test_a_server_that_comes_back_is_used_again() -> None:
     assert found["seconds"] < 5
 
 
-def test_the_deadlines_are_set_unless_somebody_set_them() -> None:
-    """A worker does not wait ten minutes for a dead server, and an administrator may change it."""
+def test_xrootd_deadlines_are_set_unless_the_environment_has_them() -> None:
+    """A worker does not wait ten minutes for a dead server. An administrator can change this."""
     program = (
         "import json, os\n"
         "from servicex_server.columnar.reading.trees import open_root\n"
@@ -371,8 +371,8 @@ def test_the_deadlines_are_set_unless_somebody_set_them() -> None:
     assert all(0 < int(value) <= 60 for value in found.values())
 
 
-def test_without_the_client_the_message_names_the_extra() -> None:
-    """Where XRootD is not installed, a root:// URL says what to install."""
+def test_error_without_the_xrootd_client_says_what_to_install() -> None:
+    """A root:// URL gives this error if XRootD is not installed."""
     program = (
         "import sys\n"
         "sys.modules['XRootD'] = None\n"
@@ -392,10 +392,10 @@ def test_without_the_client_the_message_names_the_extra() -> None:
 # --- the whole service ---------------------------------------------------------------------
 
 
-def test_a_list_of_all_kinds_of_places(
+def test_file_list_may_mix_protocols(
     server: Server, root_door: XRootD, http_door: Http, tmp_path: Path
 ) -> None:
-    """A path, file://, http:// and root:// in one list are all delivered, and alike."""
+    """A path, file://, http:// and root:// in one list give equal results."""
     copy = put(tmp_path, "a copy.root", HZZ)
     files = [str(HZZ), copy.as_uri(), http_door.url("hzz.root"), root_door.url("hzz.root")]
     status = server.run(file_list=files, selection=QUERY)
@@ -410,7 +410,7 @@ def test_a_list_of_all_kinds_of_places(
 def test_a_missing_file_on_a_server_fails_alone(
     server: Server, root_door: XRootD, http_door: Http
 ) -> None:
-    """A 404 fails its file by the class Missing; its neighbours are delivered."""
+    """A 404 fails its file with the class Missing. The service delivers the other files."""
     bad = http_door.url("missing.root")
     files = [str(HZZ), bad, root_door.url("hzz.root")]
     status = server.run(file_list=files, selection=QUERY)

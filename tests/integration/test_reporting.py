@@ -1,4 +1,4 @@
-"""Bad replicas are told of, once, to whom the operator named; an ill site is one alert."""
+"""Bad-replica reports: each sink gets each replica once, and a bad site is one alert."""
 
 import json
 from dataclasses import dataclass, field
@@ -72,7 +72,7 @@ async def see(
 
 @dataclass
 class Listener(Sink):
-    """Whom the test asks what was told; it may be away."""
+    """A sink that keeps its reports. The test can make it fail."""
 
     name = "listener"
     told: list[str] = field(default_factory=list)
@@ -93,10 +93,10 @@ class Listener(Sink):
         self.alerts.append((site, len(bad)))
 
 
-async def test_a_bad_replica_is_told_once_a_day(
+async def test_bad_replica_is_reported_once_a_day(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To each who is told, also by the next process; and again when it is still bad."""
+    """Each sink gets it once, also from the next process, and again later if it is still bad."""
     listener = Listener()
     await see(database, 1, 2)
     for _ in range(2):
@@ -118,8 +118,8 @@ async def test_a_bad_replica_is_told_once_a_day(
 
 
 @pytest.mark.parametrize("error", [CatalogueError("it is away"), ValueError("a bug")])
-async def test_what_could_not_be_told_is_told_later(database: Database, error: Exception) -> None:
-    """And nobody else twice, whatever it was."""
+async def test_failed_report_is_repeated_later(database: Database, error: Exception) -> None:
+    """The other sinks do not get it twice, whatever the error."""
     away, there = Listener(away=True, error=error), Listener()
     there.name = "other"  # type: ignore[misc]  # of this one
     await see(database, 1)
@@ -131,7 +131,7 @@ async def test_what_could_not_be_told_is_told_later(database: Database, error: E
 
 
 class Clock:
-    """A clock in the hands of the test."""
+    """A clock that the test sets."""
 
     moment = 1000.0
 
@@ -140,10 +140,10 @@ class Clock:
         return self.moment
 
 
-async def test_who_refuses_is_not_asked_again_at_once(
+async def test_sink_that_denies_access_is_not_asked_again_at_once(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is wrong with the credential does not pass in ten seconds."""
+    """Nobody corrects a credential in ten seconds."""
     refuses = Listener(away=True, error=CatalogueDeniedError("you may not"))
     there = Listener()
     there.name = "other"  # type: ignore[misc]  # of this one
@@ -161,8 +161,8 @@ async def test_who_refuses_is_not_asked_again_at_once(
     assert sorted(refuses.told) == [url(1), url(2, "b")]
 
 
-async def test_a_site_that_is_ill_is_one_alert(database: Database) -> None:
-    """Its replicas are not reported one by one; those of other sites are."""
+async def test_many_bad_replicas_of_a_site_are_one_alert(database: Database) -> None:
+    """The service does not report them one by one. It reports those of other sites."""
     listener = Listener()
     reports = BadReplicaReporter(database, [listener])
     await see(database, 1, 2, 3)
@@ -177,8 +177,8 @@ async def test_a_site_that_is_ill_is_one_alert(database: Database) -> None:
     assert len(listener.told) == 4
 
 
-async def test_only_what_another_replica_proves_is_a_bad_replica(database: Database) -> None:
-    """Neither a door that is away, nor what is wrong everywhere."""
+async def test_replica_is_bad_only_if_another_replica_works(database: Database) -> None:
+    """An unreachable storage endpoint, and an error of all replicas, are not reported."""
     await see(database, 1, error=UnreachableError("it is away"))
     file = InputFile((Replica(url(5)), Replica(url(6))))
     tried = tuple(Attempt(one.url, 1.0, GONE.record()) for one in file.replicas)
@@ -187,8 +187,8 @@ async def test_only_what_another_replica_proves_is_a_bad_replica(database: Datab
     assert await database.read(rows.listed) == []
 
 
-async def test_a_checksum_is_proof_enough_and_a_cache_is_no_replica(database: Database) -> None:
-    """Also where no other replica worked; and what a cache gave tells nothing of its origin."""
+async def test_wrong_checksum_is_reported_and_a_fault_of_a_cache_is_not(database: Database) -> None:
+    """The checksum needs no working replica. A cache proves nothing about its origin."""
     await see(database, 1)  # so that there are files
     file = InputFile((Replica(url(5)), Replica(url(6))), name="s:5")
     wrong = ChecksumError("another file").record()
@@ -203,18 +203,18 @@ async def test_a_checksum_is_proof_enough_and_a_cache_is_no_replica(database: Da
     assert found == {url(1): "Missing", url(6): "Checksum"}
 
 
-async def test_a_url_may_be_as_long_as_it_likes(database: Database) -> None:
-    """An index of a database holds no such thing."""
+async def test_url_of_a_bad_replica_may_have_any_length(database: Database) -> None:
+    """An index of a database cannot hold such a URL."""
     await see(database, 1, site="x" * 9000)
     await see(database, 1, site="x" * 9000)
     (found,) = await database.read(rows.listed)
     assert (len(found.url) > 9000, found.times, found.finder) == (True, 2, "cat")
 
 
-async def test_a_file_and_a_webhook_are_told(
+async def test_file_and_webhook_get_the_same_report(
     database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is told is the same; the webhook's URL, which is a secret, is in no log."""
+    """The URL of the webhook, which is a secret, is in no log."""
     path = tmp_path / "bad.jsonl"
     with webhook(500, 204, 200) as (address, sent):
         settings = Settings(
@@ -242,8 +242,8 @@ async def test_a_file_and_a_webhook_are_told(
     assert "secret" not in "".join(ours)
 
 
-async def test_sinks_that_are_away_are_errors_that_pass(tmp_path: Path) -> None:
-    """A folder that is not there, and a port that nobody listens on."""
+async def test_unavailable_sink_is_an_error(tmp_path: Path) -> None:
+    """The folder does not exist, or nothing listens on the port."""
     bad = BadReplica(1, url(1), "A", "s:1", "cat", "Missing", "", now(), now(), 1, {})
     for sink, said in (
         (JsonLines(tmp_path / "none" / "x"), "cannot be written: No such file"),
@@ -253,10 +253,10 @@ async def test_sinks_that_are_away_are_errors_that_pass(tmp_path: Path) -> None:
             await sink.report(bad)
 
 
-async def test_without_sinks_it_is_a_dry_run(
+async def test_reports_without_a_sink_go_to_the_log(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The log has what would be told."""
+    """The service logs the report that it would send."""
     caplog.set_level("INFO")
     await see(database, 1)
     reports = BadReplicaReporter(database, [])

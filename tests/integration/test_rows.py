@@ -1,4 +1,4 @@
-"""The database: counters from rows, fair choice, and results that are told once."""
+"""The database: counters of rows, a fair choice of files, and outcomes that count once."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -90,7 +90,7 @@ def failure(claimed: task_rows.Work, error: Exception) -> outcome_rows.Recorded:
 
 
 async def test_a_request_is_seen_by_its_owner_and_operators(database: Database) -> None:
-    """Somebody else's request looks like one that does not exist."""
+    """For another user, the request looks like one that does not exist."""
     request_id = await ask(database, "ann", "a", 1)
     assert (await database.read(request_rows.get, ANN, request_id)).owner == "ann"
     assert (await database.read(request_rows.get, OPERATOR, request_id)).owner == "ann"
@@ -110,7 +110,7 @@ async def test_a_request_is_seen_by_its_owner_and_operators(database: Database) 
 
 
 async def test_a_file_list_belongs_to_its_user(database: Database) -> None:
-    """Somebody else's file list is neither listed, nor read, nor used again."""
+    """Another user cannot list, read or reuse it."""
     await ask(database, "ann", "a", 1)
     (dataset,) = await database.read(dataset_rows.listed, ANN, finder=None, with_stale=False)
     assert await database.read(dataset_rows.listed, BOB, finder=None, with_stale=False) == []
@@ -130,18 +130,18 @@ async def test_slots_go_to_the_user_with_the_fewest(database: Database) -> None:
     assert sum(Counter(c.request_id for c in await claim(database, 4)).values()) == 4
 
 
-async def test_nothing_is_claimed_twice(database: Database) -> None:
-    """Every file is handed out once, in the dataset's order."""
+async def test_no_file_is_claimed_twice(database: Database) -> None:
+    """Each file is claimed once, in the order of the dataset."""
     await ask(database, "ann", "a", 10)
     claimed = [c for _ in range(5) for c in await claim(database, 3)]
     assert [c.position for c in claimed] == list(range(10))
     assert {c.attempt for c in claimed} == {1}
 
 
-async def test_counters_are_counted(database: Database) -> None:
+async def test_counters_ignore_repeated_and_late_outcomes(database: Database) -> None:
     """Outcomes that come twice, late or after a cancel change no counter.
 
-    The object of one that comes twice is the result; that of a late one belongs to nobody.
+    The object of a repeated outcome is the result. The object of a late one is an orphan.
     """
     request_id = await ask(database, "ann", "a", 3)
     claimed = await claim(database, 3)
@@ -161,8 +161,8 @@ async def test_counters_are_counted(database: Database) -> None:
         await database.write(request_rows.cancel, ANN, request_id)
 
 
-async def test_only_what_may_pass_is_tried_again(database: Database) -> None:
-    """An unreachable site is tried again after a pause, a corrupt file is not."""
+async def test_only_temporary_errors_are_retried(database: Database) -> None:
+    """The service retries an unreachable file after a pause, and does not retry a corrupt one."""
     await ask(database, "ann", "a", 2)
     flaky, corrupt = await claim(database, 2)
     results = [failure(flaky, UnreachableError("away")), failure(corrupt, CorruptError("bad"))]
@@ -183,7 +183,7 @@ async def test_only_what_may_pass_is_tried_again(database: Database) -> None:
 
 
 async def test_a_clock_that_is_set_back_delays_no_file(database: Database) -> None:
-    """What seems to wait for longer than any file does is tried at once."""
+    """The service retries a file at once if its pause seems longer than any pause is."""
     await ask(database, "ann", "a", 1)
     (flaky,) = await claim(database, 1)
     await database.write(
@@ -225,10 +225,10 @@ def _make_due(connection: Any, off: timedelta = timedelta(seconds=-1)) -> None:
         (0, 0, None, RequestState.COMPLETE),
     ],
 )
-async def test_how_a_request_ends(
+async def test_last_file_ends_a_request(
     database: Database, good: int, bad: int, error: Exception | None, end: RequestState
 ) -> None:
-    """The last file ends it; a request without any result is fatal, unless it has no file."""
+    """A request without any result is fatal, unless it has no file."""
     request_id = await ask(database, "ann", "a", good + bad)
     claimed = await claim(database, 10)
     results = [success(c) for c in claimed[:good]]
@@ -243,7 +243,7 @@ async def test_how_a_request_ends(
 
 
 async def test_a_request_does_not_end_before_its_look_up(database: Database) -> None:
-    """While files may still be found, a request without open files goes on."""
+    """A request without open files continues while the look-up may find files."""
     request_id = await ask(database, "ann", "a", 1, complete=False)
     (claimed,) = await claim(database, 1)
     await database.write(outcome_rows.record, [success(claimed)], most_attempts=1)
@@ -259,10 +259,10 @@ async def test_a_request_does_not_end_before_its_look_up(database: Database) -> 
         ([CorruptError("bad")] * 3, False),
     ],
 )
-async def test_one_query_error_in_all_first_files_is_fatal(
+async def test_same_query_error_in_the_first_files_is_fatal(
     database: Database, errors: list[Exception], *, fatal: bool
 ) -> None:
-    """Three files with one and the same query error end a request; other errors do not."""
+    """Three files with the same query error end a request. Other errors do not."""
     request_id = await ask(database, "ann", "a", 50)
     claimed = await claim(database, len(errors))
     results = [failure(c, e) for c, e in zip(claimed, errors, strict=True)]
@@ -277,8 +277,8 @@ async def test_one_query_error_in_all_first_files_is_fatal(
         assert states == {TaskState.FAILED: 3, TaskState.WAITING: 47}
 
 
-async def test_a_restart_takes_up_what_ran(database: Database) -> None:
-    """What was running waits again, with the attempt not counted."""
+async def test_restart_queues_running_files_again(database: Database) -> None:
+    """The interrupted attempt does not count."""
     await ask(database, "ann", "a", 3)
     await claim(database, 2)
     assert await database.write(task_rows.recover) == 2
@@ -287,7 +287,7 @@ async def test_a_restart_takes_up_what_ran(database: Database) -> None:
 
 
 async def test_times_never_go_back(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the clock is set back, a client that asks for later results still gets them."""
+    """If the clock is set back, a client that asks for later results still gets them."""
     request_id = await ask(database, "ann", "a", 3)
     claimed = await claim(database, 3)
     for one in claimed:
@@ -315,8 +315,8 @@ async def test_statistics_wait_for_a_result(database: Database) -> None:
     assert (found["bytes"], found["events"]) == (7, 3)
 
 
-async def test_a_bucket_is_listed_by_the_order_of_bytes(database: Database) -> None:
-    """Pages follow one another as S3 wants it, whatever the language of the database is."""
+async def test_bucket_is_listed_in_byte_order(database: Database) -> None:
+    """The pages have the order that S3 needs, whatever the language of the database is."""
     names = ["a-1", "B", "_x", "a_1", "A", "a1", "b", "ab"]
     request_id = await ask(database, "ann", "names", len(names))
     claimed = await claim(database, len(names))
@@ -339,8 +339,8 @@ async def test_a_bucket_is_listed_by_the_order_of_bytes(database: Database) -> N
     assert await buckets.objects("7") is None
 
 
-async def test_a_failed_transaction_leaves_nothing(database: Database) -> None:
-    """What raises in the middle of a write has changed no row."""
+async def test_failed_transaction_changes_no_row(database: Database) -> None:
+    """The function raises in the middle of a write."""
 
     def half(connection: Any) -> None:
         dataset_rows.create(connection, name="x", finder="f", owner=None, reference={})
@@ -361,8 +361,8 @@ async def split(
     return await database.write(outcome_rows.record, [recorded], most_attempts=1)
 
 
-async def test_the_parts_of_a_large_file_become_one_result(database: Database) -> None:
-    """Each part is a task; when all are done their results are joined, in order, and go."""
+async def test_splits_of_a_large_file_become_one_result(database: Database) -> None:
+    """Each split is a task. A last task joins the results in order. The service removes them."""
     request_id = await ask(database, "ann", "large", 2)
     large, small = await claim(database, 2)
     parts = ((0, 40), (40, 70), (70, 100))
@@ -401,8 +401,8 @@ async def test_the_parts_of_a_large_file_become_one_result(database: Database) -
     assert await database.read(task_rows.demand) == []
 
 
-async def test_a_file_fails_with_a_part(database: Database) -> None:
-    """Its error is that of the part; the others are dropped, and what they left is removed."""
+async def test_file_fails_with_one_of_its_splits(database: Database) -> None:
+    """It has the error of the split. The service drops the others, and removes their objects."""
     request_id = await ask(database, "ann", "large", 1)
     (large,) = await claim(database, 1)
     await split(database, large, (0, 40), (40, 70), (70, 100))
@@ -422,8 +422,8 @@ async def test_a_file_fails_with_a_part(database: Database) -> None:
     assert await claim(database, 9) == []
 
 
-async def test_a_part_that_is_told_twice_is_made_once(database: Database) -> None:
-    """The second word of a worker about a file that has become parts changes nothing."""
+async def test_repeated_outcome_does_not_create_splits_twice(database: Database) -> None:
+    """The second outcome of a file that has been split changes nothing."""
     await ask(database, "ann", "twice", 1)
     (large,) = await claim(database, 1)
     for _ in range(2):
@@ -447,7 +447,7 @@ async def sums(database: Database, request_id: str) -> tuple[int, int, int | Non
 
 
 async def test_lost_result_is_queued_again(database: Database) -> None:
-    """Its request runs until the file is done again, with the counters of before."""
+    """Its request runs until the file is done again. Then the counters are as before."""
     request_id = await ask(database, "ann", "a", 3)
     done = [success(one) for one in await claim(database, 3)]
     await database.write(outcome_rows.record, done, most_attempts=1)
@@ -483,7 +483,7 @@ async def test_lost_result_is_queued_again(database: Database) -> None:
 
 @pytest.mark.parametrize("end", [request_rows.cancel, request_rows.mark_deleted])
 async def test_lost_result_of_a_stopped_request_stays_lost(database: Database, end: Any) -> None:
-    """Its user wants no more work."""
+    """The service does not redo the work of a cancelled or deleted request."""
     request_id = await ask(database, "ann", "a", 2)
     done = success((await claim(database, 1))[0])
     await database.write(outcome_rows.record, [done], most_attempts=1)
@@ -493,7 +493,7 @@ async def test_lost_result_of_a_stopped_request_stays_lost(database: Database, e
 
 
 async def test_lost_result_that_cannot_be_made_is_a_failed_file(database: Database) -> None:
-    """The file may be gone by now: then its result is, and a reader waits no more."""
+    """The input file may be gone. Then its result is lost, and a reader does not wait longer."""
     request_id = await ask(database, "ann", "a", 2)
     done = [success(one) for one in await claim(database, 2)]
     await database.write(outcome_rows.record, done, most_attempts=1)

@@ -1,4 +1,4 @@
-"""A user's function in a process of its own: what comes back, and that nothing stays behind."""
+"""A user's function runs in a child process: its results, its errors and the clean-up."""
 
 import base64
 import importlib.util
@@ -152,12 +152,12 @@ READERS: dict[ResultFormat, Callable[[Path, str], dict[str, list[Any]]]] = {
 
 @pytest.mark.parametrize("result_format", list(ResultFormat))
 class TestGoodReturns:
-    """What a function may return, in every format."""
+    """Return values of a function, in every format."""
 
     def test_an_array_with_fields_becomes_columns(
         self, run: Runner, result_format: ResultFormat
     ) -> None:
-        """Fields are columns of the tree servicex; the number of entries is told."""
+        """The fields are columns of the tree servicex. The result has the number of entries."""
         done = run(
             """
             import awkward as ak
@@ -172,8 +172,10 @@ class TestGoodReturns:
             "hits": [[1], [], [2, 3]],
         }
 
-    def test_a_text_is_the_column_branch(self, run: Runner, result_format: ResultFormat) -> None:
-        """One JSON text in an array is how the structure of a file is asked for."""
+    def test_array_of_texts_becomes_the_column_branch(
+        self, run: Runner, result_format: ResultFormat
+    ) -> None:
+        """A client asks for the structure of a file with one JSON text in an array."""
         run(
             """
             import awkward as ak, json
@@ -187,8 +189,10 @@ class TestGoodReturns:
 
 
 @pytest.mark.parametrize("result_format", [TTREE, RNTUPLE])
-def test_what_makes_an_array_is_one(run: Runner, result_format: ResultFormat) -> None:
-    """Lists, numpy and Arrow arrays are taken for the arrays they are."""
+def test_lists_numpy_and_arrow_arrays_are_accepted(
+    run: Runner, result_format: ResultFormat
+) -> None:
+    """Each becomes a tree with its values."""
     run(
         """
         import numpy as np, pyarrow as pa
@@ -240,7 +244,7 @@ def test_a_dict_is_one_tree_for_each_name(run: Runner, result_format: ResultForm
 
 
 def test_a_dict_is_one_table_in_parquet(run: Runner) -> None:
-    """Rows of several trees are told apart by a column; one tree needs none."""
+    """A column names the tree of each row. With one tree, there is no such column."""
     run("def run_query(f): return {'a': [1, 2], 'b': [3]}")
     assert parquet(run.output) == {"branch": [1, 2, 3], "treename": ["a", "a", "b"]}
     run("def run_query(f): return {'a': [1, 2]}")
@@ -248,8 +252,8 @@ def test_a_dict_is_one_table_in_parquet(run: Runner) -> None:
 
 
 @both_ways
-def test_a_real_file_is_read(run: Runner) -> None:
-    """The function gets the path of the file it works on, also if that was relative."""
+def test_function_reads_a_real_file(run: Runner) -> None:
+    """The function gets the path of its input file, also if that was relative."""
     spec = importlib.util.find_spec("skhep_testdata")
     assert spec is not None
     assert spec.origin is not None
@@ -270,8 +274,8 @@ def test_a_real_file_is_read(run: Runner) -> None:
     assert read["px1"][0] == pytest.approx(-41.1952876442)
 
 
-def test_large_results_are_written_in_pieces(run: Runner) -> None:
-    """What is more than a piece comes back whole and in order."""
+def test_large_results_are_written_in_row_groups(run: Runner) -> None:
+    """A result of several row groups is complete and in order."""
     source = "import numpy as np\ndef run_query(f): return {'x': np.arange(5_000_000)}"
     assert run(source, memory=1 << 30).events == 5_000_000
     import pyarrow.parquet as pq
@@ -316,8 +320,8 @@ def test_large_results_are_written_in_pieces(run: Runner) -> None:
         ("lambda: 1", "returned a function"),
     ],
 )
-def test_what_is_not_columns_is_refused(value: str, expected: str) -> None:
-    """The answer says what was returned instead, and what would be right."""
+def test_invalid_return_value_is_rejected(value: str, expected: str) -> None:
+    """The error says what the function returned, and what would be right."""
     imports = {"np.": "import numpy as np", "ak.": "import awkward as ak"}
     names: dict[str, Any] = {}
     for name, text in imports.items():
@@ -338,14 +342,16 @@ def test_what_is_not_columns_is_refused(value: str, expected: str) -> None:
         ("[1, object()]", "returned a list, which cannot become an array"),
     ],
 )
-def test_the_process_says_what_is_not_columns(run: Runner, value: str, expected: str) -> None:
-    """What is found out in the process of the function comes back with its hint."""
+def test_child_process_reports_an_invalid_return_value(
+    run: Runner, value: str, expected: str
+) -> None:
+    """The error of the child process comes back with its hint."""
     said, _ = run.fails(FunctionError, f"def run_query(f): return {value}")
     assert expected in said
 
 
-def test_a_format_that_cannot_hold_it_is_said(run: Runner) -> None:
-    """The column and the reason are named."""
+def test_result_that_the_format_cannot_hold_is_rejected(run: Runner) -> None:
+    """The error names the column and the reason."""
     said, _ = run.fails(
         FormatError,
         "import awkward as ak\ndef run_query(f): return ak.Array({'x': [1, None]})",
@@ -357,7 +363,7 @@ def test_a_format_that_cannot_hold_it_is_said(run: Runner) -> None:
 
 
 def test_an_exception_is_shown_with_its_line(run: Runner) -> None:
-    """Type, text and line of the source are in the message; the log shows the user's frames."""
+    """The message has type, text and line of the source. The log shows the user's frames."""
     said, log = run.fails(
         FunctionError,
         """
@@ -422,8 +428,8 @@ def test_an_exception_is_shown_with_its_line(run: Runner) -> None:
     },
     bare=["division", "os-exit", "os-exit-0", "killed", "terminated", "aborted"],
 )
-def test_every_early_end_is_the_functions(run: Runner, source: str, expected: str) -> None:
-    """Exceptions, exits and deaths end as one error that says which of them it was."""
+def test_early_end_is_an_error_of_the_function(run: Runner, source: str, expected: str) -> None:
+    """Exceptions, exits and signals give one class of error, which names the cause."""
     if "def run_query" not in source:
         source += "\nif 0:\n  def run_query(f): ..."
     said, log = run.fails(FunctionError, source)
@@ -432,8 +438,8 @@ def test_every_early_end_is_the_functions(run: Runner, source: str, expected: st
     assert len(log) < FIRST + LAST + 10_000
 
 
-def test_a_crash_shows_where(run: Runner) -> None:
-    """Of a segmentation fault the log has the line of the user's source."""
+def test_crash_shows_its_line(run: Runner) -> None:
+    """After a segmentation fault, the log has the line of the user's source."""
     said, log = run.fails(
         FunctionError, "import ctypes\ndef run_query(f):\n    ctypes.string_at(0)"
     )
@@ -471,8 +477,8 @@ def test_a_crash_shows_where(run: Runner) -> None:
     },
     bare=["busy", "ignores-signals", "stopped"],
 )
-def test_a_function_that_does_not_end_is_ended(run: Runner, source: str, line: str) -> None:
-    """Wall time counts, whatever the process does; the message says where it was."""
+def test_function_is_stopped_at_its_time_limit(run: Runner, source: str, line: str) -> None:
+    """Wall time counts, whatever the process does. The message says where the function was."""
     said, log = run.fails(OutOfTimeError, f"print('begun')\n{source}", seconds=3)
     assert "took longer than 3 s and was stopped" in said
     assert line in said
@@ -512,15 +518,15 @@ def test_a_function_that_does_not_end_is_ended(run: Runner, source: str, line: s
     },
     bare=["bytes", "shared", "family"],
 )
-def test_a_function_without_bounds_is_out_of_memory(run: Runner, source: str) -> None:
-    """Memory is bounded for each process and for all together; the worker is not harmed."""
+def test_function_is_stopped_at_its_memory_limit(run: Runner, source: str) -> None:
+    """The limit holds for each process and for all together. The worker is not harmed."""
     said, _ = run.fails(OutOfMemoryError, source)
     assert "needs more than 64 MiB of memory" in said
 
 
 @pytest.mark.parametrize("result_format", list(ResultFormat))
-def test_libraries_fit_beside_the_limit(run: Runner, result_format: ResultFormat) -> None:
-    """What uproot, awkward and pyarrow take is not counted: 1 MiB is enough for a small result."""
+def test_memory_of_libraries_does_not_count(run: Runner, result_format: ResultFormat) -> None:
+    """With uproot, awkward and pyarrow, 1 MiB is enough for a small result."""
     source = "import uproot, awkward, pyarrow.parquet\ndef run_query(f): return [1, 2]"
     assert run(source, result_format, memory=1 << 20).events == 2
 
@@ -557,14 +563,14 @@ def test_libraries_fit_beside_the_limit(run: Runner, result_format: ResultFormat
     },
     bare=["one-file", "program"],
 )
-def test_a_function_that_fills_the_disk_is_stopped(run: Runner, source: str, expected: str) -> None:
-    """Each file is bounded, and all together, and the result."""
+def test_function_is_stopped_at_its_disk_limit(run: Runner, source: str, expected: str) -> None:
+    """The limit holds for each file, for all files together, and for the result."""
     said, _ = run.fails(DiskFullError, source, disk=8 << 20)
     assert expected in said
 
 
-def test_much_output_is_kept_in_part(run: Runner) -> None:
-    """Thirty megabytes of print cost no memory: the beginning and the end are kept."""
+def test_log_keeps_the_beginning_and_the_end_of_long_output(run: Runner) -> None:
+    """Thirty megabytes of output cost no memory."""
     before = psutil.Process().memory_info().rss
     done = run(
         """
@@ -585,8 +591,8 @@ def test_much_output_is_kept_in_part(run: Runner) -> None:
     assert psutil.Process().memory_info().rss - before < 20 << 20
 
 
-def test_output_without_end_does_not_hold_the_worker(run: Runner) -> None:
-    """Printing for ever ends with the time."""
+def test_endless_output_ends_at_the_time_limit(run: Runner) -> None:
+    """The worker does not wait for the end of the output."""
     said, log = run.fails(
         OutOfTimeError, "def run_query(f):\n    while True: print('y' * 1000)", seconds=1
     )
@@ -595,7 +601,7 @@ def test_output_without_end_does_not_hold_the_worker(run: Runner) -> None:
 
 
 def test_binary_output_becomes_text(run: Runner) -> None:
-    """What is printed is shown without what a terminal would obey or a database refuse."""
+    """The log does not have characters that a terminal obeys or a database rejects."""
     done = run(
         """
         import sys
@@ -630,7 +636,7 @@ def test_binary_output_becomes_text(run: Runner) -> None:
     ],
 )
 def test_tricks_do_not_lose_the_result(run: Runner, trick: str) -> None:
-    """Whatever a function does to its interpreter, what it returned is delivered."""
+    """The worker delivers the result, whatever a function does to its interpreter."""
     source = (
         f"import atexit, os, signal, sys, threading\n"
         f"def run_query(f):\n    {trick}\n    return [1, 2, 3]"
@@ -639,8 +645,8 @@ def test_tricks_do_not_lose_the_result(run: Runner, trick: str) -> None:
     assert parquet(run.output) == {"branch": [1, 2, 3]}
 
 
-def test_closing_every_file_ends_as_an_error(run: Runner) -> None:
-    """A function that closes the pipe it is heard on is told that nothing was heard."""
+def test_closing_every_descriptor_is_an_error(run: Runner) -> None:
+    """The error has the exit code only, because the function closes the pipe of its report."""
     said, _ = run.fails(
         FunctionError, "import os\ndef run_query(f):\n    os.closerange(0, 999)\n    return [1]"
     )
@@ -676,10 +682,10 @@ def run_query(f):
         ("time.sleep(99)", OutOfTimeError),
     ],
 )
-def test_a_daemon_is_found_and_ended(
+def test_daemon_does_not_outlive_the_function(
     run: Runner, then: str, error: type[ServiceXError] | None
 ) -> None:
-    """A process that left session, parent and folder does not outlive the function."""
+    """The worker finds and ends a process that left its session, parent and folder."""
     source = DAEMON.format(then=then)
     if error:
         run.fails(error, source, seconds=1.5)
@@ -710,15 +716,15 @@ def run_query(f):
     indirect=["run"],
 )
 def test_a_fork_bomb_is_stopped(run: Runner, leave: str) -> None:
-    """Processes are counted and ended; or the system refuses more, which it does not to root."""
+    """The worker counts and ends processes. Or the system refuses more, but not to root."""
     said, _ = run.fails(FunctionError, BOMB.format(leave=leave or "pass"), memory=8 << 30)
     stopped = "started more than 256 processes, and was stopped" in said
     assert stopped or "BlockingIOError" in said
 
 
 @on_linux
-def test_processes_that_multiply_to_death_are_all_ended(run: Runner) -> None:
-    """Processes that hand over to a child and end, over and over, are caught too."""
+def test_chain_of_short_lived_processes_is_ended(run: Runner) -> None:
+    """Each process starts a child and ends, over and over. The worker ends all of them."""
     run.fails(
         OutOfTimeError,
         """
@@ -747,8 +753,8 @@ def children(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
             one.wait()
 
 
-def test_processes_that_were_there_before_stay(run: Runner) -> None:
-    """Only what the function started is ended; the worker's own children go on."""
+def test_other_children_of_the_worker_survive(run: Runner) -> None:
+    """The worker ends only processes that the function started."""
     with children(1) as (own,):
         assert run(DAEMON.format(then="return [1]")).events == 1
         assert own.poll() is None
@@ -757,17 +763,15 @@ def test_processes_that_were_there_before_stay(run: Runner) -> None:
 @on_linux
 @pytest.mark.parametrize("run", ["bare"], indirect=True)
 def test_a_fork_bomb_is_stopped_beside_many_processes_of_the_worker(run: Runner) -> None:
-    """It was not, when the whole machine was looked through for each of them."""
+    """It was not, when the worker searched the whole machine for each of them."""
     with children(60) as own:
         said, _ = run.fails(FunctionError, BOMB.format(leave="os.setpgid(0, 0)"), memory=8 << 30)
         assert [one.poll() for one in own] == [None] * len(own)
     assert "more than 256 processes" in said or "BlockingIOError" in said
 
 
-def test_the_environment_is_built_from_nothing(
-    run: Runner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No secret and no file of the worker is seen; home, scratch and current folder are one."""
+def test_function_gets_a_clean_environment(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sees no secret or file of the worker. Home, scratch and current folder are the same."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("X509_USER_PROXY", "/tmp/x509up_u0")
     reading, writing = os.pipe()
@@ -825,8 +829,8 @@ def test_functions_run_one_at_a_time_in_a_process(run: Runner) -> None:
 
 @on_linux
 @pytest.mark.parametrize("sandboxed", [True, False])
-def test_a_function_dies_with_its_worker(tmp_path: Path, *, sandboxed: bool) -> None:
-    """A worker that is killed in the middle leaves no function behind; in the sandbox no fork."""
+def test_function_ends_with_its_worker(tmp_path: Path, *, sandboxed: bool) -> None:
+    """A worker that is killed leaves no function behind, and in the sandbox no fork."""
     import subprocess
 
     script = f"""

@@ -1,4 +1,4 @@
-"""The S3 gateway, as the clients that people have see it: a real server, real libraries."""
+"""The S3 gateway with the clients of users: a real server, and real libraries."""
 
 import asyncio
 import http.client
@@ -347,12 +347,12 @@ def code_of(response: httpx.Response) -> str:
 
 
 class TestListing:
-    """All names of a request, page by page."""
+    """The names of all results of a request, page by page."""
 
     names = tuple(f"result_{number:05}.parquet" for number in range(2500))
 
     @pytest.mark.parametrize("operation", ["list_objects_v2", "list_objects"])
-    def test_pages_of_boto3(self, gate: Gate, operation: str) -> None:
+    def test_boto3_lists_all_pages(self, gate: Gate, operation: str) -> None:
         """2,500 names come as three pages, in order, with either version of the call."""
         bucket = gate.bucket_of_names(self.names)
         pages = list(bucket.boto().get_paginator(operation).paginate(Bucket=bucket.name))
@@ -361,23 +361,23 @@ class TestListing:
         assert [one["Key"] for page in pages for one in page["Contents"]] == list(self.names)
         assert {one["Size"] for page in pages for one in page["Contents"]} == {1}
 
-    def test_pages_of_minio(self, gate: Gate) -> None:
-        """The package minio lists all names, with either version of the call."""
+    def test_minio_lists_all_names(self, gate: Gate) -> None:
+        """The package minio lists them with either version of the call."""
         bucket = gate.bucket_of_names(self.names)
         for version_1 in (False, True):
             found = bucket.minio().list_objects(bucket.name, use_api_v1=version_1)
             assert [one.object_name for one in found] == list(self.names)
 
-    def test_pages_of_obstore(self, gate: Gate) -> None:
-        """The package obstore lists all names."""
+    def test_obstore_lists_all_names(self, gate: Gate) -> None:
+        """The package obstore lists them with and without a delimiter."""
         bucket = gate.bucket_of_names(self.names)
         found = [one["path"] for batch in obstore.list(bucket.obstore()) for one in batch]
         assert found == list(self.names)
         folder = obstore.list_with_delimiter(bucket.obstore())
         assert [one["path"] for one in folder["objects"]] == list(self.names)
 
-    def test_the_published_client(self, gate: Gate) -> None:
-        """The client's own listing has all names and sizes."""
+    def test_published_client_lists_all_names_and_sizes(self, gate: Gate) -> None:
+        """The test uses the adapter of the client."""
         bucket = gate.bucket_of_names(self.names)
         adapter = MinioAdapter(
             gate.host, False, bucket.keys.access_key, bucket.keys.secret_key, bucket.name
@@ -385,8 +385,8 @@ class TestListing:
         found = asyncio.run(adapter.list_bucket())
         assert [(one.filename, one.size) for one in found] == [(name, 1) for name in self.names]
 
-    def test_small_pages(self, gate: Gate) -> None:
-        """A client may ask for small pages, or for none."""
+    def test_client_chooses_the_size_of_a_page(self, gate: Gate) -> None:
+        """A client may ask for small pages, or for none. A page has at most 1,000 names."""
         bucket = gate.bucket_of_names("abcde")
         client = bucket.boto()
         pages = list(
@@ -406,8 +406,8 @@ class TestListing:
         exact = client.list_objects_v2(Bucket=bucket.name, MaxKeys=5)
         assert (exact["KeyCount"], exact["IsTruncated"]) == (5, False)
 
-    def test_beginning_in_the_middle(self, gate: Gate) -> None:
-        """A listing may begin after a name, and keep to names that begin alike."""
+    def test_listing_starts_after_a_name_and_has_a_prefix(self, gate: Gate) -> None:
+        """A client can combine both with a continuation token."""
         bucket = gate.bucket_of_names(["a1", "a2", "a3", "b1", "b2"])
         client = bucket.boto()
         after = client.list_objects_v2(Bucket=bucket.name, StartAfter="a2", Delimiter="/")
@@ -425,8 +425,8 @@ class TestListing:
         assert [one["Key"] for one in marked["Contents"]] == ["b2"]
 
     @pytest.mark.parametrize("operation", ["list_objects_v2", "list_objects"])
-    def test_odd_names(self, gate: Gate, operation: str) -> None:
-        """Any name is listed as it is, across pages and as a prefix."""
+    def test_odd_names_are_listed_unchanged(self, gate: Gate, operation: str) -> None:
+        """Pages may divide them, and a name may be a prefix."""
         bucket = gate.bucket_of_names(ODD_NAMES)
         paginator = bucket.boto().get_paginator(operation)
         pages = paginator.paginate(Bucket=bucket.name, PaginationConfig={"PageSize": 1})
@@ -437,8 +437,8 @@ class TestListing:
             assert name in [one["Key"] for one in page["Contents"]]
             assert page["Prefix"] == name
 
-    def test_encoding(self, gate: Gate) -> None:
-        """Names are encoded when asked for, which the reply says, and else escaped."""
+    def test_names_are_encoded_on_request(self, gate: Gate) -> None:
+        """The reply states the encoding. Without it, the reply escapes the names."""
         bucket = gate.bucket_of_names(["a +<é>&"])
         plain = bucket.raw("GET", f"/{bucket.name}", "list-type=2").text
         assert "<Key>a +&lt;é&gt;&amp;</Key>" in plain
@@ -447,8 +447,8 @@ class TestListing:
         assert "<Key>a%20%2B%3C%C3%A9%3E%26</Key>" in encoded
         assert "<EncodingType>url</EncodingType>" in encoded
 
-    def test_an_empty_bucket(self, gate: Gate) -> None:
-        """A request without results has a bucket without objects."""
+    def test_request_without_results_has_an_empty_bucket(self, gate: Gate) -> None:
+        """The bucket exists, and has no objects."""
         bucket = gate.bucket()
         assert bucket.boto().list_objects_v2(Bucket=bucket.name)["KeyCount"] == 0
         assert list(bucket.minio().list_objects(bucket.name)) == []
@@ -467,8 +467,8 @@ class TestListing:
             "marker=%00",
         ],
     )
-    def test_arguments_that_mean_nothing(self, gate: Gate, query: str) -> None:
-        """A wrong argument is refused as such."""
+    def test_invalid_argument_is_rejected(self, gate: Gate, query: str) -> None:
+        """The gateway answers 400 with the code InvalidArgument."""
         bucket = gate.bucket_of_names("abc")
         response = bucket.raw("GET", f"/{bucket.name}", query)
         assert (response.status_code, code_of(response)) == (400, "InvalidArgument")
@@ -481,9 +481,9 @@ def content() -> bytes:
 
 
 class TestDownload:
-    """Results, byte for byte."""
+    """Downloads equal the results, byte for byte."""
 
-    def test_boto3_in_parallel(self, gate: Gate, content: bytes) -> None:
+    def test_boto3_downloads_ranges_in_parallel(self, gate: Gate, content: bytes) -> None:
         """A large object comes in ranges, five at a time, and is identical."""
         bucket = gate.bucket({"big.root": content})
         got = io.BytesIO()
@@ -495,8 +495,10 @@ class TestDownload:
         ]
         assert sorted(gate.store.asked[bucket.key("big.root")]) == ranges
 
-    def test_the_published_client(self, gate: Gate, content: bytes, tmp_path: Path) -> None:
-        """The client's own download is identical, also of an object that is empty."""
+    def test_published_client_downloads_objects(
+        self, gate: Gate, content: bytes, tmp_path: Path
+    ) -> None:
+        """The downloads are identical, also of an empty object."""
         bucket = gate.bucket({"big.root": content, "empty.root": b"", "one.root": b"1"})
         adapter = MinioAdapter(
             gate.host, False, bucket.keys.access_key, bucket.keys.secret_key, bucket.name
@@ -514,8 +516,8 @@ class TestDownload:
         assert empty.read_bytes() == b""
         assert one.read_bytes() == b"1"
 
-    def test_aioboto3(self, gate: Gate, content: bytes) -> None:
-        """A client of aioboto3 reads a whole object."""
+    def test_aioboto3_reads_a_whole_object(self, gate: Gate, content: bytes) -> None:
+        """The content is identical."""
         bucket = gate.bucket({"big.root": content})
 
         async def read() -> bytes:
@@ -527,8 +529,10 @@ class TestDownload:
 
         assert asyncio.run(read()) == content
 
-    def test_minio(self, gate: Gate, content: bytes, tmp_path: Path) -> None:
-        """A client of minio, which asks where the bucket is, downloads and reads ranges."""
+    def test_minio_downloads_objects_and_ranges(
+        self, gate: Gate, content: bytes, tmp_path: Path
+    ) -> None:
+        """The client asks for the location of the bucket first."""
         bucket = gate.bucket({"big.root": content})
         client = bucket.minio()
         assert client.bucket_exists(bucket.name)
@@ -541,8 +545,10 @@ class TestDownload:
         part.release_conn()
 
     @pytest.mark.parametrize("region", ["us-east-1", "eu-central-1", "cern"])
-    def test_obstore(self, gate: Gate, content: bytes, region: str) -> None:
-        """A client of obstore reads whole objects and ranges, whatever its region."""
+    def test_obstore_reads_objects_and_ranges(
+        self, gate: Gate, content: bytes, region: str
+    ) -> None:
+        """The region of the client does not matter."""
         bucket = gate.bucket({"big.root": content})
         store = bucket.obstore(region=region)
         info = obstore.head(store, "big.root")
@@ -553,8 +559,10 @@ class TestDownload:
 
     @pytest.mark.parametrize("name", ["plain.root", "a b+é:*;.root"])
     @both_versions
-    def test_uproot(self, gate: Gate, name: str, config: dict[str, Any], tmp_path: Path) -> None:
-        """A tree is read by uproot from a URL that boto3 signed."""
+    def test_uproot_reads_a_tree_from_a_link(
+        self, gate: Gate, name: str, config: dict[str, Any], tmp_path: Path
+    ) -> None:
+        """boto3 signs the link, in both versions."""
         values = np.arange(100_000, dtype=np.float64)
         with uproot.recreate(tmp_path / "made.root") as made:
             made.mktree("servicex", {"x": np.float64})
@@ -566,8 +574,8 @@ class TestDownload:
             assert np.array_equal(tree["x"].array(library="np"), values)
 
     @pytest.mark.parametrize("name", ODD_NAMES)
-    def test_odd_names(self, gate: Gate, name: str) -> None:
-        """An object of any name is found and read, by keys and by links of both versions."""
+    def test_object_with_an_odd_name_can_be_read(self, gate: Gate, name: str) -> None:
+        """Clients read it by keys and by links of both versions."""
         bucket = gate.bucket({name: name.encode()})
         client = bucket.boto()
         assert client.head_object(Bucket=bucket.name, Key=name)["ContentLength"]
@@ -580,8 +588,10 @@ class TestDownload:
             assert httpx.get(url).content == name.encode()
 
     @both_versions
-    def test_rewritten_urls(self, gate: Gate, config: dict[str, Any]) -> None:
-        """A link works also in a library that undoes percent-encoding that is not needed."""
+    def test_link_works_after_a_library_rewrites_it(
+        self, gate: Gate, config: dict[str, Any]
+    ) -> None:
+        """The library undoes percent-encoding that is not needed."""
         name = "a:b*(c)@$.root"
         bucket = gate.bucket({name: b"x"})
         url = bucket.signed_url(name, **config)
@@ -593,8 +603,8 @@ class TestDownload:
 
         assert asyncio.run(read()) == b"x"
 
-    def test_many_at_once(self, gate: Gate) -> None:
-        """Downloads side by side do not mix."""
+    def test_concurrent_downloads_do_not_mix(self, gate: Gate) -> None:
+        """Each of twelve threads gets the content of its object."""
         contents = {f"{number}.root": os.urandom(2_000_000) for number in range(12)}
         bucket = gate.bucket(contents)
         client = bucket.boto(max_pool_connections=12)
@@ -606,8 +616,8 @@ class TestDownload:
         with ThreadPoolExecutor(12) as threads:
             assert dict(zip(contents, threads.map(read, contents), strict=True)) == contents
 
-    def test_memory(self, gate: Gate, content: bytes) -> None:
-        """The server passes an object on in pieces, and waits for a client that does not read."""
+    def test_server_streams_an_object_in_pieces(self, gate: Gate, content: bytes) -> None:
+        """It waits for a client that does not read, and does not load the whole object."""
         bucket = gate.bucket({"big.root": content})
         url = urlsplit(bucket.signed_url("big.root"))
         pieces = gate.store.pieces[bucket.key("big.root")]
@@ -625,8 +635,8 @@ class TestDownload:
         assert sum(pieces) == len(content)
         assert max(pieces) <= PIECE
 
-    def test_a_client_that_goes_away(self, gate: Gate, content: bytes) -> None:
-        """A download that is broken off ends, and the server goes on."""
+    def test_aborted_download_ends(self, gate: Gate, content: bytes) -> None:
+        """The server stops reading the object, and answers the next request."""
         bucket = gate.bucket({"big.root": content})
         url = bucket.signed_url("big.root")
         with httpx.stream("GET", url) as reply:
@@ -636,7 +646,7 @@ class TestDownload:
 
 
 class TestRanges:
-    """Parts of an object (RFC 9110, section 14)."""
+    """Ranges of an object (RFC 9110, section 14)."""
 
     content = bytes(range(256)) * 4
 
@@ -655,8 +665,8 @@ class TestRanges:
             ("bytes=-99999", 0, 1024),
         ],
     )
-    def test_parts(self, gate: Gate, asked: str, start: int, stop: int) -> None:
-        """One range is answered with just that, and says which it is."""
+    def test_one_range_is_returned(self, gate: Gate, asked: str, start: int, stop: int) -> None:
+        """The answer has the range only, and states which one it is."""
         bucket = gate.bucket({"a": self.content})
         url = bucket.signed_url("a")
         reply = httpx.get(url, headers={"range": asked})
@@ -681,16 +691,18 @@ class TestRanges:
             "bytes=0x1-0x2",
         ],
     )
-    def test_no_parts(self, gate: Gate, asked: str) -> None:
-        """Several ranges, or what is no range, are answered with the whole object."""
+    def test_several_or_invalid_ranges_return_the_whole_object(
+        self, gate: Gate, asked: str
+    ) -> None:
+        """The answer has the status 200, and states no range."""
         url = gate.bucket({"a": self.content}).signed_url("a")
         reply = httpx.get(url, headers={"range": asked})
         assert (reply.status_code, reply.content) == (200, self.content)
         assert "content-range" not in reply.headers
 
     @pytest.mark.parametrize("asked", ["bytes=1024-", "bytes=1024-2000", "bytes=-0"])
-    def test_beyond_the_end(self, gate: Gate, asked: str) -> None:
-        """A range that cannot be satisfied is refused with the size."""
+    def test_range_beyond_the_end_is_rejected(self, gate: Gate, asked: str) -> None:
+        """The answer has the status 416 and the size."""
         bucket = gate.bucket({"a": self.content})
         reply = httpx.get(bucket.signed_url("a"), headers={"range": asked})
         assert (reply.status_code, code_of(reply)) == (416, "InvalidRange")
@@ -701,8 +713,8 @@ class TestRanges:
             416,
         )
 
-    def test_an_empty_object(self, gate: Gate) -> None:
-        """An empty object is read whole, and has no range."""
+    def test_empty_object_has_no_range(self, gate: Gate) -> None:
+        """A client can read the whole object only."""
         url = gate.bucket({"a": b""}).signed_url("a")
         reply = httpx.get(url)
         assert (reply.status_code, reply.content) == (200, b"")
@@ -711,10 +723,10 @@ class TestRanges:
 
 
 class TestHeaders:
-    """What is said about an object."""
+    """Headers of objects and buckets."""
 
-    def test_of_an_object(self, gate: Gate) -> None:
-        """HEAD and GET say the same, and HEAD sends no content."""
+    def test_head_and_get_have_the_same_headers(self, gate: Gate) -> None:
+        """HEAD sends no content."""
         bucket = gate.bucket({"a": b"content"})
         head = bucket.raw("HEAD", f"/{bucket.name}/a")
         got = bucket.raw("GET", f"/{bucket.name}/a")
@@ -728,16 +740,16 @@ class TestHeaders:
         info = bucket.boto().head_object(Bucket=bucket.name, Key="a")
         assert abs(datetime.now(UTC) - info["LastModified"]) < timedelta(minutes=1)
 
-    def test_a_new_content_has_a_new_tag(self, gate: Gate) -> None:
-        """The tag tells whether an object was written again."""
+    def test_new_content_has_a_new_etag(self, gate: Gate) -> None:
+        """A client can see that an object was written again."""
         bucket = gate.bucket({"a": b"content"})
         before = bucket.raw("HEAD", f"/{bucket.name}/a").headers["etag"]
         (gate.folder / bucket.key("a")).write_bytes(b"other content")
         reply = bucket.raw("GET", f"/{bucket.name}/a", **{"If-Match": before})
         assert (reply.status_code, code_of(reply)) == (412, "PreconditionFailed")
 
-    def test_conditions(self, gate: Gate) -> None:
-        """Conditions on the tag are kept."""
+    def test_conditions_on_the_etag_are_respected(self, gate: Gate) -> None:
+        """They are If-Match, If-None-Match and If-Range."""
         bucket = gate.bucket({"a": b"content"})
         url = bucket.signed_url("a")
         etag = httpx.get(url).headers["etag"]
@@ -758,8 +770,8 @@ class TestHeaders:
         kept = httpx.get(url, headers={"If-None-Match": etag})
         assert (kept.content, kept.headers["etag"]) == (b"", etag)
 
-    def test_of_a_bucket(self, gate: Gate) -> None:
-        """A bucket can be looked at, and lies nowhere in particular."""
+    def test_bucket_has_a_head_and_an_empty_location(self, gate: Gate) -> None:
+        """A slash after its name is accepted."""
         bucket = gate.bucket()
         client = bucket.boto()
         assert client.head_bucket(Bucket=bucket.name)["ResponseMetadata"]["HTTPStatusCode"] == 200
@@ -769,11 +781,11 @@ class TestHeaders:
 
 
 class TestLinks:
-    """URLs that need no keys."""
+    """Presigned URLs, which need no keys."""
 
     @both_versions
-    def test_a_year(self, gate: Gate, config: dict[str, Any]) -> None:
-        """A link for a year works for a year, in both versions, and then says that it expired."""
+    def test_link_for_a_year_expires_after_a_year(self, gate: Gate, config: dict[str, Any]) -> None:
+        """Links of both versions work until then. The error says that the link has expired."""
         bucket = gate.bucket({"a.root": b"content"})
         url = bucket.signed_url("a.root", seconds=YEAR, **config)
         assert ("Expires=31536000" in url) == bool(config)
@@ -784,30 +796,30 @@ class TestLinks:
         assert (reply.status_code, code_of(reply)) == (403, "AccessDenied")
         assert "Request has expired" in reply.text
 
-    def test_the_published_client(self, gate: Gate) -> None:
-        """The client's own links work."""
+    def test_link_of_the_published_client_works(self, gate: Gate) -> None:
+        """The adapter of the client signs the link."""
         bucket = gate.bucket({"a.root": b"content"})
         adapter = MinioAdapter(
             gate.host, False, bucket.keys.access_key, bucket.keys.secret_key, bucket.name
         )
         assert httpx.get(asyncio.run(adapter.get_signed_url("a.root"))).content == b"content"
 
-    def test_minio(self, gate: Gate) -> None:
-        """A link made by the package minio works."""
+    def test_link_of_minio_works(self, gate: Gate) -> None:
+        """The name of the object has a space."""
         bucket = gate.bucket({"a b": b"content"})
         assert httpx.get(bucket.minio().presigned_get_object(bucket.name, "a b")).content == (
             b"content"
         )
 
-    def test_obstore(self, gate: Gate) -> None:
-        """A link made by the package obstore works."""
+    def test_link_of_obstore_works(self, gate: Gate) -> None:
+        """The name of the object has a space."""
         bucket = gate.bucket({"a b": b"content"})
         url = obstore.sign(bucket.obstore(), "GET", "a b", timedelta(hours=1))
         assert httpx.get(url).content == b"content"
 
     @both_versions
-    def test_looking_at_a_link(self, gate: Gate, config: dict[str, Any]) -> None:
-        """A link for GET cannot be asked for its head, and the refusal has no body."""
+    def test_link_for_get_is_rejected_for_head(self, gate: Gate, config: dict[str, Any]) -> None:
+        """The refusal has no body. A link for HEAD works."""
         url = gate.bucket({"a": b"content"}).signed_url("a", **config)
         reply = httpx.head(url)
         assert (reply.status_code, reply.content) == (403, b"")
@@ -824,12 +836,12 @@ class TestLinks:
 
 
 class TestPlaces:
-    """Where the gateway can be."""
+    """Paths of the gateway, its buckets and its objects."""
 
     @pytest.mark.parametrize("below", ["/s3", "/", "//", "/s3/"])
     @pytest.mark.parametrize("name", ["a", "a b+é:*"])
-    def test_paths(self, gate: Gate, below: str, name: str) -> None:
-        """It may be below a path, and an endpoint may end in a slash or two."""
+    def test_gateway_may_be_below_a_path(self, gate: Gate, below: str, name: str) -> None:
+        """The endpoint may end with one or two slashes."""
         bucket = gate.bucket({name: b"content"})
         client = bucket.boto(below=below)
         assert client.get_object(Bucket=bucket.name, Key=name)["Body"].read() == b"content"
@@ -838,14 +850,14 @@ class TestPlaces:
             url = bucket.signed_url(name, below=below, **config)
             assert httpx.get(url).content == b"content"
 
-    def test_doubled_slashes(self, gate: Gate) -> None:
-        """A path with a slash too many is served under the signature of the path as it came."""
+    def test_doubled_slash_is_accepted(self, gate: Gate) -> None:
+        """The gateway checks the signature of the path that the client sent."""
         bucket = gate.bucket({"a": b"content"})
         assert bucket.raw("GET", f"//{bucket.name}/a").content == b"content"
         assert bucket.raw("GET", f"/{bucket.name}//a").content == b"content"
 
-    def test_the_name_of_the_bucket_in_a_name(self, gate: Gate) -> None:
-        """A link for one object opens none whose name ends like the path of the first."""
+    def test_link_opens_no_object_with_the_bucket_in_its_name(self, gate: Gate) -> None:
+        """The name of the other object ends like the path of the first one."""
         bucket = gate.bucket({"a": b"content"})
         inner = f"{bucket.name}/a"
         gate.results.kept[bucket.name][inner] = gate.results.kept[bucket.name]["a"]
@@ -866,17 +878,17 @@ class TestPlaces:
             "/",
         ],
     )
-    def test_other_paths(self, gate: Gate, path: str) -> None:
-        """Nothing but the id of a request is a bucket."""
+    def test_only_the_id_of_a_request_is_a_bucket(self, gate: Gate, path: str) -> None:
+        """The server answers 404 to other paths."""
         reply = httpx.get(gate.url + path)
         assert (reply.status_code, reply.json()) == (404, {"detail": "Not Found"})
 
 
 class TestRefused:
-    """Who and what is turned away, in the words of S3."""
+    """Rejected calls, with the error codes of S3."""
 
-    def test_wrong_secret(self, gate: Gate) -> None:
-        """A wrong secret is refused by every way to sign."""
+    def test_wrong_secret_is_rejected(self, gate: Gate) -> None:
+        """The gateway rejects it in every way to sign."""
         bucket = gate.bucket({"a": b"content"})
         wrong = BucketKeys(bucket.keys.access_key, "x" * 40)
         client = bucket.boto(wrong)
@@ -894,7 +906,7 @@ class TestRefused:
             reply = httpx.get(url)
             assert (reply.status_code, code_of(reply)) == expected[::-1]
 
-    def test_keys_of_another_bucket(self, gate: Gate) -> None:
+    def test_keys_of_another_bucket_are_rejected(self, gate: Gate) -> None:
         """The keys of one request open no other."""
         mine, theirs = gate.bucket({"a": b"mine"}), gate.bucket({"a": b"theirs"})
         client = theirs.boto(mine.keys)
@@ -903,8 +915,8 @@ class TestRefused:
         assert refused(client.list_objects_v2, Bucket=theirs.name) == expected
         assert refused(client.head_bucket, Bucket=theirs.name) == ("403", 403)
 
-    def test_anonymous(self, gate: Gate) -> None:
-        """Who does not sign learns nothing, not even whether a bucket exists."""
+    def test_anonymous_client_learns_nothing(self, gate: Gate) -> None:
+        """The answer does not even show whether a bucket exists."""
         bucket = gate.bucket({"a": b"content"})
         for name in (bucket.name, str(uuid.uuid4())):
             for path in (f"/{name}", f"/{name}/", f"/{name}/a", f"/{name}/b"):
@@ -914,8 +926,8 @@ class TestRefused:
                 head = httpx.head(gate.url + path)
                 assert (head.status_code, head.content) == (403, b"")
 
-    def test_a_clock_that_is_wrong(self, gate: Gate) -> None:
-        """A client whose clock is off by more than 15 minutes is told so."""
+    def test_client_with_a_wrong_clock_is_rejected(self, gate: Gate) -> None:
+        """The clock is off by more than 15 minutes, and the error code says so."""
         bucket = gate.bucket({"a": b"content"})
         gate.ahead = timedelta(minutes=-16)
         client = bucket.boto()
@@ -924,8 +936,8 @@ class TestRefused:
             403,
         )
 
-    def test_unknown_things(self, gate: Gate) -> None:
-        """With the right keys, what is not there is said not to be there."""
+    def test_missing_object_or_bucket_is_not_found(self, gate: Gate) -> None:
+        """The client has the right keys."""
         bucket = gate.bucket({"a": b"content"})
         client = bucket.boto()
         assert refused(client.get_object, Bucket=bucket.name, Key="b") == ("NoSuchKey", 404)
@@ -950,7 +962,7 @@ class TestRefused:
         possible: bool,
         answer: tuple[str, int],
     ) -> None:
-        """The gateway asks the service to make a result again whose object is gone."""
+        """If the object of a result is gone, the gateway asks the service to make it again."""
         bucket = gate.bucket({"a": b"content"})
         key = bucket.key("a")
         (gate.folder / key).unlink()
@@ -960,8 +972,8 @@ class TestRefused:
         assert refused(client.get_object, Bucket=bucket.name, Key="a") == answer
         assert gate.lost == [(bucket.name, key)]
 
-    def test_writing(self, gate: Gate) -> None:
-        """Nothing can be written or removed with the keys of a bucket."""
+    def test_keys_of_a_bucket_cannot_write_or_delete(self, gate: Gate) -> None:
+        """The gateway answers 405 to each such call, and to a link for PUT."""
         bucket = gate.bucket({"a": b"content"})
         client = bucket.boto()
         place = {"Bucket": bucket.name, "Key": "a"}
@@ -981,8 +993,8 @@ class TestRefused:
             bucket.minio().put_object(bucket.name, "a", io.BytesIO(b"other"), 5)
         assert client.get_object(**place)["Body"].read() == b"content"
 
-    def test_what_is_not_here(self, gate: Gate) -> None:
-        """What else S3 can tell about buckets and objects is not implemented, and says so."""
+    def test_unsupported_operation_is_not_implemented(self, gate: Gate) -> None:
+        """The gateway answers 501 to the other S3 calls on buckets and objects."""
         bucket = gate.bucket({"a": b"content"})
         client = bucket.boto()
         expected = ("NotImplemented", 501)
@@ -1010,18 +1022,18 @@ class TestRefused:
             ("Signature=a", {"authorization": "AWS4-HMAC-SHA256"}, (400, "InvalidArgument")),
         ],
     )
-    def test_nonsense(
+    def test_malformed_request_gets_an_error_code(
         self, gate: Gate, query: str, headers: dict[str, str], expected: tuple[int, str]
     ) -> None:
-        """What means nothing is refused with a code."""
+        """Its path, its query or a header is invalid."""
         bucket = gate.bucket({"a": b"content"})
         for path in (f"/{bucket.name}", f"/{bucket.name}/a", f"/{bucket.name}/{quote(chr(7))}"):
             reply = httpx.get(f"{gate.url}{path}?{query}", headers=headers)
             assert (reply.status_code, code_of(reply)) == expected
 
     @pytest.mark.parametrize("version", ["", "list-type=2"])
-    def test_listing_has_the_tag_of_each_object(self, gate: Gate, version: str) -> None:
-        """The tag of GET and HEAD, which is another one for another content."""
+    def test_listing_has_the_etag_of_each_object(self, gate: Gate, version: str) -> None:
+        """The tag equals that of GET and HEAD, and changes with the content."""
         names = {f"{number}.root": b"x" * number for number in range(1, 4)}
         bucket = gate.bucket(names)
         listing = ET.fromstring(bucket.raw("GET", f"/{bucket.name}", version).text)
@@ -1043,8 +1055,8 @@ class TestRefused:
         assert first["ETag"] != heads["1.root"]
         assert first["ETag"] == bucket.raw("HEAD", f"/{bucket.name}/1.root").headers["etag"]
 
-    def test_minio_lists_tags(self, gate: Gate) -> None:
-        """The client of generation 2 lists a bucket with it, and it insists on the element."""
+    def test_minio_lists_etags(self, gate: Gate) -> None:
+        """The client of generation 2 lists a bucket with minio, which needs the element."""
         bucket = gate.bucket({"a": b"content"})
         (found,) = bucket.minio().list_objects(bucket.name)
         assert f'"{found.etag}"' == bucket.raw("HEAD", f"/{bucket.name}/a").headers["etag"]

@@ -1,7 +1,7 @@
-"""Fifteen attacks by a user's function, on a worker of root's and on one of another user's.
+"""Fifteen attacks by a user's function, on a worker of root and on one of another user.
 
-Each is a function that tries and prints ``OPEN`` with what it got hold of. Without the sandbox it
-gets hold of it, which shows that the attack is real.
+Each attack is a function that prints ``OPEN`` with the data that it gets. Without the sandbox, it
+gets the data, which shows that the attack is real.
 """
 
 import base64
@@ -287,12 +287,12 @@ ROOT, UNPRIVILEGED = "root", "unprivileged"
 by_one_worker = pytest.mark.parametrize(
     "attacked", [UNPRIVILEGED, pytest.param(ROOT, marks=pytest.mark.long)], indirect=True
 )
-"""For what a worker reads in the same way whoever it is; `test_an_attack_is_shut` runs on both."""
+"""For tests that do not depend on the worker; `test_sandbox_blocks_an_attack` runs on both."""
 
 
 @dataclass
 class Attacked:
-    """A worker, with all that an attacker would want."""
+    """A worker, and the targets of an attacker."""
 
     process: subprocess.Popen[str]
     places: dict[str, Any]
@@ -400,8 +400,8 @@ def attacked(request: pytest.FixtureRequest) -> Iterator[Attacked]:
 
 
 @pytest.mark.parametrize("name", SHUT)
-def test_an_attack_is_shut(attacked: Attacked, name: str) -> None:
-    """Nothing is open, the function ends as any other, and nothing of it is left."""
+def test_sandbox_blocks_an_attack(attacked: Attacked, name: str) -> None:
+    """The attack gets nothing, the function ends normally, and nothing of it is left."""
     found = attacked.run(SHUT[name])
     assert (found["kind"], found["message"]) == ("", ""), found
     lines = found["log"].splitlines()
@@ -425,15 +425,15 @@ def test_an_attack_is_shut(attacked: Attacked, name: str) -> None:
     ],
 )
 def test_an_attack_works_without_the_sandbox(attacked: Attacked, name: str) -> None:
-    """The attacks are real ones, and the sandbox shuts them. Those tried here change nothing."""
+    """So the sandbox blocks real attacks. The attacks of this test change nothing."""
     found = attacked.run(SHUT[name], sandboxed=False)
     assert "OPEN" in found["log"], found
 
 
 @by_one_worker
 @pytest.mark.parametrize("how", TARGETS.values(), ids=TARGETS)
-def test_what_is_no_file_is_no_result(attacked: Attacked, how: str) -> None:
-    """The worker follows no link and waits for no pipe that the function leaves as its result."""
+def test_result_must_be_a_regular_file(attacked: Attacked, how: str) -> None:
+    """The worker does not follow a link, or wait for a pipe, that the function leaves."""
     found = attacked.run(LINKS.format(how=how))
     assert found["kind"] == "FunctionError", found
     assert "not a regular file" in found["message"] or "left no result" in found["message"], found
@@ -441,7 +441,7 @@ def test_what_is_no_file_is_no_result(attacked: Attacked, how: str) -> None:
 
 
 def test_a_link_in_the_scratch_folder_is_not_followed(attacked: Attacked) -> None:
-    """What the function leaves to be cleared away leads to nothing of the worker's."""
+    """No link of the function leads the clean-up to files of the worker."""
     body = (
         "for name, target in (('a', DATA), ('b', PRIVATE), ('c', SCRATCH)):\n"
         "    os.symlink(target, name)\n"
@@ -475,7 +475,7 @@ def test_a_link_in_the_scratch_folder_is_not_followed(attacked: Attacked) -> Non
     ],
 )
 def test_a_forged_report_is_an_error_of_the_function(attacked: Attacked, report: str) -> None:
-    """What the function reports itself is bounded, and can be stored as it is."""
+    """The worker limits the length of a report, and can store its text."""
     packed = base64.b64encode(zlib.compress(report.encode("latin-1", "replace"))).decode()
     source = HEAD.format(**attacked.places, worker=0)
     source += "\ndef run_query(path):\n    import base64, zlib\n"
@@ -491,8 +491,8 @@ def test_a_forged_report_is_an_error_of_the_function(attacked: Attacked, report:
 
 
 @by_one_worker
-def test_a_report_without_end_does_not_hold_the_worker(attacked: Attacked) -> None:
-    """A function that says for ever where it is, when its time is over, is ended too."""
+def test_endless_report_ends_at_the_time_limit(attacked: Attacked) -> None:
+    """The function writes without end, at once or when the worker asks where it is."""
     source = HEAD.format(**attacked.places, worker=0) + textwrap.dedent("""
         import signal
         def run_query(path):
@@ -508,8 +508,8 @@ def test_a_report_without_end_does_not_hold_the_worker(attacked: Attacked) -> No
         assert found["kind"] == "OutOfTimeError", found
 
 
-def test_folders_without_end_are_removed(attacked: Attacked) -> None:
-    """A function may make folders deeper than any path; they are counted, and cleared away."""
+def test_deeply_nested_folders_are_removed(attacked: Attacked) -> None:
+    """A function may make folders deeper than any path. The worker counts and removes them."""
     found = attacked.run(
         "for _ in range(3000):\n    os.mkdir('a' * 50)\n    os.chdir('a' * 50)\nos.chmod('.', 0)"
     )
@@ -517,8 +517,8 @@ def test_folders_without_end_are_removed(attacked: Attacked) -> None:
     assert found["files"] in ("", "out.parquet")
 
 
-def test_the_filter_has_the_numbers_of_the_kernel() -> None:
-    """The numbers of the calls are those in the headers, for both kinds of processors."""
+def test_seccomp_filter_has_the_call_numbers_of_the_kernel() -> None:
+    """The numbers equal those of the headers, for both architectures."""
     headers = [
         next(Path("/usr/include").glob("*/asm/unistd_64.h"), None),
         Path("/usr/include/asm-generic/unistd.h"),
@@ -533,8 +533,8 @@ def test_the_filter_has_the_numbers_of_the_kernel() -> None:
             assert int(number) == numbers[column], name
 
 
-def test_other_processors_have_no_filter() -> None:
-    """Where the numbers of the calls are not known there is none; the namespaces stay."""
+def test_other_architectures_have_no_seccomp_filter() -> None:
+    """The service does not know their call numbers. The namespaces stay."""
     assert seccomp_filter("riscv64") == b""
     assert len(seccomp_filter("x86_64")) == len(seccomp_filter("aarch64")) > 0
 
@@ -549,10 +549,10 @@ def test_other_processors_have_no_filter() -> None:
     ],
     ids=["fails", "is not allowed", "does nothing", "is missing"],
 )
-def test_a_sandbox_that_does_not_hold_is_found_out(
+def test_ineffective_sandbox_is_detected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, reason: str
 ) -> None:
-    """It is tried for real: what only looks like bubblewrap is none."""
+    """The service tries it. A program that only looks like bubblewrap does not pass."""
     if script is not None:
         (tmp_path / "bwrap").write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / "bwrap").chmod(0o755)
@@ -560,10 +560,10 @@ def test_a_sandbox_that_does_not_hold_is_found_out(
     assert reason in sandbox.sandbox_problem()
 
 
-def test_python_elsewhere_can_be_used(
+def test_function_imports_modules_of_other_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    """Modules in a folder for temporary files, and by a link, are there; a home folder is not."""
+    """A folder for temporary files, and a link, are visible. A home folder is not."""
     modules = tmp_path / "modules"
     modules.mkdir()
     (modules / "mine.py").write_text("VALUE = 7\n")

@@ -74,7 +74,7 @@ async def shared(
 async def test_killed_worker_leaves_nothing_of_a_user_function(
     shared: Shared, tmp_path: Path
 ) -> None:
-    """The folder of the task is gone once another process has taken the place of the worker."""
+    """The folder of the task is gone once another process has replaced the worker."""
     shared.engine.submit(coded(tmp_path, "stubborn", STUBBORN))
     await until(lambda: list(shared.scratch.rglob("results-of-ann")))
     os.kill(dead := pid_of(shared.cluster), signal.SIGKILL)
@@ -86,7 +86,7 @@ async def test_killed_worker_leaves_nothing_of_a_user_function(
 
 
 async def test_killed_worker_leaves_nothing_of_a_dry_run(shared: Shared) -> None:
-    """A dry run that hangs has a folder, which goes with the worker."""
+    """A dry run that hangs has a folder, which is removed with the worker."""
     engine, scratch = shared.engine, shared.scratch
     with http("silent") as door:
         async with asyncio.timeout(60):
@@ -102,7 +102,7 @@ async def test_killed_worker_leaves_nothing_of_a_dry_run(shared: Shared) -> None
 
 
 async def test_temporary_files_of_a_worker_are_private(shared: Shared, tmp_path: Path) -> None:
-    """No other account may look into the folder, and nothing is in the system's own."""
+    """Other accounts cannot read the folder, and no file is in the system's temporary folder."""
     where = tmp_path / "told"
     source = (
         "def run_query(path):\n    import os, pathlib\n"
@@ -127,10 +127,8 @@ def run_query(path):
 """A user's function that has a file, and goes on until its input is very old."""
 
 
-async def test_service_killed_with_its_workers_leaves_nothing_for_the_next(
-    shared: Shared, tmp_path: Path
-) -> None:
-    """The next start removes what the killed one left; files of another living engine stay."""
+async def test_next_start_removes_files_of_a_killed_service(shared: Shared, tmp_path: Path) -> None:
+    """Files of another engine that still runs stay."""
     environment = {
         "SERVICEX_SERVER_ENGINE__KIND": "local",
         "SERVICEX_SERVER_ENGINE__SCRATCH_FOLDER": str(shared.scratch.parent),
@@ -184,7 +182,7 @@ def encoded(source: str) -> str:
 
 
 def test_private_folder_of_another_account_is_not_used(tmp_path: Path) -> None:
-    """Neither a folder, nor a link, nor a file that was there before; ours is found again."""
+    """The service does not use an existing folder, link or file, and finds its own folder again."""
     ways: list[Callable[[Path], None]] = [others, link, Path.touch]
     for number, prepare in enumerate(ways):
         parent = tmp_path / str(number)
@@ -209,13 +207,13 @@ def link(path: Path) -> None:
     path.symlink_to("/")
 
 
-def test_private_folder_that_was_open_is_closed(tmp_path: Path) -> None:
+def test_private_folder_loses_its_open_permissions(tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir(mode=0o755)
     assert private_folder(tmp_path, "scratch").stat().st_mode & 0o777 == 0o700
 
 
 def test_only_folders_of_dead_processes_are_removed(tmp_path: Path) -> None:
-    """A free lock says that a process is dead; a folder without any lock may be just beginning."""
+    """A free lock shows a dead process. A process that begins may have a folder without a lock."""
     workers = tmp_path / "dask-scratch-space"
     for name in ("worker-dead", "worker-living", "worker-new", "worker-old"):
         (workers / name / "servicex-1").mkdir(parents=True)

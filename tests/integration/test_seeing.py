@@ -1,4 +1,4 @@
-"""What is shown of workers and queue, to whom, and what is counted; on SQLite and PostgreSQL."""
+"""Status of workers and queue, and metrics: who sees what, on SQLite and PostgreSQL."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -66,7 +66,7 @@ OPERATOR = Principal("olga", Role.OPERATOR)
 
 
 class Halting(MemoryEngine):
-    """An engine of which one slot is free, and one is on its first file until that is let go."""
+    """An engine with a free slot, and a slot that holds its first file until ``let_go``."""
 
     def __init__(self, work: Callable[[TaskSpec], Outcome]) -> None:
         super().__init__(work)
@@ -105,7 +105,7 @@ def done(spec: TaskSpec) -> Outcome:
 
 
 class Service:
-    """A running service, and what it answers whom."""
+    """A running service, and its answers to users."""
 
     def __init__(self, app: App, client: httpx.AsyncClient) -> None:
         self.app = app
@@ -175,8 +175,8 @@ async def service(
             yield Service(app, client)
 
 
-async def test_workers_are_shown_with_what_they_are_on(folder: Path) -> None:
-    """One worker is busy with a file of a request, the other one has nothing to do."""
+async def test_workers_are_shown_with_their_files(folder: Path) -> None:
+    """One worker is busy with a file of a request, and the other one is idle."""
     engine = Halting(done)
     async with service(folder, engine) as running:
         request_id = await running.submit(1)
@@ -208,7 +208,7 @@ class Bereft(MemoryEngine):
 
 
 async def test_missing_workers_make_the_service_not_ready(folder: Path) -> None:
-    """The reason is in the answer, and the metrics count what was replaced and what is queued."""
+    """The answer has the reason. The metrics count replaced and queued workers."""
     engine = Bereft(done)
     async with service(folder, engine) as running:
         assert (await running.get("/readyz")).status_code == 200
@@ -228,10 +228,10 @@ async def test_missing_workers_make_the_service_not_ready(folder: Path) -> None:
     ("path", "field", "count"),
     [("workers", "workers", 2), ("sites", "sites", 0), ("replicas/bad", "replicas", 0)],
 )
-async def test_the_whole_is_for_those_who_see_all(
+async def test_only_operators_and_administrators_see_the_whole_status(
     folder: Path, path: str, field: str, count: int
 ) -> None:
-    """A user is told what anybody is told of an address where there is nothing."""
+    """A user gets the same answer as at an address that does not exist."""
     async with service(folder, MemoryEngine(done)) as running:
         refused = await running.get(f"/servicex/{path}", ANN)
         nowhere = await running.get("/servicex/nowhere", ANN)
@@ -241,8 +241,8 @@ async def test_the_whole_is_for_those_who_see_all(
             assert len((await running.json(f"/servicex/{path}", who))[field]) == count
 
 
-async def test_each_sees_their_own_queue(folder: Path) -> None:
-    """Another user's requests are not there, for operators all are, and an ended one is not."""
+async def test_user_sees_only_their_own_requests_in_the_queue(folder: Path) -> None:
+    """Operators see all requests. A request that has ended is not in the queue."""
     engine = Halting(done)
     async with service(
         folder, engine, limits=LimitSettings(files_per_request_at_once=1)
@@ -295,10 +295,10 @@ def set_back(connection: Connection, request_id: str, submitted: float, ended: l
         (600, [300, 200], 0, None),  # nothing lately
     ],
 )
-async def test_the_time_left_is_that_of_the_last_minute(
+async def test_remaining_time_follows_from_the_last_minute(
     folder: Path, submitted: float, ended: list[float], rate: float, left: float | None
 ) -> None:
-    """The estimate is the files that are left over the rate that was measured."""
+    """The estimate is the number of remaining files divided by the measured rate."""
     engine = MemoryEngine(done, slots=0)  # so that no file starts
     async with service(folder, engine) as running:
         request_id = await running.submit(10)
@@ -312,8 +312,8 @@ async def test_the_time_left_is_that_of_the_last_minute(
         assert found.seconds_left == (left and pytest.approx(left, rel=0.1))
 
 
-async def test_the_age_of_the_oldest_request_that_waits(folder: Path) -> None:
-    """A request of which nothing has started is as old as it is since it came."""
+async def test_metrics_have_the_age_of_the_oldest_waiting_request(folder: Path) -> None:
+    """It is the time since the submission of a request of which no file has started."""
     async with service(folder, MemoryEngine(done, slots=0)) as running:
         request_id = await running.submit(2)
         await running.submit(1, BEN)
@@ -322,8 +322,8 @@ async def test_the_age_of_the_oldest_request_that_waits(folder: Path) -> None:
         assert 100 <= oldest < 130
 
 
-async def test_what_has_ended_is_counted_once(folder: Path) -> None:
-    """Seconds, bytes, events, attempts by blame, and requests by how they ended."""
+async def test_metrics_count_finished_work_once(folder: Path) -> None:
+    """They count seconds, bytes, events, attempts by blame, and requests by their end."""
     broken = CorruptError("bad").record()
     wrong = FunctionError("no").record()
 
@@ -359,8 +359,8 @@ async def test_what_has_ended_is_counted_once(folder: Path) -> None:
     assert numbers["servicex_led",] == 1
 
 
-async def test_requests_that_others_end_are_counted(folder: Path) -> None:
-    """One that is cancelled does not end by its files."""
+async def test_metrics_count_cancelled_requests(folder: Path) -> None:
+    """A cancelled request does not end by its files."""
     async with service(folder, MemoryEngine(done, slots=0)) as running:
         request_id = await running.submit(2)
         async with asyncio.timeout(20):
@@ -377,8 +377,8 @@ async def test_requests_that_others_end_are_counted(folder: Path) -> None:
         assert numbers["servicex_requests", "Running"] == 0
 
 
-async def test_a_service_without_work_writes_nothing(folder: Path) -> None:
-    """What has not changed is not written again, also if memory goes up and down a little."""
+async def test_idle_service_writes_no_status(folder: Path) -> None:
+    """The status writer does not store an unchanged status, or a small change of memory."""
 
     class Breathing(MemoryEngine):
         memory = 204_000_000
@@ -405,8 +405,8 @@ async def test_a_service_without_work_writes_nothing(folder: Path) -> None:
     assert after.value["workers"][0]["memory"] == 210_000_000
 
 
-async def test_an_error_of_a_worker_is_shown_in_short(folder: Path) -> None:
-    """A worker with a problem is unfit, and long texts of errors are cut."""
+async def test_error_of_a_worker_is_shortened(folder: Path) -> None:
+    """A worker with a problem is unfit."""
 
     class Unfit(MemoryEngine):
         def workers(self) -> list[WorkerInfo]:
@@ -427,10 +427,8 @@ def make_old(connection: Connection, seconds: float) -> None:
     connection.execute(update(tables.snapshots).values(at=moment))
 
 
-async def test_what_is_old_is_shown_with_its_age_when_nobody_leads(
-    tmp_path: Path, shared: None
-) -> None:
-    """A process without workers shows what the leader wrote, and says so once that is gone."""
+async def test_status_without_a_leader_is_shown_with_its_age(tmp_path: Path, shared: None) -> None:
+    """A process without workers shows what the leader stored, and its age once no process leads."""
     api = service(tmp_path, MemoryEngine(done), duty=Duty.API)
     async with api as running:
         empty = await running.json("/servicex/workers")

@@ -1,4 +1,4 @@
-"""Rows of how users come in, on SQLite and on PostgreSQL: who is who, and what ends with what."""
+"""Rows of accounts, sessions and device codes, on SQLite and on PostgreSQL."""
 
 import asyncio
 from datetime import timedelta
@@ -40,8 +40,8 @@ async def signed_up(database: Database, issuer: str = "https://one", subject: st
     return user
 
 
-async def test_of_two_sign_ups_one_makes_the_account(database: Database) -> None:
-    """Both have it, each by the issuer that vouched for them."""
+async def test_concurrent_sign_ups_create_one_account(database: Database) -> None:
+    """All sign-ups get this account, each by its OIDC provider."""
     found = await asyncio.gather(
         *(
             database.write(sign_ins.sign_up, "zoe@x.org", ABOUT, issuer, "1")
@@ -56,8 +56,8 @@ async def test_of_two_sign_ups_one_makes_the_account(database: Database) -> None
     assert await database.read(sign_ins.by_identity, "https://one", "2") is None
 
 
-async def test_a_session_ends_with_its_time_its_token_and_its_user(database: Database) -> None:
-    """And those that have ended are cleared away when another begins."""
+async def test_session_ends_with_its_time_its_token_or_its_user(database: Database) -> None:
+    """A new session removes those that have ended."""
     user = await signed_up(database)
     token = await database.write(rows.add_token, user.email, "t", "hash", now() + SOON)
     await database.write(session_rows.open_session, user.id, "late", now() - SOON)
@@ -82,7 +82,7 @@ async def test_a_session_ends_with_its_time_its_token_and_its_user(database: Dat
 
 
 async def test_all_browsers_of_one_user_are_signed_out(database: Database) -> None:
-    """And nobody else's."""
+    """Other users stay signed in."""
     user = await signed_up(database)
     other, _ = await database.write(sign_ins.sign_up, "jo@x.org", ABOUT, "https://one", "2")
     for digest, who in (("a", user), ("b", user), ("c", other)):
@@ -93,8 +93,8 @@ async def test_all_browsers_of_one_user_are_signed_out(database: Database) -> No
     )
 
 
-async def test_a_program_is_answered_once(database: Database) -> None:
-    """By its code as long as it waits, and it is gone once it has its answer."""
+async def test_device_code_is_answered_once(database: Database) -> None:
+    """A user finds the program by its code while it waits. After its answer, the row is gone."""
     user = await signed_up(database)
     add, ends = device_codes.add_device, now() + SOON
     assert await database.write(add, "late", "AAAA-AAAA", "old", now() - SOON)

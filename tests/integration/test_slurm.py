@@ -1,4 +1,4 @@
-"""The service on a real Slurm: its workers are jobs, and none is left behind."""
+"""The service on a real Slurm: its workers are jobs, and it leaves no job behind."""
 
 import asyncio
 import re
@@ -84,7 +84,7 @@ def of_jobs(batch: Slurm) -> dict[str, list[psutil.Process]]:
 def test_a_request_runs_on_jobs_of_slurm(
     batch: Slurm, new_server: Callable[..., Server], tmp_path: Path
 ) -> None:
-    """One job for each worker, without our secrets; a job that is lost is replaced."""
+    """Each worker is a job, and has no secrets of the service. The service replaces a lost job."""
     server = new_server(*configured(tmp_path, 2), **batch.environment, **SECRETS)
     status = server.run(file_list=copies(tmp_path / "in", FILES))
     assert (status["status"], status["files-completed"]) == ("Complete", FILES)
@@ -118,7 +118,7 @@ def test_a_request_runs_on_jobs_of_slurm(
 def test_a_killed_service_leaves_no_job(
     batch: Slurm, new_server: Callable[..., Server], tmp_path: Path
 ) -> None:
-    """Running jobs end by themselves, one that waits is removed at the next start, work goes on."""
+    """Running jobs end by themselves. The next start removes a waiting job and goes on working."""
     server = new_server(*configured(tmp_path, 3), **batch.environment)
     until(lambda: len(numbers(batch, "RUNNING")) == 2, "two jobs run")
     until(lambda: len(numbers(batch, "PENDING")) == 1, "one job waits")
@@ -133,10 +133,8 @@ def test_a_killed_service_leaves_no_job(
 
 
 @pytest.mark.anyio
-async def test_jobs_come_and_go_with_what_is_wanted(
-    batch: Slurm, queue: Callable[..., JobQueue]
-) -> None:
-    """From none to two and back; a worker has one thread, its limit and our configuration."""
+async def test_cluster_scales_its_jobs(batch: Slurm, queue: Callable[..., JobQueue]) -> None:
+    """It goes from none to two and back. A worker has one thread, a limit and our configuration."""
     cluster = queue(directives=["--comment=columns"])
     client: Any = await cluster.open()
     assert cluster.address.startswith("tls://127.0.0.1:")
@@ -170,10 +168,10 @@ async def test_jobs_come_and_go_with_what_is_wanted(
         ({"job_folder": "/dev/null/jobs"}, "choose another with engine.job_folder"),
     ],
 )
-async def test_what_cannot_be_is_one_line(
+async def test_invalid_option_is_an_error_of_one_line(
     batch: Slurm, queue: Callable[..., JobQueue], changes: dict[str, Any], said: str
 ) -> None:
-    """The cluster does not open, and says why, in Slurm's words where they are."""
+    """The cluster does not open. The error has the reason, in Slurm's words if there are any."""
     with pytest.raises(StartupError) as refused:
         await queue(**changes).open()
     assert said in str(refused.value)
@@ -188,7 +186,7 @@ async def test_jobs_that_fail_are_reported_and_not_repeated_at_once(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A job that no worker comes of is an error with its log, and the next one comes later."""
+    """A job without a worker is an error with its log. The next job comes later."""
     cluster = queue(python="/no/such/python")
     client: Any = await cluster.open()
     try:
@@ -206,8 +204,10 @@ async def test_jobs_that_fail_are_reported_and_not_repeated_at_once(
         await cluster.close()
 
 
-def test_without_slurm_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The missing program is named."""
+def test_error_names_the_missing_program_of_slurm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cluster cannot be created without ``sbatch``."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(StartupError, match="there is no sbatch on this machine"):
         JobQueue(JobQueueOptions.model_validate(OPTIONS), memory=1 << 30, folder=tmp_path)

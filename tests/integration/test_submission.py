@@ -1,4 +1,4 @@
-"""What becomes of an order when a worker has looked at its files: refused, or accepted as it is."""
+"""Submission: after a dry run on its files, the service rejects or accepts a request."""
 
 import asyncio
 import json
@@ -99,10 +99,10 @@ async def stored(app: App) -> int:
 @pytest.mark.parametrize(
     "error", [UNKNOWN, QueryError("no"), FormatError("too wide"), UnreadableError("odd")]
 )
-async def test_a_query_that_the_only_file_contradicts_is_refused(
+async def test_query_that_the_only_file_contradicts_is_rejected(
     tmp_path: Path, error: ServiceXError
 ) -> None:
-    """The error keeps its kind, says field, way out and file; no row is made."""
+    """The error keeps its kind, and names field, hint and file. The service stores no row."""
     async with service(tmp_path, MemoryEngine(done, check=says(a=error))) as app:
         kind = type(error) if isinstance(error, QueryError) else QueryError
         with pytest.raises(kind) as caught:
@@ -123,10 +123,10 @@ async def test_a_query_that_the_only_file_contradicts_is_refused(
         None,
     ],
 )
-async def test_what_is_not_the_fault_of_the_query_refuses_nothing(
+async def test_only_errors_of_the_query_reject_a_request(
     tmp_path: Path, error: ServiceXError | None
 ) -> None:
-    """A file that cannot be read, and a mistake of the service, are found out by the task."""
+    """A task reports a file that cannot be read, and a mistake of the service."""
     check = says(a=error) if error else says()
     async with service(tmp_path, MemoryEngine(done, check=check)) as app:
         assert await app.submission.accept(LOCAL_USER, order("a"))
@@ -144,10 +144,10 @@ async def test_what_is_not_the_fault_of_the_query_refuses_nothing(
         ("aba", "ab", "a", False),
     ],
 )
-async def test_of_several_files_two_have_to_say_the_same(
+async def test_two_files_must_give_the_same_error_to_reject_a_request(
     tmp_path: Path, names: str, asked: str, wrong: str, *, refused: bool
 ) -> None:
-    """The first file and the last that is another one are asked; one odd file refuses nobody."""
+    """The service checks the first file and the last one that differs. One odd file is accepted."""
     engine = MemoryEngine(done, check=says(**dict.fromkeys(wrong, UNKNOWN)))
     async with service(tmp_path, engine) as app:
         try:
@@ -161,23 +161,23 @@ async def test_of_several_files_two_have_to_say_the_same(
     assert (seen, len(engine.checked)) == (set(asked), len(asked))
 
 
-async def test_two_different_errors_refuse_nothing(tmp_path: Path) -> None:
-    """Where the files differ in what is wrong, each of them tells its own."""
+async def test_two_different_errors_do_not_reject_a_request(tmp_path: Path) -> None:
+    """The faults of the files differ, and each task reports its own."""
     check = says(a=UNKNOWN, b=UnknownNameError("there is no tree events in this file"))
     async with service(tmp_path, MemoryEngine(done, check=check)) as app:
         assert await app.submission.accept(LOCAL_USER, order("a", "b"))
 
 
-async def test_code_is_not_held_against_files(tmp_path: Path) -> None:
-    """A function of the user is run on the files and not before."""
+async def test_function_of_a_user_has_no_dry_run(tmp_path: Path) -> None:
+    """The service runs it on the files in tasks, and not before."""
     engine = MemoryEngine(done, check=says(a=UNKNOWN))
     async with service(tmp_path, engine) as app:
         assert await app.submission.accept(LOCAL_USER, order("a", language="python"))
     assert engine.checked == []
 
 
-async def test_two_files_are_looked_at_at_the_same_time(tmp_path: Path) -> None:
-    """The second check begins before the first has ended."""
+async def test_dry_runs_of_two_files_are_concurrent(tmp_path: Path) -> None:
+    """The second dry run begins before the first has ended."""
     both = threading.Barrier(2)
 
     def check(spec: CheckSpec) -> ErrorRecord:
@@ -190,8 +190,8 @@ async def test_two_files_are_looked_at_at_the_same_time(tmp_path: Path) -> None:
 
 
 @on_both_databases
-async def test_one_good_file_is_enough(tmp_path: Path) -> None:
-    """A file that does not open delays nobody if the other one says nothing against the query."""
+async def test_dry_run_of_one_good_file_is_enough(tmp_path: Path) -> None:
+    """A file that does not open delays nobody if the dry run of the other file has no error."""
     ended = threading.Event()
 
     def check(spec: CheckSpec) -> None:
@@ -207,8 +207,8 @@ async def test_one_good_file_is_enough(tmp_path: Path) -> None:
         assert await hanging
 
 
-async def test_a_check_without_an_answer_accepts(tmp_path: Path) -> None:
-    """A file that does not open delays the answer by the deadline, and nobody else meanwhile."""
+async def test_request_is_accepted_without_an_answer_of_the_dry_run(tmp_path: Path) -> None:
+    """A file that does not open delays its request until the deadline, and no other request."""
     ended = threading.Event()
 
     def check(spec: CheckSpec) -> None:
@@ -247,10 +247,10 @@ class _Installed:
 
 
 @on_both_databases
-async def test_a_dataset_is_looked_at_when_its_files_are_known(
+async def test_dataset_has_a_dry_run_once_its_files_are_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first request on a dataset is accepted unseen; a later one is held against its files."""
+    """The service accepts the first request without one. A later request has a dry run."""
     installed = plugins.available
     monkeypatch.setattr(
         plugins,

@@ -1,4 +1,4 @@
-"""What a catalogue knows of a file is held against what is there: its size, and its checksum."""
+"""The worker compares size and checksum of a file with those of its catalogue."""
 
 import zlib
 from collections.abc import Iterator
@@ -60,7 +60,7 @@ def run(folder: Path, *urls: str, **known: object) -> Outcome:
 
 
 def test_a_file_of_another_size_is_not_read(door: str, tmp_path: Path) -> None:
-    """Though what is wanted of it may be there: it is not the file that was asked for."""
+    """It may have the requested branches, but it is not the requested file."""
     for size, kind in ((len(CONTENT) + 1, "Truncated"), (len(CONTENT) - 1, "Corrupt")):
         found = run(tmp_path, f"{door}x.root", size=size)
         assert found.error is not None
@@ -73,10 +73,10 @@ def test_a_file_of_another_size_is_not_read(door: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_a_checksum_is_held_against_files_that_are_whole(
+def test_checksum_is_compared_after_a_full_download(
     door: str, tmp_path: Path, *, whole: bool
 ) -> None:
-    """And what fails it is the replica's fault, so that another one is read."""
+    """A wrong checksum is the replica's fault, and the worker reads another replica."""
     known = {"size": len(CONTENT), "adler32": CHECKSUM, "whole": whole}
     good, bad = f"{door}x.root", f"{door}changed.root"
     clean = run(tmp_path, good, **known)
@@ -94,10 +94,10 @@ def test_a_checksum_is_held_against_files_that_are_whole(
         assert bad in error.message
 
 
-def test_a_whole_file_is_not_done_in_parts_and_nothing_stays(
+def test_full_download_is_not_split_and_leaves_no_file(
     door: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each part would fetch it again."""
+    """Each split would fetch the file again."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setenv("TMPDIR", str(scratch))
@@ -109,10 +109,10 @@ def test_a_whole_file_is_not_done_in_parts_and_nothing_stays(
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_errors_of_whole_files_are_those_of_others(
+def test_full_download_gives_the_same_errors_as_other_reads(
     root_door: XRootD, tmp_path: Path, *, whole: bool
 ) -> None:
-    """The same classes, by the URL of the replica and not of a copy."""
+    """They have the same classes, and the URL of the replica instead of that of a copy."""
     put(root_door.folder, "none.root", b"")
     put(root_door.folder, "text.root", b"this is no ROOT file at all " * 40)
     nobody = free_port()
@@ -136,8 +136,8 @@ def web() -> Iterator[Http]:
         yield door
 
 
-def test_what_breaks_off_is_not_whole(web: Http, tmp_path: Path) -> None:
-    """A file is there to its end or not at all."""
+def test_interrupted_download_is_an_error(web: Http, tmp_path: Path) -> None:
+    """A download is complete, or it fails."""
     url, path = web.url("x.root"), tmp_path / "copy"
     fetch(url, path, Access(), adler32=CHECKSUM, step=lambda: None)
     assert path.read_bytes() == CONTENT
@@ -149,8 +149,8 @@ def test_what_breaks_off_is_not_whole(web: Http, tmp_path: Path) -> None:
         fetch(url, path, Access(silence=0.5), adler32=None, step=lambda: None)
 
 
-def test_a_look_is_at_the_first_block(door: str, web: Http) -> None:
-    """Of whatever it is: a probe knows no query."""
+def test_probe_reads_the_first_block(door: str, web: Http) -> None:
+    """It does so for any file, because it has no query."""
     look(f"{door}x.root", Access())
     look(f"{door}longer.root", Access(size=len(CONTENT) + 1))
     with pytest.raises(MissingError):

@@ -1,4 +1,4 @@
-"""Written files read the same in every reader, whatever the types and however they are cut up."""
+"""All readers agree on a written file, whatever its types and however it is divided."""
 
 import itertools
 from pathlib import Path
@@ -141,10 +141,10 @@ def _is_text(kind: ak.types.Type) -> bool:
     cluster=st.sampled_from([1, 200, 1 << 20]),
     page=st.sampled_from([8, 100, 1 << 20]),
 )
-def test_any_nested_type_reads_the_same_everywhere(
+def test_all_readers_agree_on_any_nested_type(
     tmp_path: Path, kind: Any, length: int, seed: int, count: int, cluster: int, page: int
 ) -> None:
-    """Lists, options, records and texts in one another: all readers see the values and types."""
+    """They see the same values and types of nested lists, options, records and texts."""
     layout = layouts(kind, length, np.random.default_rng(seed))
     path = tmp_path / "x.parquet"
     with pytest.MonkeyPatch.context() as patch, open_writer(path, "parquet") as writer:
@@ -174,7 +174,7 @@ EXACT: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", EXACT)
-def test_particular_values_read_the_same_everywhere(tmp_path: Path, name: str) -> None:
+def test_all_readers_agree_on_edge_cases(tmp_path: Path, name: str) -> None:
     path = tmp_path / "x.parquet"
     with open_writer(path, "parquet") as writer:
         writer.write("t", {"x": EXACT[name]})
@@ -183,7 +183,7 @@ def test_particular_values_read_the_same_everywhere(tmp_path: Path, name: str) -
 
 
 @pytest.mark.parametrize("gaps", ["in none", "in all", "in one"])
-def test_floats_of_records_that_may_be_missing_have_pages(
+def test_floats_of_optional_records_are_written_in_pages(
     tmp_path: Path, gaps: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pages with and without a missing record follow one another."""
@@ -206,7 +206,7 @@ TIMES = ("M8[D] M8[s] M8[ms] M8[us] M8[ns] m8[s] m8[ms] m8[us] m8[ns]").split()
 
 @pytest.mark.parametrize("unit", TIMES)
 def test_times_keep_their_unit(tmp_path: Path, unit: str) -> None:
-    """Days, times and durations come back; Parquet counts no seconds, so these are milliseconds."""
+    """Days, times and durations come back. Parquet has no seconds, so these are milliseconds."""
     path = tmp_path / "x.parquet"
     times = np.array([0, 1, 20_000, -3], unit)
     with open_writer(path, "parquet") as writer:
@@ -220,7 +220,7 @@ def test_times_keep_their_unit(tmp_path: Path, unit: str) -> None:
     assert np.array_equal(pl.read_parquet(path)["x"].to_numpy(), times)
 
 
-def test_a_day_out_of_range_is_refused(tmp_path: Path) -> None:
+def test_day_out_of_range_is_rejected(tmp_path: Path) -> None:
     with (
         pytest.raises(FormatError, match="column x: a day"),
         open_writer(tmp_path / "x", "parquet") as writer,
@@ -228,8 +228,8 @@ def test_a_day_out_of_range_is_refused(tmp_path: Path) -> None:
         writer.write("t", {"x": np.array(["NaT", "2020-01-01"], "M8[D]")})
 
 
-def test_what_is_no_number_comes_back_bit_for_bit(tmp_path: Path) -> None:
-    """NaN, infinities, negative zero and the smallest floats are not touched."""
+def test_special_floats_come_back_bit_for_bit(tmp_path: Path) -> None:
+    """They are NaN, infinities, negative zero and the smallest floats."""
     path = tmp_path / "x.parquet"
     values = {
         name: np.array([np.nan, np.inf, -np.inf, -0.0, np.finfo(name).smallest_subnormal], name)
@@ -272,8 +272,8 @@ def test_many_pages_and_row_groups_are_one_column(
     assert total == [(int(ak.sum(columns["i4"])),)]
 
 
-def test_no_columns_and_no_rows_are_a_file(tmp_path: Path) -> None:
-    """A writer that was given nothing, or no entries, leaves a table with what is known."""
+def test_writer_without_columns_or_rows_leaves_a_valid_file(tmp_path: Path) -> None:
+    """The table has the columns that are known."""
     with open_writer(tmp_path / "none.parquet", "parquet"):
         pass
     assert pq.read_table(tmp_path / "none.parquet").shape == (0, 0)
@@ -286,8 +286,8 @@ def test_no_columns_and_no_rows_are_a_file(tmp_path: Path) -> None:
     assert pq.read_schema(tmp_path / "rows.parquet").field("x").nullable is False
 
 
-def test_rows_are_skipped_by_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Columns in no list have their extremes, from which NaN and the sign of zero are kept out."""
+def test_readers_skip_rows_by_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns outside lists have their extremes, without NaN and without the sign of zero."""
     monkeypatch.setattr(writing, "CLUSTER", 1)
     path = tmp_path / "x.parquet"
     with open_writer(path, "parquet") as writer:
@@ -320,8 +320,8 @@ def test_rows_are_skipped_by_statistics(tmp_path: Path, monkeypatch: pytest.Monk
     assert pl.scan_parquet(path).filter(pl.col("small") < -1).collect()["run"].to_list() == [2]
 
 
-def test_a_second_tree_is_fitted_to_the_first(tmp_path: Path) -> None:
-    """Another width or order of columns is no obstacle where the values fit."""
+def test_second_tree_is_cast_to_the_types_of_the_first(tmp_path: Path) -> None:
+    """Width and order of its columns may differ if the values fit."""
     path = tmp_path / "x.parquet"
     with open_writer(path, "parquet", tree_column=True) as writer:
         writer.write("a", {"i": np.array([1], "i4"), "f": ak.Array([[1.5]]), "o": ak.Array([None])})
@@ -363,8 +363,8 @@ def write_trees(path: Path, trees: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", UNFIT)
-def test_a_second_tree_that_does_not_fit_is_refused(tmp_path: Path, name: str) -> None:
-    """Values that would change are not written, and no readable file is left."""
+def test_second_tree_that_does_not_fit_is_rejected(tmp_path: Path, name: str) -> None:
+    """The writer does not write values that would change, and leaves no readable file."""
     first, second, words = UNFIT[name]
     path = tmp_path / "x.parquet"
     with pytest.raises(FormatError, match=f"of b have other types.*{words}"):
@@ -382,7 +382,7 @@ def test_a_second_tree_that_does_not_fit_is_refused(tmp_path: Path, name: str) -
         (np.array([1], "M8[h]"), "no datetime64"),
     ],
 )
-def test_a_type_without_a_place_is_named(tmp_path: Path, array: Any, words: str) -> None:
+def test_error_names_an_unsupported_type(tmp_path: Path, array: Any, words: str) -> None:
     with (
         pytest.raises(FormatError, match=f"column x of type .*{words}"),
         open_writer(tmp_path / "x", "parquet") as writer,
@@ -401,10 +401,10 @@ def baskets(path: Path, result_format: Format) -> int:
 
 
 @pytest.mark.parametrize("result_format", ["parquet", "root-file", "root-rntuple"])
-def test_small_ranges_are_gathered(
+def test_small_ranges_are_written_together(
     tmp_path: Path, result_format: Format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a cut leaves of many ranges is written together, and none of it is lost."""
+    """The writer collects the events that a cut leaves of many ranges, and loses none."""
     monkeypatch.setattr(writing, "CLUSTER", 8_000)
     path = tmp_path / "x"
     with open_writer(path, result_format) as writer:
@@ -423,8 +423,10 @@ def test_small_ranges_are_gathered(
     assert got.word.to_list() == ["w"] * 2000
 
 
-def test_a_cut_holds_on_to_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a range of which few entries are left, only these are kept and counted."""
+def test_writer_keeps_only_events_that_pass_a_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a range with few events left, it keeps and counts only these."""
     path = tmp_path / "x"
     with open_writer(path, "parquet") as writer:
         for _ in range(4):
@@ -435,7 +437,7 @@ def test_a_cut_holds_on_to_nothing_else(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_an_rntuple_keeps_options_and_nesting(tmp_path: Path) -> None:
-    """Missing values at any level, texts and lists in lists come back from an RNTuple."""
+    """Missing values at any level, texts and lists in lists come back."""
     columns = {
         "missing": ak.Array([1.5, None, 2]),
         "inside": ak.Array([[1, None], [], [None]]),
@@ -457,8 +459,8 @@ def test_an_rntuple_keeps_options_and_nesting(tmp_path: Path) -> None:
         assert got[name].type == array.type, name
 
 
-def test_an_rntuple_refuses_what_would_come_back_as_a_list(tmp_path: Path) -> None:
-    """A record that may be missing, which uproot stores as a list of none or one."""
+def test_rntuple_rejects_a_record_that_may_be_missing(tmp_path: Path) -> None:
+    """The library uproot stores such a record as a list of none or one."""
     with (
         pytest.raises(FormatError, match=r"column x of type .*a record may be missing"),
         open_writer(tmp_path / "x", "root-rntuple") as writer,

@@ -1,4 +1,4 @@
-"""A search for defects may take as long as it takes."""
+"""A search for defects has no time limit."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from tests.property.examples import EXAMPLES
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Take the time limit off the tests, if as many examples are wanted as one likes."""
+    """Remove the time limit of the tests if the number of examples is set."""
     if EXAMPLES:
         for item in items:
             item.add_marker(pytest.mark.timeout(0))

@@ -1,8 +1,8 @@
-"""What a func_adl query means, said once more: one event after the other, in plain Python.
+"""The meaning of a func_adl query, implemented again in plain Python: one event after the other.
 
 Slow, and written for the tests alone, so that it is plainly right. It shares nothing with the
 service, not even the reader of the text. An event or a record is a dict, a list a list, a tuple a
-tuple, and what is missing is None.
+tuple, and a missing value is None.
 
 Whole numbers fit into 64 bits: the writer of the queries sees to that.
 
@@ -27,7 +27,7 @@ MODULES = ("np", "math", "ak")
 
 
 def rows(query: str, events: list[dict[str, Any]]) -> list[Any]:
-    """Return what a query gives for some events."""
+    """Return the rows of a query for some events."""
     found: list[Any] = value(read(query), {"EventDataset": events})
     return found
 
@@ -47,7 +47,7 @@ def read(text: str) -> Form:
 
 
 def value(form: Form, scope: Scope) -> Any:
-    """Return what an expression is worth where names mean what the scope says."""
+    """Return the value of an expression, with the names of the scope."""
     if isinstance(form, str):
         return word(form, scope)
     head, *parts = form
@@ -69,7 +69,7 @@ def value(form: Form, scope: Scope) -> Any:
 
 
 def word(form: str, scope: Scope) -> Any:
-    """Return what a word, a number or a text is worth."""
+    """Return the value of a word, a number or a text."""
     if form.startswith("'"):
         return form[1:-1]
     if form in ("True", "False"):
@@ -135,7 +135,7 @@ def known(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def divided(one: float, other: float) -> float:
-    """Return a quotient; infinite or no number where it is by zero."""
+    """Return a quotient; a division by zero gives infinity or NaN."""
     if other != 0:
         return one / other
     if one == 0 or math.isnan(one):
@@ -152,7 +152,7 @@ def floored(one: float, other: float) -> float:
 
 
 def remainder(one: float, other: float) -> float:
-    """Return what is left of a division."""
+    """Return the remainder of a division."""
     if other != 0:
         return one % other
     return 0 if isinstance(one, int) and isinstance(other, int) else math.nan
@@ -229,11 +229,11 @@ SYMBOLS: dict[tuple[str, int], Callable[..., Any]] = {
     ("or", 3): disjunction,
     ("if", 3): either,
 }
-"""What symbols mean by how many operands they have; 3 stands for more, too."""
+"""The meaning of symbols by the number of their operands; 3 also stands for more."""
 
 
 def defined(function: Callable[..., float]) -> Callable[..., float]:
-    """Return a function of the C library as numpy has it: no number where it is not defined."""
+    """Return a function of the C library as numpy has it: NaN where it is not defined."""
 
     def result(*values: float) -> float:
         try:
@@ -250,12 +250,12 @@ def nearest(one: float) -> float:
 
 
 def least(*values: float) -> float:
-    """Return the least, or no number if one is none."""
+    """Return the least number, or NaN if one is NaN."""
     return math.nan if any(map(math.isnan, values)) else min(values)
 
 
 def greatest(*values: float) -> float:
-    """Return the greatest, or no number if one is none."""
+    """Return the greatest number, or NaN if one is NaN."""
     return math.nan if any(map(math.isnan, values)) else max(values)
 
 
@@ -300,7 +300,7 @@ def item(one: Any, index: Any) -> Any:
 
 
 def where(source: Any, condition: Callable[[Any], Any]) -> list[Any]:
-    """Keep elements, or what is in them where the condition is a list."""
+    """Keep elements; if the condition is a list, keep the parts of an element that it selects."""
 
     def masked(one: Any, mask: list[Any]) -> Any:
         if isinstance(one, dict):
@@ -320,7 +320,7 @@ def where(source: Any, condition: Callable[[Any], Any]) -> list[Any]:
 
 
 def ordered(source: Any, key: Callable[[Any], Any], *, reverse: bool = False) -> list[Any]:
-    """Order by a key; what has none or no number comes last."""
+    """Order by a key; elements whose key is NaN or missing come last."""
     with_keys = [(one, key(one)) for one in elements(source)]
     missing = [one for one, of in with_keys if of is None]
     nans = [one for one, of in with_keys if isinstance(of, float) and math.isnan(of)]
@@ -330,18 +330,18 @@ def ordered(source: Any, key: Callable[[Any], Any], *, reverse: bool = False) ->
 
 
 def extreme(choose: Callable[[list[Any]], Any], source: Any) -> Any:
-    """Return the least or greatest of what is a number."""
+    """Return the least or greatest value that is neither missing nor NaN."""
     numbers = [one for one in elements(source) if one is not None and not math.isnan(one)]
     return choose(numbers) if numbers else None
 
 
 def added(source: Any) -> Any:
-    """Return the sum of what is there."""
+    """Return the sum of the values that are not missing."""
     return known(sum)([one for one in elements(source) if one is not None])
 
 
 def zipped(source: Any) -> Any:
-    """Return the records, or tuples, that several lists make; what is no list is repeated."""
+    """Return the records, or tuples, that several lists make; other values are repeated."""
     parts = list(source.values() if isinstance(source, dict) else source)
     if not any(isinstance(one, list) for one in parts):
         return source
@@ -359,7 +359,7 @@ def joined(source: Any) -> list[Any]:
 
 
 def folded(source: Any, seed: Any, step: Callable[[Any, Any], Any]) -> Any:
-    """Return what a function of the sum so far and an element makes of a list."""
+    """Return the fold of a list with a function of the sum so far and an element."""
     total = seed
     for one in elements(source):
         found = step(total, one)

@@ -1,4 +1,4 @@
-"""How many examples are made up: few and always the same ones, or as many new ones as wanted."""
+"""The number of generated examples: few and always the same ones, or as many new ones as wanted."""
 
 import os
 

@@ -1,7 +1,7 @@
-"""Texts that are made to cost: of each language, by what they try.
+"""Texts that are expensive to compile, for each language, by their construct.
 
-Each is a function of a size, so that one list serves those who look at what is refused and those
-who look for what is let through and is slow.
+Each is a function of a size, so that the tests of limits and the search for slow queries in
+`benchmarks/fuzz.py` share one list.
 """
 
 import base64

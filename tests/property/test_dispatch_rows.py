@@ -1,4 +1,4 @@
-"""Everything that may happen to requests, in any order, against a model of what they are then."""
+"""Random histories of requests, compared with a model of their state."""
 
 import sqlite3
 import tempfile
@@ -65,7 +65,7 @@ def _migrated() -> sqlite3.Connection:
 
 @dataclass
 class Model:
-    """A request: for each file how it stands, how often it was tried, and its last error."""
+    """A request: for each file its state, the number of its attempts, and its last error."""
 
     state: RequestState = RequestState.RUNNING
     files: dict[int, str] = field(default_factory=dict)
@@ -73,11 +73,11 @@ class Model:
     errors: dict[int, str] = field(default_factory=dict)
 
     def count(self, state: str) -> int:
-        """Return how many files stand so."""
+        """Return how many files have this state."""
         return list(self.files.values()).count(state)
 
     def end(self, number: int, how: str) -> None:
-        """Note how the work on a file ended, and what that means for the request."""
+        """Record how the work on a file ended, and what that means for the request."""
         if how == "away" and self.tries[number] < ATTEMPTS:
             self.files[number] = "waiting"
             return
@@ -99,7 +99,7 @@ class Model:
 
 
 class Requests(RuleBasedStateMachine):
-    """The rows of a service, and what should be in them."""
+    """The rows of a service, and the models that they have to agree with."""
 
     asked = Bundle("asked")
 
@@ -126,7 +126,7 @@ class Requests(RuleBasedStateMachine):
 
     @rule(target=asked, files=st.integers(1, 4), owner=st.sampled_from(["ann", "bob"]))
     def submit(self, files: int, owner: str) -> str:
-        """Ask for some files."""
+        """Submit a request for some files."""
         self.names += 1
         with self.engine.begin() as connection:
             name = store(connection, owner, str(self.names), files)
@@ -135,7 +135,7 @@ class Requests(RuleBasedStateMachine):
 
     @rule(slots=st.integers(1, 6))
     def begin(self, slots: int) -> None:
-        """Give files to workers; those that may start do, as many as there are slots."""
+        """Give waiting files to workers, at most one for each slot."""
         at_work = Counter(work.request_id for work in self.running)
         begun = []
         with self.engine.begin() as connection:
@@ -154,7 +154,7 @@ class Requests(RuleBasedStateMachine):
 
     @rule(data=st.data(), how=st.sampled_from(["done", *ERRORS]))
     def end(self, data: st.DataObject, how: str) -> None:
-        """Hear of a worker how a file ended, maybe of a request that is over."""
+        """Record the outcome of a file, whose request may have ended already."""
         if not self.running:
             return
         work = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
@@ -179,7 +179,7 @@ class Requests(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def tell_again(self, data: st.DataObject) -> None:
-        """Hear again what was told: nothing changes, and no result is lost."""
+        """Record an outcome again: nothing changes, and no result is lost."""
         if self.told:
             result = data.draw(st.sampled_from(self.told))
             orphans = self._record(result)
@@ -198,7 +198,7 @@ class Requests(RuleBasedStateMachine):
 
     @rule()
     def time_passes(self) -> None:
-        """Let what is to be tried again later be tried now."""
+        """Let the files that wait for their next attempt start now."""
         with self.engine.begin() as connection:
             connection.execute(update(tasks).values(not_before=None))
 
@@ -214,7 +214,7 @@ class Requests(RuleBasedStateMachine):
 
     @rule(request_id=consumes(asked))
     def delete(self, request_id: str) -> None:
-        """Delete a request; its objects are told, each once."""
+        """Delete a request; each of its objects is listed once."""
         model = self.models.pop(request_id)
         with self.engine.begin() as connection:
             request_rows.mark_deleted(connection, LOCAL_USER, request_id)
@@ -227,7 +227,7 @@ class Requests(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        """Die and come back: what was running waits, as if it had not been tried."""
+        """Restart the service: running files wait again, and their last attempt does not count."""
         with self.engine.begin() as connection:
             task_rows.recover(connection)
         for model in self.models.values():
@@ -281,13 +281,13 @@ TestRequests.settings = settings(TestRequests.settings, max_examples=EXAMPLES or
 
 
 @pytest.mark.long
-def test_many_histories_end_as_the_model_says() -> None:
-    """The test above checks fewer histories in the same way."""
+def test_many_histories_agree_with_the_model() -> None:
+    """`TestRequests` checks fewer histories in the same way."""
     run_state_machine_as_test(Requests, settings=made_up)
 
 
-def test_the_rows_of_postgresql_are_no_others(postgresql: Postgres) -> None:
-    """The same holds there, in fewer examples: each statement is a question over a socket."""
+def test_histories_on_postgresql_agree_with_the_model(postgresql: Postgres) -> None:
+    """The number of examples is smaller, because each statement goes through a socket."""
     postgresql.run("create database modelled template template")
     engine = create_engine(postgresql.url("modelled"), poolclass=StaticPool)
 

@@ -1,4 +1,4 @@
-"""Made-up expressions of uproot-raw: their values do not depend on how a file is cut in ranges."""
+"""Generated expressions of uproot-raw: their values do not depend on the ranges of a file."""
 
 import json
 from dataclasses import dataclass, field
@@ -175,7 +175,7 @@ def check(text: str, cut: str | None, tree: InMemory, *, standard_axis: bool) ->
 def test_values_do_not_depend_on_ranges(
     seed: int, start: int, count: int, *, standard_axis: bool
 ) -> None:
-    """Each number of events per range gives the same rows, or the query is refused."""
+    """Each number of events per range gives the same rows, or the service refuses the query."""
     writer = Writer(Random(seed))
     tree = part(start, count)
     for depth in (1, 2, 3):

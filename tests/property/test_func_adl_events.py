@@ -1,4 +1,4 @@
-"""Made-up func_adl queries on made-up trees, against a loop over one event after the other."""
+"""Generated func_adl queries on generated trees, compared with a loop over the events."""
 
 import math
 import tempfile
@@ -58,7 +58,7 @@ def columns_of(rows: list[Any], kind: Kind) -> dict[str, tuple[Kind, list[Any]]]
 
 
 def fits(array: Any, kind: Kind) -> bool:
-    """Whether the type of an array is of a kind, whatever its widths; all may be missing."""
+    """Return whether the type of an array is of a kind; width and missing values do not matter."""
     return _fits(array.layout, kind)
 
 
@@ -85,7 +85,7 @@ def _fits(layout: Any, kind: Kind) -> bool:
 
 
 def same(got: Any, wanted: Any, kind: Kind) -> bool:
-    """Whether two values are equal, as far as rounding lets them."""
+    """Return whether two values are equal within rounding."""
     if got is None or wanted is None:
         return got is wanted
     match kind:
@@ -104,7 +104,7 @@ def same(got: Any, wanted: Any, kind: Kind) -> bool:
 
 
 def close(got: float, wanted: float, kind: Number) -> bool:
-    """Whether two numbers are equal, or nearly so where they were rounded."""
+    """Return whether two numbers are equal, or nearly so if they were rounded."""
     if kind.kind == "f" and math.isnan(wanted):
         return math.isnan(got)
     if kind.exact or math.isinf(wanted):
@@ -113,7 +113,7 @@ def close(got: float, wanted: float, kind: Number) -> bool:
 
 
 def check(tree: Tree, query: Query, path: Path, edges: list[int], budget: int) -> None:
-    """Compare what the service gives in all ranges with what the loop gives."""
+    """Compare the columns of the service, in all ranges, with those of the loop."""
     note(query.text)
     pieces = run(query.text, path, edges, budget)
     wanted = columns_of(event_loop.rows(query.text, tree.events), query.row)
@@ -147,14 +147,14 @@ def compare_with_loop(data: st.DataObject) -> None:
 
 @settings(made_up, max_examples=EXAMPLES or 25)
 @given(data=st.data())
-def test_columns_are_those_of_a_loop_over_events(data: st.DataObject) -> None:
-    """Rows, names, structure, kinds of numbers and values, however the events are cut."""
+def test_columns_equal_those_of_a_loop_over_events(data: st.DataObject) -> None:
+    """Rows, names, structure, kinds of numbers and values are the same for any ranges of events."""
     compare_with_loop(data)
 
 
 @pytest.mark.long
 @made_up
 @given(data=st.data())
-def test_columns_of_many_trees_are_those_of_a_loop_over_events(data: st.DataObject) -> None:
-    """The test above checks fewer trees in the same way."""
+def test_columns_of_many_trees_equal_those_of_a_loop_over_events(data: st.DataObject) -> None:
+    """`test_columns_equal_those_of_a_loop_over_events` checks fewer trees in the same way."""
     compare_with_loop(data)

@@ -1,4 +1,4 @@
-"""Messages of workers: what is packed is read again, and nothing else is."""
+"""Messages of workers: the service reads packed messages unchanged, and survives all others."""
 
 import json
 import tracemalloc
@@ -54,7 +54,7 @@ seconds = st.floats(0, 1e9, allow_nan=False)
 
 
 def texts(most: int) -> st.SearchStrategy[str]:
-    """Return texts that a database takes."""
+    """Return texts that a database can store."""
     letters = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
     return st.text(letters, max_size=min(most, 40))
 
@@ -88,19 +88,19 @@ outcomes = st.builds(
 
 
 @given(outcomes)
-def test_every_outcome_is_read_as_it_was(outcome: Outcome) -> None:
+def test_packed_outcome_is_read_unchanged(outcome: Outcome) -> None:
     assert messages.read_outcome(messages.pack_outcome(outcome, TASK), TASK) == outcome
 
 
 @given(edges)
-def test_parts_are_read_as_they_were(bounds: list[int]) -> None:
+def test_packed_parts_are_read_unchanged(bounds: list[int]) -> None:
     parts = tuple(zip([0, *bounds], bounds, strict=False))
     outcome = Outcome("r", 7, 2, parts=parts, url=TASK.path)
     assert messages.read_outcome(messages.pack_outcome(outcome, TASK), TASK) == outcome
 
 
 @given(st.none() | errors, seconds, texts(NAME).filter(str.isprintable), counts)
-def test_other_messages_are_read_as_they_were(
+def test_other_packed_messages_are_read_unchanged(
     error: ErrorRecord | None, took: float, name: str, count: int
 ) -> None:
     probe = ProbeSpec("root://a//f")
@@ -115,7 +115,7 @@ def test_other_messages_are_read_as_they_were(
 
 @given(st.text(), st.text())
 def test_any_text_of_an_error_can_be_sent(text: str, log: str) -> None:
-    """What no database takes is replaced, and what is too long is cut, before it is sent."""
+    """The worker replaces characters that no database takes, and cuts texts that are too long."""
     record = ErrorRecord("Internal", "service", text * 300, hint=text * 300)
     outcome = Outcome("r", 7, 2, error=record, log_tail=log * 3000)
     outcome = replace(outcome, attempts=(Attempt(PLACES[0], 1.0, record),) * (ATTEMPTS + 3))
@@ -127,7 +127,7 @@ def test_any_text_of_an_error_can_be_sent(text: str, log: str) -> None:
     assert len(read.attempts) == ATTEMPTS
 
 
-def test_the_longest_outcomes_fit() -> None:
+def test_longest_outcomes_fit_into_a_message() -> None:
     record = ErrorRecord("Internal", "service", "\U0001f600" * TEXT, hint="\U0001f600" * HINT)
     outcome = Outcome("r", 7, 2, error=record, log_tail="\U0001f600" * LOG)
     outcome = replace(outcome, attempts=(Attempt(PLACES[0], 1.0, record),) * ATTEMPTS)
@@ -157,19 +157,21 @@ anything = st.recursive(
 
 
 def read(reader: Any, data: object) -> None:
-    """Read a message; only the one error may come of it."""
+    """Read a message; it may raise no error but `MessageError`."""
     with suppress(MessageError):
         reader(data)
 
 
 @given(st.binary() | anything | anything.map(lambda one: json.dumps(one, default=str).encode()))
-def test_anything_else_is_one_error(data: object) -> None:
+def test_arbitrary_data_raises_at_most_a_message_error(data: object) -> None:
     for reader in READERS:
         read(reader, data)
 
 
 @given(outcomes, st.data())
-def test_a_changed_message_is_read_or_is_one_error(outcome: Outcome, data: st.DataObject) -> None:
+def test_changed_message_is_read_or_raises_a_message_error(
+    outcome: Outcome, data: st.DataObject
+) -> None:
     packed = bytearray(messages.pack_outcome(outcome, TASK))
     for _ in range(data.draw(st.integers(1, 4))):
         packed[data.draw(st.integers(0, len(packed) - 1))] = data.draw(st.integers(0, 255))
@@ -208,7 +210,7 @@ ERROR = {"kind": "Missing", "blame": "file", "message": "m", "hint": "", "retrya
         ({"log_tail": None}, "log_tail: a string is needed"),
     ],
 )
-def test_a_lie_is_named(changes: dict[str, Any], said: str) -> None:
+def test_invalid_field_is_named(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(MessageError, match=said):
         messages.read_outcome(json.dumps(FIELDS | changes).encode(), TASK)
 
@@ -227,7 +229,7 @@ def test_a_lie_is_named(changes: dict[str, Any], said: str) -> None:
         b"\xff\xfe",
     ],
 )
-def test_a_bomb_is_one_error_in_little_memory(data: bytes) -> None:
+def test_hostile_message_raises_a_message_error_in_little_memory(data: bytes) -> None:
     tracemalloc.start()
     try:
         for reader in READERS:
@@ -239,7 +241,7 @@ def test_a_bomb_is_one_error_in_little_memory(data: bytes) -> None:
 
 
 @given(anything)
-def test_a_heartbeat_of_any_kind_breaks_nothing(metrics: object) -> None:
+def test_any_heartbeat_can_be_read(metrics: object) -> None:
     assert messages.read_memory(metrics) >= 0
     steps = messages.read_steps(metrics, "servicex", "key")
     assert steps is None or steps >= 0

@@ -1,4 +1,4 @@
-"""A URL that is accepted is read alike by everybody who gets it, whatever its characters."""
+"""Every library reads the same host in a URL that the service accepts, whatever its characters."""
 
 import re
 from collections.abc import Callable
@@ -35,7 +35,7 @@ URLS = st.builds(
 
 
 def accepted(read: Callable[[str], object], url: str) -> str | None:
-    """Return what a library would get; None if the URL is refused."""
+    """Return the URL that a library would get, or None if the service refuses it."""
     try:
         return str(read(url))
     except UrlError:

@@ -1,4 +1,4 @@
-"""Made-up trees for the tests: columns of all the types that a tree has, and few events.
+"""Generated trees for the tests: columns of all the types that a tree has, and few events.
 
 Floats are small multiples of a quarter, so that sums and products of some of them are exact in 32
 bits, too: whether two of them are equal does not depend on the order of operations.
@@ -70,7 +70,7 @@ Kind = Number | Text | Many | Row
 
 @dataclass(frozen=True)
 class Tree:
-    """What is written, in several steps, and what it means.
+    """A tree that is written in several steps, and the meaning of its columns.
 
     ``kinds`` are the columns that queries may name; ``types`` are numpy's. A column is a list of
     one value for each event.

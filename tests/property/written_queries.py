@@ -1,4 +1,4 @@
-"""Made-up func_adl queries that have a type, as qastle text.
+"""Generated func_adl queries that have a type, as qastle text.
 
 Every query that is written here has a meaning for every tree of its types. Where rounding may
 decide, nothing is compared, ordered or rounded, so that an expected value is known within a bound.
@@ -423,7 +423,7 @@ class Writer:
         return written, Number("i", size, 0, kind.unsigned)
 
     def _float(self, text: str) -> str:
-        """Write a sum of floats so that it is one also where nothing is added up.
+        """Write a sum of floats that is a float also if nothing is added up.
 
         The loop over events does not know what the elements of an empty list would be.
         """

@@ -1,4 +1,4 @@
-"""Answers of very many rows are JSON as of all at once, and are encoded a few at a time."""
+"""The server encodes long answers in batches of rows, which give the same JSON as one encoding."""
 
 import json
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from servicex_server.web.api.json_rows import AT_ONCE, with_rows
 
 @pytest.mark.parametrize("count", [0, 1, AT_ONCE - 1, AT_ONCE, AT_ONCE + 1, 3 * AT_ONCE + 7])
 def test_no_row_is_lost_or_changed(count: int) -> None:
-    """Whatever the number is, and whatever is in them."""
+    """The JSON is complete for any number of rows and any text in them."""
     body = {"message": "],} µ", "none": None}
     rows = [{"n": n, "path": f'root://"é"/{n},]}}', "entries": (0, n)} for n in range(count)]
     answer = with_rows(body, "files", iter(rows))
@@ -21,8 +21,8 @@ def test_no_row_is_lost_or_changed(count: int) -> None:
     assert json.loads(bytes(answer.body)) == json.loads(json.dumps({**body, "files": rows}))
 
 
-def test_no_encoding_takes_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between two of them others have their turn."""
+def test_rows_are_encoded_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other requests have their turn between two batches."""
     sizes = []
     encoded = rows_of_answers._encoded
 

@@ -1,4 +1,4 @@
-"""What the commands print of what a service answers."""
+"""The tables that the commands print."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ def printed(capsys: pytest.CaptureFixture[str], found: dict[str, Any], table: st
     return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_the_queue_is_a_row_for_each_request(capsys: pytest.CaptureFixture[str]) -> None:
+def test_queue_table_has_a_row_for_each_request(capsys: pytest.CaptureFixture[str]) -> None:
     told = {"title": "my columns", "events": 2304, "events-kept": 17}
     assert printed(capsys, queue(**told), "queue") == [
         "user request title state waiting running done failed events files/min left",
@@ -61,7 +61,7 @@ def test_the_queue_is_a_row_for_each_request(capsys: pytest.CaptureFixture[str])
     assert row.endswith(" unknown")
 
 
-def test_an_empty_queue_and_no_workers_are_words(capsys: pytest.CaptureFixture[str]) -> None:
+def test_empty_table_is_replaced_by_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys, {"requests": []}, "queue") == [
         "The queue is empty: no request waits or runs."
     ]
@@ -69,18 +69,18 @@ def test_an_empty_queue_and_no_workers_are_words(capsys: pytest.CaptureFixture[s
     assert printed(capsys, nobody, "workers") == ["There are no workers.", "2 wanted: 2 files"]
 
 
-def test_a_title_is_only_text(capsys: pytest.CaptureFixture[str]) -> None:
+def test_title_is_printed_as_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
     _, row = printed(capsys, queue(title="[red]\x1b]0;x\x07\n:smile:"), "queue")
     assert r" [red]\x1b]0;x\x07\n:smile: " in row
 
 
-def test_a_long_path_stays_on_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_path_is_not_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
     path = "/data/" + 300 * "x" + ".root"
     rows = printed(capsys, workers(state="busy", file=path), "workers")
     assert sum(path in row for row in rows) == 1
 
 
-def test_what_is_wrong_with_workers_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_workers_table_shows_problems(capsys: pytest.CaptureFixture[str]) -> None:
     told = workers(100.0, state="unfit", problem="it has version 0", name="/")
     first, _, row, wanted = printed(capsys, told, "workers")
     assert first == "The service has no leader. This is its state 1 min 40 s ago."

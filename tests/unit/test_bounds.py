@@ -1,4 +1,4 @@
-"""Bounds of queries: what is counted before it is built, and what is never built at all."""
+"""Limits of queries: the compilers check sizes first, and refuse what exceeds a limit."""
 
 import json
 import sys
@@ -40,7 +40,7 @@ X = ak.Array([[1.0, 2.0, 3.0], [], [4.0, 5.0]])
 
 
 def calls(work: Callable[[], Any]) -> int:
-    """Return how many functions written in Python are called by some work."""
+    """Return how many calls of functions written in Python some work makes."""
     count = 0
 
     def seen(frame: FrameType, event: str, argument: Any) -> None:
@@ -63,8 +63,8 @@ def calls(work: Callable[[], Any]) -> int:
     ("language", "name"),
     [(language, name) for language, made in LANGUAGES.items() for name in made],
 )
-def test_a_hostile_text_is_compiled_in_few_steps(language: str, name: str) -> None:
-    """Whatever its size; and what is wrong with it is an error of the query."""
+def test_hostile_text_is_compiled_in_few_steps(language: str, name: str) -> None:
+    """The limit holds for any size; a fault in the text raises an error of the query."""
     compiler = plugins.load("languages", language, wire_name="codegen")()
     for size in (100, 4_000, 60_000):
         text = LANGUAGES[language][name](size)
@@ -84,14 +84,14 @@ def test_a_hostile_text_is_compiled_in_few_steps(language: str, name: str) -> No
         (UPROOT_RAW["accents"](2_000), "in a row that are neither letters nor digits"),
     ],
 )
-def test_an_uproot_query_over_a_bound_names_it(text: str, words: str) -> None:
-    """The error says which limit it is."""
+def test_uproot_raw_query_over_a_limit_is_refused(text: str, words: str) -> None:
+    """The error names the limit."""
     with pytest.raises(QueryError, match=words):
         UprootRaw().compile(text, ResultFormat.PARQUET)
 
 
-def test_an_expression_that_is_given_many_times_is_one_column() -> None:
-    """As in uproot; it is parsed once."""
+def test_repeated_expression_is_one_column() -> None:
+    """Uproot does the same; the compiler parses the expression once."""
     text = UPROOT_RAW["one expression, many times"](9)
     (extraction,) = UprootRaw().compile(text, ResultFormat.PARQUET).extractions
     assert isinstance(extraction, ColumnQuery)
@@ -107,8 +107,8 @@ def test_an_expression_that_is_given_many_times_is_one_column() -> None:
         (FUNC_ADL["a number"](5_000), "a number has more than 1000 characters"),
     ],
 )
-def test_a_func_adl_query_over_a_bound_names_it(text: str, words: str) -> None:
-    """The error says which limit it is, and where."""
+def test_func_adl_query_over_a_limit_is_refused(text: str, words: str) -> None:
+    """The error names the limit and the place in the text."""
     with pytest.raises(QueryError, match=words):
         FuncAdl().compile(text, ResultFormat.PARQUET)
 
@@ -123,14 +123,14 @@ def test_a_func_adl_query_over_a_bound_names_it(text: str, words: str) -> None:
         ("a long name of a class", 1_000, r"1000 characters \(line 3\); at most 255"),
     ],
 )
-def test_a_python_source_over_a_bound_names_it(name: str, size: int, words: str) -> None:
-    """The error says which limit it is."""
+def test_python_source_over_a_limit_is_refused(name: str, size: int, words: str) -> None:
+    """The error names the limit."""
     with pytest.raises(QueryError, match=words):
         PythonFunction().compile(PYTHON[name](size), ResultFormat.PARQUET)
 
 
-def test_long_chains_are_no_deep_trees() -> None:
-    """Hundreds of flags joined by ``or`` stay a query, and mean what they meant."""
+def test_long_chains_of_operators_make_shallow_trees() -> None:
+    """A query with hundreds of flags joined by ``or`` is accepted, and keeps its meaning."""
     for text in (" or ".join(["a"] * 1_000), "<".join(["a"] * 1_000)):
         assert depth_of(parse(text)) < 20
     one = ak.Array([True, False])
@@ -153,8 +153,8 @@ def test_long_chains_are_no_deep_trees() -> None:
         "*".join(["18446744073709551615"] * 100),
     ],
 )
-def test_a_constant_is_never_computed_to_more_than_a_number(text: str) -> None:
-    """Python would repeat texts and lists, and multiply without end."""
+def test_constants_are_never_computed_to_texts_lists_or_huge_numbers(text: str) -> None:
+    """Python itself would repeat texts and lists, and multiply without a limit."""
     with pytest.raises(QueryTypeError):
         evaluate(parse(text), {"x": X}.__getitem__)
 
@@ -168,8 +168,8 @@ def test_a_constant_is_never_computed_to_more_than_a_number(text: str) -> None:
         "argcombinations(x, n=33)",
     ],
 )
-def test_a_constant_that_asks_for_too_much_is_refused_early(text: str) -> None:
-    """In expressions and in func_adl, before there is a file."""
+def test_too_large_constant_argument_is_refused_at_compile_time(text: str) -> None:
+    """Both the expression parser and the func_adl compiler refuse it before they know a file."""
     with pytest.raises(QueryError, match="may be at most"):
         parse(text)
     if "=" not in text:
@@ -180,8 +180,8 @@ def test_a_constant_that_asks_for_too_much_is_refused_early(text: str) -> None:
             FuncAdl().compile(query, ResultFormat.PARQUET)
 
 
-def test_too_many_are_not_chosen() -> None:
-    """No list has so many ways."""
+def test_choose_with_too_many_elements_is_refused() -> None:
+    """A list would have too many combinations of this size."""
     body = f"(call (attr (attr e 'x') 'Choose') {MAX_CHOSEN + 1})"
     query = f"(Select (call EventDataset 'f' 't') (lambda (list e) {body}))"
     with pytest.raises(QueryError, match=f"Choose takes at most {MAX_CHOSEN}"):
@@ -198,15 +198,15 @@ def test_too_many_are_not_chosen() -> None:
         "pad_none(x, 99999)",
     ],
 )
-def test_a_result_that_no_worker_holds_is_not_begun(text: str) -> None:
-    """How large it would be is said, and the limit."""
+def test_result_too_large_for_a_worker_is_refused_before_it_is_computed(text: str) -> None:
+    """The error states the size of the result and the limit."""
     x = ak.Array(np.zeros((5_000, 60)))
     with pytest.raises(QueryTypeError, match=r"would make .* GiB .*at most 2 GiB"):
         evaluate(parse(text), {"x": ak.from_regular(x)}.__getitem__)
 
 
-def test_what_is_small_enough_is_made_as_before() -> None:
-    """The size that is foretold is the size."""
+def test_small_result_is_computed_and_its_size_is_predicted() -> None:
+    """The predicted size is the size of the result."""
     get = {"x": X}.__getitem__
     assert ak.num(evaluate(parse("combinations(x, 2)"), get)).to_list() == [3, 0, 1]
     assert ak.num(evaluate(parse("cartesian([x, x])"), get)).to_list() == [9, 0, 4]
@@ -216,14 +216,14 @@ def test_what_is_small_enough_is_made_as_before() -> None:
 
 
 class Known:
-    """A tree of which names are known."""
+    """A tree of which only the names are known."""
 
     def __init__(self) -> None:
         self.names = {"x": None}
 
 
-def test_a_long_chain_of_aliases_is_refused_by_its_length() -> None:
-    """Each takes room on the stack of the worker."""
+def test_too_long_chain_of_aliases_is_refused() -> None:
+    """Each alias takes room on the stack of the worker."""
 
     def bound(count: int, text: str = "a{} + 1") -> Any:
         aliases = {"a0": "x"} | {f"a{at}": text.format(at - 1) for at in range(1, count)}
@@ -238,23 +238,23 @@ def test_a_long_chain_of_aliases_is_refused_by_its_length() -> None:
         bound(MAX_ALIASES - 5, "-" * 60 + "a{}")
 
 
-def test_the_nearest_of_very_many_names_is_found_within_bounds() -> None:
-    """Names that are much alike are the dearest to compare."""
+def test_nearest_of_many_names_is_found_in_few_steps() -> None:
+    """Similar names are the most expensive to compare."""
     many = ["ab" * 45 + str(at) for at in range(20_000)]
     assert calls(lambda: nearest("ba" * 47, many)) < CALLS
     assert nearest("Muon_ptt", ["Muon_pt", *many]) == ["Muon_pt"]
     assert nearest("x" * 5_000, ["x" * 5_001]) == []
 
 
-def test_an_error_can_be_stored_whatever_it_names() -> None:
-    """Names in files may be no UTF-8, and hold NUL characters."""
+def test_error_with_any_name_can_be_stored() -> None:
+    """Names in files may contain NUL characters and bytes that are not UTF-8."""
     error = UnknownNameError("no branch a\udcff", hint="b\0")
     assert str(error).encode() == rb"no branch a\udcff (b\0)"
     assert storable("µ") == "µ"
 
 
-def test_a_number_that_no_column_holds_is_infinite() -> None:
-    """With a sign."""
+def test_number_too_large_for_a_column_becomes_infinite() -> None:
+    """The number keeps its sign."""
     assert number(10**4_000) == np.inf
     assert number(-(10**4_000)) == -np.inf
     parse("a > " + "9" * 4_000)

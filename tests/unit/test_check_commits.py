@@ -69,14 +69,14 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_default_is_the_last_commit_without_origin_main(repository: Path) -> None:
+def test_default_without_origin_main_is_the_last_commit(repository: Path) -> None:
     assert main([]) == 1
     git("commit", "--quiet", "--allow-empty", "-m", "Add more")
     assert main([]) == 0
     assert main(["HEAD"]) == 1
 
 
-def test_default_is_everything_since_origin_main(repository: Path) -> None:
+def test_default_is_all_commits_since_origin_main(repository: Path) -> None:
     git("update-ref", "refs/remotes/origin/main", "HEAD")
     assert main([]) == 0
     git("commit", "--quiet", "--allow-empty", "-m", "Adds more")

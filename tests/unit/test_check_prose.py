@@ -60,14 +60,16 @@ def test_check_prose_checks_all_pages_of_the_project() -> None:
     assert not any(name.startswith(("src", ".venv")) for name in found)
 
 
-def test_check_prose_prints_place_and_replacement(capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_prose_prints_nothing_for_pages_without_faults(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main([]) == 0
     page = ROOT / "docs" / "explanation" / "architecture.md"
     assert main([page]) == 0
     assert capsys.readouterr().out == ""
 
 
-def test_check_prose_fails_on_a_fault(
+def test_check_prose_fails_with_place_and_replacement(
     tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path_factory.mktemp("docs") / "page.md"

@@ -1,4 +1,4 @@
-"""The configuration file of the published client: what a person has written in it stays."""
+"""The configuration file of the published client keeps what its owner has written."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ cache_path: /data/cache   # large
 """
 
 
-def test_comments_and_order_stay(tmp_path: Path) -> None:
+def test_new_token_keeps_comments_and_order(tmp_path: Path) -> None:
     path = tmp_path / "servicex.yaml"
     path.write_text(WRITTEN)
     client_config.remember("https://sx.example.org", "new", path)
@@ -49,7 +49,7 @@ def test_any_token_is_read_back_as_the_client_reads_it(tmp_path: Path, token: st
 
 
 @pytest.mark.parametrize("text", ["token: [", "- a", "api_endpoints: 3"])
-def test_file_that_is_not_of_the_client_is_refused_and_stays(tmp_path: Path, text: str) -> None:
+def test_file_of_another_format_is_refused_and_not_changed(tmp_path: Path, text: str) -> None:
     path = tmp_path / "servicex.yaml"
     path.write_text(text)
     with pytest.raises(StartupError, match=str(path)):
@@ -57,7 +57,7 @@ def test_file_that_is_not_of_the_client_is_refused_and_stays(tmp_path: Path, tex
     assert path.read_text() == text
 
 
-def test_file_is_readable_for_its_owner_only(tmp_path: Path) -> None:
+def test_file_is_readable_only_by_its_owner(tmp_path: Path) -> None:
     path = client_config.remember("http://here:5000", "token", tmp_path / "servicex.yaml")
     assert path.stat().st_mode & 0o777 == 0o600
     assert [one.name for one in tmp_path.iterdir()] == ["servicex.yaml"]

@@ -1,4 +1,4 @@
-"""A cluster whose size another server keeps is told until that has heard."""
+"""A managed cluster sends its size to the server again until the server accepts it."""
 
 import asyncio
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from servicex_server.clusters.contract import Managed, first_cause
 
 
 class Server:
-    """Hears what it is told when it has failed often enough, and slowly; or never."""
+    """A server that accepts a size slowly and after some failures, or never answers."""
 
     def __init__(self, failures: Sequence[Exception], *, answers: bool = True) -> None:
         self.failures = list(failures)
@@ -21,15 +21,15 @@ class Server:
         self.scheduler_address = "tcp://far:8786"
 
     async def scale(self, count: int) -> None:
-        """Hear, or fail."""
+        """Accept a size, or fail."""
         await (asyncio.sleep(0) if self.answers else asyncio.Event().wait())
         if self.failures:
             raise self.failures.pop()
         self.heard.append(count)
 
 
-class OfServer(Managed):
-    """A cluster of such a server, which may fail to end it."""
+class ServerCluster(Managed):
+    """A cluster of such a server; the server may fail to end it."""
 
     def __init__(self, server: Server, *, ends: bool = True) -> None:
         super().__init__()
@@ -49,21 +49,21 @@ class OfServer(Managed):
             raise OSError("no route")
 
 
-async def all_told(cluster: Managed) -> None:
-    """Wait until there is nothing to tell."""
+async def all_sent(cluster: Managed) -> None:
+    """Wait until the cluster has no size to send."""
     assert cluster._telling is not None
     await asyncio.wait_for(cluster._telling, 10)
 
 
 @pytest.mark.anyio
-async def test_what_fails_is_told_again(
+async def test_failed_scaling_is_repeated(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(contract, "AGAIN_SECONDS", 0.01)
     server = Server([OSError("no route"), RuntimeError("busy")])
-    cluster = OfServer(server)
+    cluster = ServerCluster(server)
     await cluster.scale(7)
-    await all_told(cluster)
+    await all_sent(cluster)
     assert server.heard == [7]
     assert [record.getMessage() for record in caplog.records] == [
         "cannot scale the cluster to 7 workers: busy",
@@ -72,26 +72,26 @@ async def test_what_fails_is_told_again(
 
 
 @pytest.mark.anyio
-async def test_only_what_is_wanted_last_counts() -> None:
+async def test_server_gets_the_last_wanted_size() -> None:
     server = Server([])
-    cluster = OfServer(server)
+    cluster = ServerCluster(server)
     for count in (1, 2, 3):
         await cluster.scale(count)
-    await all_told(cluster)
+    await all_sent(cluster)
     assert server.heard[-1] == 3
     assert len(server.heard) <= 2
     await cluster.scale(0)
-    await all_told(cluster)
+    await all_sent(cluster)
     assert server.heard[-1] == 0
 
 
 @pytest.mark.anyio
-async def test_a_server_that_says_nothing_is_not_waited_for(
+async def test_close_does_not_wait_for_a_server_that_does_not_answer(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(contract, "TELL_SECONDS", 0.05)
     server = Server([], answers=False)
-    cluster = OfServer(server, ends=False)
+    cluster = ServerCluster(server, ends=False)
     await cluster.scale(1)
     async with asyncio.timeout(10):
         while "no answer in 0.05 s" not in caplog.text:
@@ -101,7 +101,7 @@ async def test_a_server_that_says_nothing_is_not_waited_for(
     assert "the cluster at tcp://far:8786 could not be ended: no route" in caplog.text
 
 
-def test_the_first_cause_is_the_one_that_says_something() -> None:
+def test_first_cause_is_the_deepest_error_with_a_message() -> None:
     outer, middle = TimeoutError("too late"), TimeoutError()
     outer.__cause__ = middle
     assert first_cause(outer) == "too late"

@@ -16,7 +16,7 @@ async def test_results_and_errors_reach_the_caller() -> None:
         await run_in_daemon_thread(divmod, 7, 0)
 
 
-async def test_cancelled_caller_returns_at_once_and_its_thread_keeps_its_place() -> None:
+async def test_cancelled_caller_returns_while_its_thread_keeps_the_semaphore() -> None:
     limit, release, started = asyncio.Semaphore(1), threading.Event(), threading.Event()
 
     def block() -> None:

@@ -1,4 +1,4 @@
-"""Which connections are those of a trusted proxy."""
+"""The service recognizes the connections of a trusted proxy."""
 
 from ipaddress import ip_network
 
@@ -19,7 +19,7 @@ from servicex_server.web.connections import Connections
         ("unknown", False),
     ],
 )
-def test_proxy_is_known_by_its_address(host: str, *, expected: bool) -> None:
-    """Its IPv6 address is not taken for the network by which clients are counted."""
+def test_proxy_is_recognized_by_its_address(host: str, *, expected: bool) -> None:
+    """The service compares the IPv6 address itself, not the network by which it counts clients."""
     proxies = (ip_network("192.0.2.0/24"), ip_network("2001:db8:1:2::/64"))
     assert Connections(100, proxies).is_proxy(host) == expected

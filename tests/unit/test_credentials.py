@@ -1,4 +1,4 @@
-"""Who is shown which credential, where it is looked for, and when it is good no more."""
+"""Credentials: the choice for a host, the places to look, and their expiry."""
 
 import base64
 import json
@@ -24,15 +24,15 @@ from tests.integration.servers import certificate
 
 
 def token(seconds: float = 3600, **claims: object) -> str:
-    """Return what looks like a token to who does not check its signature."""
+    """Return a text in the form of a token, with a signature that is not valid."""
     parts = [{"alg": "none"}, {"exp": int(time.time() + seconds), **claims}]
     coded = [base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in parts]
     return b".".join([*coded, b"signature"]).decode()
 
 
 @pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Have nothing to be found on this machine."""
+def _no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Hide all credentials of this machine."""
     for name in ("BEARER_TOKEN", "BEARER_TOKEN_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "none"))
@@ -54,27 +54,27 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("root://[::1//x", None),
     ],
 )
-def test_the_first_that_is_for_a_host_is_taken(url: str, chosen: int | None) -> None:
-    """A credential is shown to nobody else."""
+def test_first_credential_for_a_host_is_chosen(url: str, chosen: int | None) -> None:
+    """No other host gets the credential."""
     ours = (Credential(("*.cern.ch",)), Credential(("a.org", "*.DESY.de")), Credential(("*",)))
     assert chosen_for(url, ours) == (None if chosen is None else ours[chosen])
     assert chosen_for(url, ()) is None
 
 
-def test_nothing_is_shown_that_was_not_chosen(
+def test_host_without_a_configured_credential_gets_none(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Be it there or not: a host that is asked for a file could keep it."""
+    """The service does not send a token that it could find, because the host could keep it."""
     monkeypatch.setenv("BEARER_TOKEN", token())
     assert shown_to("https://anybody.org/x", ()) == Shown()
     assert shown_to("https://anybody.org/x", (Credential(("other.org",)),)) == Shown()
     assert "signature" not in repr(shown_to("https://a.org/x", (Credential(("*",)),)))
 
 
-def test_tokens_are_found_in_the_order_of_the_wlcg(
+def test_token_discovery_follows_the_order_of_the_wlcg(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Each place is looked at only if there is none in those before."""
+    """The service looks in a place only if the places before it have no token."""
     ours = (Credential(("*",)),)
     assert shown_to("https://a.org/x", ours) == Shown()
     places = [tmp_path / "run" / "bt_u987654321", tmp_path / "named"]
@@ -91,8 +91,8 @@ def test_tokens_are_found_in_the_order_of_the_wlcg(
     assert shown_to("root://a.org//x", ours) == Shown(None, found["text"], None)
 
 
-def test_a_token_that_is_renewed_is_read_anew(tmp_path: Path) -> None:
-    """And one that is good no more says since when, before anybody is asked."""
+def test_renewed_token_is_read_again(tmp_path: Path) -> None:
+    """The error for an expired token states its end, before the service asks any host."""
     path = tmp_path / "token"
     ours = (Credential(("*",), token=path),)
     with pytest.raises(ExpiredError, match="cannot be read: No such file"):
@@ -106,8 +106,8 @@ def test_a_token_that_is_renewed_is_read_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "\n", "two words", "über", "a\0b"])
-def test_what_is_no_token_is_refused(tmp_path: Path, content: str) -> None:
-    """A line of a header is made of it."""
+def test_text_that_is_not_a_token_is_refused(tmp_path: Path, content: str) -> None:
+    """The token becomes a part of a header line."""
     path = tmp_path / "token"
     path.write_text(content)
     with pytest.raises(ExpiredError, match=f"{path}"):
@@ -117,16 +117,16 @@ def test_what_is_no_token_is_refused(tmp_path: Path, content: str) -> None:
 @pytest.mark.parametrize(
     "text", ["opaque", "a.b.c", "a.e30.c", "a.eyJleHAiOiJ4In0.c", "..", "a.W10.c"]
 )
-def test_a_token_that_does_not_tell_its_end_is_good(tmp_path: Path, text: str) -> None:
-    """Who issued it knows."""
+def test_token_without_a_readable_expiry_is_accepted(tmp_path: Path, text: str) -> None:
+    """Only the issuer knows when it expires."""
     path = tmp_path / "token"
     path.write_text(text)
     assert read_token(path) == text
     assert end_of_token(text) is None
 
 
-def test_of_a_proxy_and_a_token_one_has_to_be_good(tmp_path: Path) -> None:
-    """A host takes either; what is good no more is not shown."""
+def test_valid_proxy_or_valid_token_is_enough(tmp_path: Path) -> None:
+    """A host accepts either; the service does not send an expired one."""
     good, _ = certificate(tmp_path, stem="good")
     old, _ = certificate(tmp_path, days=-1, stem="old")
     fresh, stale = tmp_path / "fresh", tmp_path / "stale"
@@ -143,8 +143,8 @@ def test_of_a_proxy_and_a_token_one_has_to_be_good(tmp_path: Path) -> None:
         shown(old, stale)
 
 
-def test_it_is_known_before_who_could_not_be_read_from(tmp_path: Path) -> None:
-    """As far as the files are here; those that only workers have are for them to look at."""
+def test_expired_credentials_are_reported_before_reading(tmp_path: Path) -> None:
+    """The service checks the files of this machine; workers check the files that only they have."""
     old, _ = certificate(tmp_path, days=-1, stem="old")
     ours = (Credential(("a.org",), proxy=old), Credential(("b.org",), proxy=tmp_path / "none"))
     a, b, c = "root://a.org//x", "root://b.org//x", "root://c.org//x"
@@ -157,7 +157,7 @@ def test_it_is_known_before_who_could_not_be_read_from(tmp_path: Path) -> None:
     assert refused([], ours) is None
 
 
-def test_a_credential_is_for_somebody_and_is_somewhere(tmp_path: Path) -> None:
+def test_credential_needs_a_host_and_an_absolute_path(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one name"):
         Credential(())
     with pytest.raises(ValueError, match="a path from /"):

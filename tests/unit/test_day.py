@@ -1,4 +1,4 @@
-"""The plots of a day: means of a quarter of an hour each, with gaps where nothing is known."""
+"""The plots of a day show means of quarters of an hour, with gaps where data are missing."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -9,20 +9,20 @@ NOW = datetime(2026, 11, 27, 13, 38, 20, tzinfo=UTC)
 
 
 def seen(minutes: int, **changes: int | None) -> Moment:
-    """Return how it was so many minutes ago."""
+    """Return the state of the service so many minutes ago."""
     numbers = {"wanted": 4, "there": 2, "busy": 1, "waiting": 10, "stored": 2000, "free": 9000}
     return Moment(at=NOW - timedelta(minutes=minutes), **numbers | changes)  # type: ignore[arg-type]  # free alone may be None
 
 
-def test_a_day_ends_with_the_quarter_of_an_hour_that_it_is() -> None:
-    """The steps stay where they are for a quarter of an hour."""
+def test_day_ends_with_the_current_quarter_of_an_hour() -> None:
+    """The steps keep their places for a quarter of an hour."""
     began = datetime(2026, 11, 26, 13, 45, tzinfo=UTC)
     assert beginning(NOW) == beginning(NOW.replace(minute=30, second=0)) == began
     assert beginning(NOW.replace(minute=45)) == began + timedelta(minutes=15)
 
 
-def test_steps_are_means_and_gaps_are_seen() -> None:
-    """Two times with an hour between them are two pieces of a line; tops are those of rows."""
+def test_plot_shows_means_and_gaps() -> None:
+    """Data an hour apart make two pieces of a line; the top of a plot is the largest value."""
     rows = [seen(90, waiting=30), seen(3, busy=2), seen(2, busy=1), seen(1, there=3, stored=4000)]
     figure = day(rows, beginning(NOW))
     assert figure is not None
@@ -39,16 +39,16 @@ def test_steps_are_means_and_gaps_are_seen() -> None:
     ]
 
 
-def test_hours_are_marked_where_they_are() -> None:
-    """Every sixth hour of the day that is shown."""
+def test_every_sixth_hour_is_marked() -> None:
+    """Each mark is at the place of its hour."""
     figure = day([seen(1)], beginning(NOW))
     assert figure is not None
     assert [one.label for one in figure.marks] == ["18:00", "00:00", "06:00", "12:00"]
     assert figure.marks[0].place == f"{100 * 4.25 / 24:.2f}%"
 
 
-def test_a_bucket_has_no_plot_of_its_disk() -> None:
-    """What is not known is not drawn; and without rows nothing is."""
+def test_plot_of_an_unknown_quantity_is_omitted() -> None:
+    """A bucket has no known free space. Without data, there is no figure."""
     figure = day([seen(1, free=None)], beginning(NOW))
     assert figure is not None
     assert [plot.name for plot in figure.plots] == ["Workers", "Files waiting", "Results stored"]

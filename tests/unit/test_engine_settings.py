@@ -1,4 +1,4 @@
-"""Choosing where the workers are: by file and variables, with one line for whatever is wrong."""
+"""The settings of the engine, from a file and from variables; each fault is one line."""
 
 import os
 from pathlib import Path
@@ -25,7 +25,7 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def loaded(folder: Path, **engine: Any) -> Settings:
-    """Return the settings of a file."""
+    """Write a settings file for the engine, and return its settings."""
     path = folder / "settings.yaml"
     path.write_text(yaml.safe_dump({"engine": engine}))
     return load(path)
@@ -36,11 +36,11 @@ HTCONDOR = {"kind": "jobqueue", "system": "htcondor"}
 GATEWAY = {"kind": "gateway", "address": "https://gateway.example.org"}
 
 
-def test_without_a_choice_it_is_this_machine() -> None:
+def test_default_engine_is_local() -> None:
     assert load().engine.kind == "local"
 
 
-def test_a_variable_adds_to_the_file_and_wins(
+def test_variable_extends_and_overrides_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(f"{PREFIX}ENGINE__QUEUE", "short")
@@ -100,7 +100,9 @@ def test_variables_alone_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
         (GATEWAY | {"password": 1234}, "engine.password (or {E}PASSWORD): Input should be a valid"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, engine: dict[str, Any], said: str) -> None:
+def test_wrong_setting_is_named_in_one_line(
+    tmp_path: Path, engine: dict[str, Any], said: str
+) -> None:
     with pytest.raises(StartupError) as refusal:
         loaded(tmp_path, **engine)
     assert said.replace("{E}", f"{PREFIX}ENGINE__") in str(refusal.value)
@@ -113,7 +115,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, engine: dict[str, Any], said: st
     [SLURM, {"kind": "kubernetes", "image": "x"}, GATEWAY],
     ids=lambda engine: str(engine["kind"]),
 )
-def test_a_package_that_is_missing_is_named(
+def test_missing_package_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: dict[str, Any]
 ) -> None:
     def missing(module: str) -> Any:
@@ -127,7 +129,7 @@ def test_a_package_that_is_missing_is_named(
     assert f"No module named 'dask_{options.kind}'" in str(refusal.value)
 
 
-def test_every_kind_is_a_cluster_of_its_own(
+def test_every_kind_has_its_own_cluster_class(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.which", lambda program: f"/usr/bin/{program}")
@@ -145,7 +147,7 @@ def test_every_kind_is_a_cluster_of_its_own(
     assert len(set(made)) == len(kinds())
 
 
-def test_dask_reads_from_variables_what_is_configured() -> None:
+def test_dask_reads_its_configuration_from_variables() -> None:
     found = dask.config.collect(paths=[], env=variables(CONFIG))
     read = {name: dask.config.get(name, config=found) for name in CONFIG}
     assert read == CONFIG
@@ -163,7 +165,7 @@ def test_dask_reads_from_variables_what_is_configured() -> None:
 def test_former_name_of_a_setting_is_refused_with_the_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, former: str, new: str
 ) -> None:
-    """A setting that was renamed, or put into a group, is never ignored."""
+    """The service never ignores a setting that was renamed or moved into a group."""
     config = tmp_path / "settings.yaml"
     config.write_text(f"{former}: 1\n" if where == "file" else "port: 0\n")
     if where == "variable":
@@ -181,20 +183,20 @@ def test_new_name_of_a_renamed_setting_exists(former: str) -> None:
     assert former not in Settings.model_fields
 
 
-def test_variable_that_is_no_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name that is misspelt is not ignored, and the most similar one is shown."""
+def test_unknown_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service does not ignore a misspelt name, and shows the most similar one."""
     monkeypatch.setenv("SERVICEX_SERVER_WORKRES", "2")
     with pytest.raises(StartupError, match=r"SERVICEX_SERVER_WORKRES.*did you mean workers"):
         load()
 
 
-def test_name_that_its_group_does_not_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_name_in_a_group_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVICEX_SERVER_LIMITS__ATTEMPTZ", "2")
     with pytest.raises(StartupError, match=r"no setting limits\.attemptz \(did you mean attempts"):
         load()
 
 
-def test_group_is_no_value(tmp_path: Path) -> None:
+def test_value_in_place_of_a_group_is_refused(tmp_path: Path) -> None:
     config = tmp_path / "settings.yaml"
     config.write_text("limits: 3\n")
     with pytest.raises(
@@ -220,7 +222,7 @@ def test_variable_replaces_one_setting_of_a_group(
         ("SERVICEX_SERVER_TRUSTED_PROXIES", "trusted_proxies"),
     ],
 )
-def test_list_that_is_no_json_is_named(
+def test_list_that_is_not_json_is_named(
     monkeypatch: pytest.MonkeyPatch, variable: str, setting: str
 ) -> None:
     monkeypatch.setenv(variable, "/data")
@@ -235,16 +237,16 @@ def test_text_where_a_list_is_needed_is_explained(monkeypatch: pytest.MonkeyPatc
         load()
 
 
-def test_variables_of_a_kubernetes_service_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_a_kubernetes_service_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT_5000_TCP_ADDR"):
         monkeypatch.setenv(PREFIX + name, "10.0.0.1")
     load()
 
 
-def test_variable_of_a_kubernetes_service_is_not_taken_for_a_port(
+def test_port_variable_of_a_kubernetes_service_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A Service of the same name in the namespace sets it in every pod."""
+    """A Service of the same name sets this variable in every pod of the namespace."""
     monkeypatch.setenv("SERVICEX_SERVER_PORT", "tcp://10.0.0.1:5000")
     with pytest.raises(StartupError, match="enableServiceLinks: false"):
         load()

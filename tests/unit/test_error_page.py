@@ -1,4 +1,4 @@
-"""What a browser is shown when something went wrong that nobody has foreseen."""
+"""The page that a browser gets after an internal error."""
 
 import pytest
 from fastapi import Request
@@ -7,10 +7,10 @@ from servicex_server.web.error_handlers import _unknown
 
 
 @pytest.mark.anyio
-async def test_the_page_of_an_internal_error_has_the_id_of_its_line(
+async def test_internal_error_page_has_the_error_id_of_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Whoever reads the page can find the line of the log, and nothing of the error itself."""
+    """A reader of the page can find the line of the log, but does not see the error itself."""
     headers = [(b"accept", b"text/html"), (b"host", b"x.org")]
     scope = {"type": "http", "method": "GET", "path": "/x", "query_string": b"", "headers": headers}
     answer = await _unknown(Request(scope), ValueError("a secret"))

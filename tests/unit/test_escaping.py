@@ -1,4 +1,4 @@
-"""Texts of others in logs, on terminals and in spreadsheets."""
+"""Foreign texts in logs, on terminals and in spreadsheets are escaped."""
 
 import csv
 import io
@@ -36,7 +36,7 @@ LOGGER = logging.Logger("servicex_server.forged", "INFO")  # noqa: LOG001  # see
 
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """Give what a logger writes by the formatter of the service."""
+    """Give the text that a logger writes with the formatter of the service."""
     written = io.StringIO()
     handler = logs._handler()
     assert isinstance(handler, logging.StreamHandler)
@@ -53,7 +53,7 @@ def _lines(log: io.StringIO) -> list[str]:
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=ascii)
-def test_no_text_forges_a_line_of_the_log(log: io.StringIO, text: str) -> None:
+def test_text_cannot_forge_a_log_line(log: io.StringIO, text: str) -> None:
     LOGGER.info("%s", text, extra={"request_id": text, "worker": text})
     LOGGER.warning("in the format itself: " + text.replace("%", "%%"))  # noqa: G003
     assert len(_lines(log)) == 2
@@ -64,7 +64,7 @@ def _raise(error: Exception, cause: Exception | None) -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=ascii)
-def test_no_text_of_an_exception_forges_a_line_of_the_log(log: io.StringIO, text: str) -> None:
+def test_text_of_an_exception_cannot_forge_a_log_line(log: io.StringIO, text: str) -> None:
     cause = ValueError(text)
     cause.add_note(text)
     try:
@@ -77,7 +77,7 @@ def test_no_text_of_an_exception_forges_a_line_of_the_log(log: io.StringIO, text
     assert all(line.startswith("  | ") for line in others)
 
 
-def test_traceback_that_another_formatter_has_cached_is_not_used(log: io.StringIO) -> None:
+def test_cached_traceback_of_another_formatter_is_not_used(log: io.StringIO) -> None:
     try:
         _raise(ValueError("sound"), None)
     except ValueError as error:
@@ -101,7 +101,7 @@ def test_handlers_of_libraries_escape_too(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(_lines(written)) == 1
 
 
-def test_warnings_are_records(
+def test_warnings_are_escaped_log_records(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Python itself quotes a query in the warning for a wrong escape sequence."""
@@ -119,7 +119,7 @@ def test_warnings_are_records(
     assert line.isprintable()
 
 
-def test_text_without_control_characters_stays_as_it_is() -> None:
+def test_text_without_control_characters_is_not_changed() -> None:
     for text in ("", "Zμμ → 3 GeV", "root://host//a b%20c?x=1#y", "C:\\new", "日本語"):
         assert escaped(text) == text
 
@@ -146,8 +146,8 @@ FORMULAS = (
 
 @pytest.mark.parametrize("text", FORMULAS, ids=ascii)
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_no_cell_of_a_csv_file_is_a_formula(text: str, delimiter: str) -> None:
-    """By whichever separator a spreadsheet reads the file."""
+def test_csv_cell_is_never_a_formula(text: str, delimiter: str) -> None:
+    """A spreadsheet may read the file with any of these separators."""
     names = "rse replica file error message first-seen last-seen".split()
     row: Any = dict.fromkeys(names, text) | {"times": 3}
     read = csv.reader(io.StringIO(bad_replicas_csv([row])), delimiter=delimiter)
@@ -155,6 +155,6 @@ def test_no_cell_of_a_csv_file_is_a_formula(text: str, delimiter: str) -> None:
     assert not [cell for cell in cells if cell.lstrip()[:1] in tuple("=+-@\uff1d\t\r")], cells
 
 
-def test_cell_that_is_no_formula_stays_as_it_is() -> None:
+def test_cell_without_a_formula_is_not_changed() -> None:
     for text in ("root://host:1094//a=b+c@d-e", "T2_DE_DESY", "2026-01-01"):
         assert spreadsheet_cell(text) == text

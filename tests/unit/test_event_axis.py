@@ -1,4 +1,4 @@
-"""Expressions that mix events are refused, each with what to write instead."""
+"""The service refuses expressions that mix events, and suggests what to write instead."""
 
 import inspect
 import json
@@ -31,12 +31,12 @@ COLUMNS = {
 
 
 def compute(text: str) -> Any:
-    """Return what an expression gives on the columns above, as lists."""
+    """Return the value of an expression on the columns above, as lists."""
     return ak.to_list(evaluate(parse(text), COLUMNS.__getitem__, text=text))
 
 
 def submit(text: str, where: str = "expressions", *, standard_axis: bool = False) -> None:
-    """Compile a query with an expression; no file is known."""
+    """Compile a query with an expression, without a file."""
     subquery: dict[str, Any] = {"treename": "t", "use_standard_awkward_axis": standard_axis}
     subquery[where] = {"a": text} if where == "aliases" else text
     UprootRaw().compile(json.dumps([subquery]), ResultFormat.PARQUET)
@@ -86,15 +86,15 @@ def submit(text: str, where: str = "expressions", *, standard_axis: bool = False
 def test_mixing_events_is_refused_at_submit(
     text: str, at: int, instead: str, where: str, *, standard_axis: bool
 ) -> None:
-    """No file is needed; the message has the place, and the hint what to write."""
+    """No file is needed. The message has the place, and the hint has a replacement."""
     with pytest.raises(QueryTypeError, match=f"at character {at}:") as error:
         submit(text, where, standard_axis=standard_axis)
     assert instead in error.value.hint
 
 
 @pytest.mark.parametrize("text", ["sum(pt)", "x - mean(x)", "flatten(pt)", "concatenate([x, x])"])
-def test_awkwards_default_axis_is_refused_where_it_mixes_events(text: str) -> None:
-    """The flag asks for that axis; an axis within events can still be given."""
+def test_default_axis_of_awkward_is_refused_if_it_mixes_events(text: str) -> None:
+    """The flag selects that axis; without the flag, the expression is accepted."""
     with pytest.raises(QueryTypeError, match="at character"):
         submit(text, standard_axis=True)
     submit(text)
@@ -117,7 +117,7 @@ def test_awkwards_default_axis_is_refused_where_it_mixes_events(text: str) -> No
     ],
 )
 def test_mixing_events_is_refused_once_types_are_known(text: str, instead: str) -> None:
-    """What depends on the types of columns is found by the dry run on a file."""
+    """The dry run on a file finds mixing that depends on the types of columns."""
     columns = {**COLUMNS, "fType": COLUMNS["pt"]}
     with pytest.raises(QueryTypeError) as error:
         evaluate(parse(text), columns.__getitem__, text=text)
@@ -162,12 +162,12 @@ def test_mixing_events_is_refused_once_types_are_known(text: str, instead: str) 
         ("pair[pair > x]", [[], [3, 4]]),
     ],
 )
-def test_an_events_own_business_stays(text: str, expected: Any) -> None:
-    """Values are those of a loop over events."""
+def test_expression_within_events_is_accepted(text: str, expected: Any) -> None:
+    """The values are those of a loop over events."""
     assert compute(text) == expected
 
 
-def test_an_element_that_some_event_lacks_is_named() -> None:
+def test_element_that_some_event_lacks_is_named() -> None:
     """The message says what is missing, and not where a library noticed it."""
     for text in ("pt[:, 2]", "pt[:, -3]", "pt[:, [0, 2]]"):
         with pytest.raises(QueryTypeError, match=r"some event has no element -?[23]") as error:
@@ -177,8 +177,8 @@ def test_an_element_that_some_event_lacks_is_named() -> None:
         assert "http" not in str(error.value)
 
 
-def test_a_member_with_brackets_in_its_name_is_left_to_the_file() -> None:
-    """A branch of a split object may be called like an element."""
+def test_member_with_brackets_in_its_name_is_accepted_at_submit() -> None:
+    """A branch of a split object may have a name that looks like an element."""
     submit("fType[20]")
     submit("evt.fMatrix[4][4]")
     with pytest.raises(QueryError):
@@ -186,8 +186,8 @@ def test_a_member_with_brackets_in_its_name_is_left_to_the_file() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(SIGNATURES) - {"where", "broadcast_arrays"}))
-def test_parameters_are_those_of_awkward(name: str) -> None:
-    """The table has the names, the order and the default axis that the library has."""
+def test_signature_equals_that_of_awkward(name: str) -> None:
+    """The table has the names, the order and the default axis of the library."""
     parameters = inspect.signature(getattr(ak, name)).parameters
     signature = SIGNATURES[name]
     positional = [

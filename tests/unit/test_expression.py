@@ -1,4 +1,4 @@
-"""The expression language: what it reads, what it refuses, what it computes."""
+"""The expression language: its syntax, its errors and its values."""
 
 import contextlib
 
@@ -26,7 +26,7 @@ COLUMNS = {
 
 
 def compute(text: str, *, standard_axis: bool = False) -> object:
-    """Return what an expression gives on the columns above, as lists."""
+    """Return the value of an expression on the columns above, as lists."""
     result = evaluate(parse(text), COLUMNS.__getitem__, standard_axis=standard_axis, text=text)
     return ak.to_list(result)
 
@@ -58,13 +58,13 @@ def compute(text: str, *, standard_axis: bool = False) -> object:
         ("combinations(jets, 2)['0']", [[1.0], [], []]),
     ],
 )
-def test_an_expression_gives_what_it_says(text: str, expected: object) -> None:
+def test_expression_has_the_expected_value(text: str, expected: object) -> None:
     """Operators and functions work element by element, and functions within each event."""
     assert compute(text) == expected
 
 
-def test_standard_axis_changes_the_default_only() -> None:
-    """The default axis of awkward may combine events, and is refused; a given axis holds."""
+def test_standard_axis_changes_only_the_default() -> None:
+    """The default axis of awkward may combine events, and is refused; a given axis is used."""
     assert compute("sum(jets, axis=1)", standard_axis=True) == compute("sum(jets)")
     assert compute("flatten(deep, axis=2)", standard_axis=True) == compute("flatten(deep)")
     for text in ("sum(jets)", "flatten(deep)", "concatenate([jets, jets])"):
@@ -94,21 +94,21 @@ def test_standard_axis_changes_the_default_only() -> None:
         "*x",
     ],
 )
-def test_nothing_but_columns_can_be_reached(text: str) -> None:
-    """Names of Python, attributes with two underscores, and statements are refused when read."""
+def test_expression_can_reach_only_columns(text: str) -> None:
+    """The parser refuses names of Python, attributes with two underscores, and statements."""
     with pytest.raises(QueryError):
         parse(text)
 
 
-def test_an_error_shows_the_place() -> None:
-    """A syntax error shows the text with a caret where it is."""
+def test_syntax_error_shows_the_place() -> None:
+    """The message contains the text, with a caret at the error."""
     with pytest.raises(QueryError, match=r"cut has a syntax error .* at character 13") as error:
         parse("met_et > 10 10", what="cut")
     assert error.value.message.splitlines()[-1].index("^") == 12
 
 
-def test_an_unknown_function_names_the_nearest() -> None:
-    """A function that does not exist is refused, and the nearest is offered."""
+def test_unknown_function_is_refused_with_the_nearest_name() -> None:
+    """The parser refuses a function that does not exist, and suggests the nearest one."""
     with pytest.raises(UnknownNameError, match="did you mean sqrt"):
         parse("sqroot(x)")
 
@@ -116,16 +116,16 @@ def test_an_unknown_function_names_the_nearest() -> None:
 @pytest.mark.parametrize(
     "text", ["(" * 10_000 + "x" + ")" * 10_000, "-" * 50_000 + "x", "x+" * 20_000 + "x", "x\0y"]
 )
-def test_depth_is_bounded(text: str) -> None:
-    """What is nested too deeply is an error of the query, never of the interpreter."""
+def test_deep_nesting_is_a_query_error(text: str) -> None:
+    """Too deep nesting raises an error of the query, never an error of the interpreter."""
     with pytest.raises(QueryError):
         parse(text)
 
 
 @pytest.mark.timeout(10)
 @pytest.mark.parametrize("text", ["9**9**9**9", "x * 9**9**9", "2 << 9999999999", "10**400 * x"])
-def test_numbers_cannot_grow_without_end(text: str) -> None:
-    """Arithmetic on literals is done in floating point, so it takes no time and no memory."""
+def test_constants_cannot_grow_without_a_limit(text: str) -> None:
+    """The evaluator computes literals in floating point, which takes little time and memory."""
     with contextlib.suppress(QueryTypeError):
         compute(text)
 
@@ -140,19 +140,19 @@ def test_numbers_cannot_grow_without_end(text: str) -> None:
         ("jets[:, 5]", "cannot compute"),
     ],
 )
-def test_shapes_that_do_not_fit_are_named(text: str, words: str) -> None:
-    """Shapes and types that do not fit are an error of the query that shows the text."""
+def test_shape_mismatch_is_a_query_error(text: str, words: str) -> None:
+    """Shapes and types that do not fit raise an error of the query that shows the text."""
     with pytest.raises(QueryTypeError, match=words):
         compute(text)
 
 
-def test_names_come_in_order() -> None:
-    """All names of an expression are found, those within functions and subscripts too."""
+def test_names_of_an_expression_are_found_in_order() -> None:
+    """The result contains all names, also those within functions and subscripts."""
     assert [n.name for n in names(parse("sqrt(a**2 + b.c)[d > 0]"))] == ["a", "b.c", "d"]
 
 
-def test_uproot_functions_are_all_there() -> None:
-    """Every function of uproot's own language can be called here."""
+def test_all_functions_of_uproot_are_available() -> None:
+    """An expression can call every function of uproot's own language."""
     assert set(PythonLanguage.default_functions) <= FUNCTIONS
 
 
@@ -174,8 +174,8 @@ _expressions = st.recursive(
 
 @settings(max_examples=150, deadline=None)
 @given(_expressions)
-def test_results_equal_those_of_python_itself(text: str) -> None:
-    """An expression gives what Python gives when it evaluates the same text on numpy arrays."""
+def test_values_equal_those_of_python(text: str) -> None:
+    """The evaluator and Python compute the same values from the same text on numpy arrays."""
     columns = {"x": np.array([1.5, -2.0, 0.0, 7.25]), "y": np.array([-3.0, 0.25, 4.0, 1e3])}
     functions = {"abs": np.abs, "hypot": np.hypot, "where": np.where}
     with np.errstate(all="ignore"):
@@ -186,7 +186,7 @@ def test_results_equal_those_of_python_itself(text: str) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(max_size=60))
-def test_any_text_is_read_or_refused(text: str) -> None:
-    """Whatever a user sends is an expression or a clear error, and nothing else."""
+def test_any_text_is_parsed_or_refused(text: str) -> None:
+    """The parser returns an expression or raises an error of the query, and nothing else."""
     with contextlib.suppress(QueryError):
         parse(text)

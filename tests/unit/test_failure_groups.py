@@ -1,4 +1,4 @@
-"""Failures are alike if they differ in nothing but names of files and measured amounts."""
+"""Failures form one group if they differ only in names of files and in measured amounts."""
 
 from datetime import UTC, datetime
 
@@ -18,7 +18,7 @@ EQUAL = [(CorruptError("no ROOT file").record(), path) for path in ("/data/e.roo
 
 
 def test_different_files_with_one_fault_are_one_group() -> None:
-    """They outnumber others, although no two of their messages are equal."""
+    """The group is the largest, although no two of its messages are equal."""
     first, second = grouped((error, path, 1, path) for error, path in [*EQUAL, *MISSING])
     assert (first.count, first.shown.message) == (4, "(the file) does not exist")
     assert first.members == [path for _, path in MISSING]
@@ -26,7 +26,7 @@ def test_different_files_with_one_fault_are_one_group() -> None:
 
 
 def test_single_failure_names_its_file() -> None:
-    """Nothing is left out where there is nothing in common."""
+    """A group of one failure keeps the whole message."""
     (group,) = grouped((error, path, 1, None) for error, path in MISSING[:1])
     assert group.shown == MISSING[0][0]
 
@@ -39,8 +39,8 @@ def test_single_failure_names_its_file() -> None:
         ("cut off after 3 bytes of 10 bytes", "cut off after 7 bytes of 90 bytes"),
     ],
 )
-def test_names_of_other_replicas_and_amounts_do_not_part(one: str, other: str) -> None:
-    """A message may name another replica than the one by which a file is known."""
+def test_replica_names_and_amounts_do_not_split_a_group(one: str, other: str) -> None:
+    """A message may name a replica other than the one that identifies the file."""
     errors = [WorkerDiedError(text).record() for text in (one, other)]
     (group,) = grouped((error, "/data/x.root", 1, None) for error in errors)
     assert group.count == 2
@@ -50,8 +50,8 @@ def test_names_of_other_replicas_and_amounts_do_not_part(one: str, other: str) -
     ("one", "other"),
     [("status 404", "status 500"), ("no branch pt1", "no branch pt2"), ("a", "b")],
 )
-def test_different_faults_are_apart(one: str, other: str) -> None:
-    """Numbers that are no amounts are part of what went wrong."""
+def test_different_faults_are_different_groups(one: str, other: str) -> None:
+    """Numbers that are not amounts belong to the fault."""
     errors = [MissingError(text).record() for text in (one, other)]
     assert len(grouped((error, "/data/x.root", 1, None) for error in errors)) == 2
 
@@ -61,8 +61,8 @@ def failed(error: ErrorRecord, path: str) -> FailedFile:
     return FailedFile(1, path, 0, datetime.now(UTC), "", (), (), error, "")
 
 
-def test_report_has_the_groups() -> None:
-    """The largest first, with its files below."""
+def test_report_lists_the_groups() -> None:
+    """The largest group comes first, with its files below it."""
     request = Request(
         id="id",
         title=None,

@@ -1,4 +1,4 @@
-"""Options of finders come as YAML has them, or as the texts that variables are."""
+"""Options of finders, as values of YAML or as texts of variables."""
 
 from typing import Annotated, Any
 
@@ -9,7 +9,7 @@ from servicex_server.finders.contract import FinderOptions
 
 
 class Inner(FinderOptions):
-    """Options of something that a finder asks."""
+    """Options of a service that a finder asks."""
 
     names: tuple[str, ...] = ()
 
@@ -38,7 +38,7 @@ class Outer(FinderOptions):
         ("text", "[a, b]", "[a, b]"),
     ],
 )
-def test_lists_and_options_are_read_from_texts_and_other_texts_stay(
+def test_texts_are_parsed_only_for_lists_and_nested_options(
     name: str, given: Any, read: Any
 ) -> None:
     assert getattr(Outer.model_validate({name: given}), name) == read
@@ -48,7 +48,7 @@ def test_lists_and_options_are_read_from_texts_and_other_texts_stay(
     ("name", "given"),
     [("numbers", "a"), ("numbers", "1,2,3,4"), ("names", "["), ("inner", "a,b"), ("inner", "[]")],
 )
-def test_what_cannot_be_read_is_an_error_of_that_option(name: str, given: str) -> None:
+def test_unreadable_text_is_an_error_of_its_option(name: str, given: str) -> None:
     with pytest.raises(ValidationError) as raised:
         Outer.model_validate({name: given})
     assert raised.value.errors()[0]["loc"][0] == name

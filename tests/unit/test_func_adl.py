@@ -1,4 +1,4 @@
-"""Reading func_adl: what the text says, and where it says nothing."""
+"""The func_adl compiler: the meaning of queries, and the errors of queries without a meaning."""
 
 import time
 from itertools import combinations
@@ -29,7 +29,7 @@ E = "(call EventDataset 'bogus.root' 'events')"
 
 
 def compiled(selection: str) -> LoopQuery:
-    """Return what a query means."""
+    """Return the compiled query."""
     (extraction,) = FuncAdl().compile(selection, ResultFormat.PARQUET).extractions
     assert isinstance(extraction, LoopQuery)
     return extraction
@@ -51,8 +51,8 @@ def node(selection: str) -> Node:
         "\n(<= (- (+ y)) (% b (// c\t(<< d 1))))",
     ],
 )
-def test_text_is_read_as_by_the_package_qastle(text: str) -> None:
-    """Numbers, texts with all their escapes, words and lists, however they are spaced."""
+def test_text_is_parsed_as_by_the_package_qastle(text: str) -> None:
+    """The queries have numbers, strings with all escapes, words and lists, and any spacing."""
     again = qastle.python_ast_to_text_ast(qastle.text_ast_to_python_ast(text))
     assert again != text
     assert plain(read_forms(text)) == plain(read_forms(again))
@@ -88,7 +88,7 @@ def plain(form: Form) -> Any:
         ("Aggregate", "0 (lambda (list acc p) (+ acc p))"),
     ],
 )
-def test_the_three_spellings_of_an_operator_mean_the_same(name: str, argument: str) -> None:
+def test_three_spellings_of_an_operator_mean_the_same(name: str, argument: str) -> None:
     """A function, a method and a node are one operation."""
     forms = (
         f"(call {name} (attr e 'x') {argument})",
@@ -118,8 +118,8 @@ def test_the_three_spellings_of_an_operator_mean_the_same(name: str, argument: s
         ("(call (attr ak 'where') (attr e 'x') 1 2)", "(if (attr e 'x') 1 2)"),
     ],
 )
-def test_a_function_that_python_has_as_a_symbol_means_the_same(function: str, symbol: str) -> None:
-    """Whole numbers, truth values and what is missing do not depend on how it is written."""
+def test_function_and_its_symbol_mean_the_same(function: str, symbol: str) -> None:
+    """Whole numbers, truth values and missing values do not depend on the spelling."""
     assert node(of_event(function)) == node(of_event(symbol))
 
 
@@ -135,14 +135,14 @@ def test_a_function_that_python_has_as_a_symbol_means_the_same(function: str, sy
         (f"(call MetaData {E} (dict (list 'metadata_type') (list 'x')))", "events"),
     ],
 )
-def test_the_tree_is_named_by_the_source(source: str, tree: str) -> None:
-    """The first argument of the source is a dummy; MetaData is looked through."""
+def test_source_names_the_tree(source: str, tree: str) -> None:
+    """The compiler ignores the first argument of the source, and looks through MetaData."""
     rows = compiled(f"(call Select {source} (lambda (list e) (attr e 'x')))")
     assert (rows.tree, rows.output) == (tree, "servicex")
 
 
-def test_the_whole_event_needs_all_branches() -> None:
-    """Only where the event itself is in the result are all branches read."""
+def test_whole_event_needs_all_branches() -> None:
+    """The query reads all branches only if the event itself is in the result."""
     assert compiled(f"(call Select {E} (lambda (list e) e))").whole
     assert not compiled(f"(call Select {E} (lambda (list e) (attr e 'x')))").whole
 
@@ -229,8 +229,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize("selection", WRONG)
-def test_what_means_nothing_is_refused(selection: str) -> None:
-    """A sentence says what is wrong and shows where; it is the user's to mend."""
+def test_query_without_a_meaning_is_refused(selection: str) -> None:
+    """The message states the fault and its place; the status 400 says that the user can mend it."""
     if not WRONG[selection]:
         assert compiled(selection).whole
         return
@@ -240,8 +240,8 @@ def test_what_means_nothing_is_refused(selection: str) -> None:
     assert caught.value.status == 400
 
 
-def test_near_names_are_offered() -> None:
-    """A misspelt operator and a misspelt function name what was meant."""
+def test_nearest_names_are_suggested() -> None:
+    """The hint for a misspelt operator or function has the name that was meant."""
     with pytest.raises(UnknownNameError) as caught:
         compiled(of_event("(call (attr (attr e 'x') 'Frist'))"))
     assert "did you mean First" in caught.value.hint
@@ -252,13 +252,13 @@ def test_near_names_are_offered() -> None:
 
 @pytest.mark.parametrize("deep", ["(" * 10_000, "(call abs " * 10_000 + "1" + ")" * 10_000])
 def test_deep_nesting_is_refused_at_once(deep: str) -> None:
-    """Ten thousand parentheses cost neither the stack nor the patience of others."""
+    """Ten thousand parentheses neither overflow the stack nor keep other users waiting."""
     with pytest.raises(QueryError, match=r"nothing between|is nested more than"):
         compiled(of_event(deep))
 
 
-def test_what_is_named_once_is_read_once() -> None:
-    """Looked for in lists, or taken from tuples, forty deep: no work that doubles with each."""
+def test_nesting_does_not_multiply_the_nodes_of_a_query() -> None:
+    """Each of forty levels adds a ``Contains`` or a tuple, and does not double the work."""
     searched = tuples = "(attr e 'x')"
     for _ in range(40):
         searched = f"(call (attr (list 0 1) 'Contains') {searched})"
@@ -271,8 +271,8 @@ def test_what_is_named_once_is_read_once() -> None:
     assert time.monotonic() - began < 30
 
 
-def test_names_cost_no_more_than_their_number() -> None:
-    """A dict of ten thousand keys, and names of ten thousand characters that are not there."""
+def test_unknown_name_among_many_keys_is_refused_quickly() -> None:
+    """The dict has ten thousand keys, and the unknown name has ten thousand characters."""
     keys = " ".join(f"'k{number}'" for number in range(10_000))
     begun = of_event(f"(dict (list {keys} '{'ab' * 5_000}') (list {'1 ' * 10_001}))")
     began = time.monotonic()
@@ -281,7 +281,7 @@ def test_names_cost_no_more_than_their_number() -> None:
     assert time.monotonic() - began < 30
 
 
-def test_a_long_chain_of_and_is_not_deep() -> None:
+def test_long_chain_of_or_is_accepted() -> None:
     """Clients fold a list of triggers into nested pairs."""
     chain = "(attr e 't0')"
     for number in range(1, 400):
@@ -303,7 +303,7 @@ def test_a_long_chain_of_and_is_not_deep() -> None:
         ("(+ (/ x 2) (/ 2 x))", {}),
     ],
 )
-def test_equal_nodes_are_found(body: str, computed: dict[str, int]) -> None:
+def test_common_subexpressions_are_found(body: str, computed: dict[str, int]) -> None:
     """Numbers are equal only if they have the same type and sign."""
     query = f"(Select (Select {E} (lambda (list e) (attr e 'x'))) (lambda (list x) {body}))"
     nodes = node(query)
@@ -312,8 +312,8 @@ def test_equal_nodes_are_found(body: str, computed: dict[str, int]) -> None:
     assert texts == computed
 
 
-def test_equal_nodes_of_different_variables_are_told_apart() -> None:
-    """Names may be the same where they do not mean the same."""
+def test_equal_text_on_different_variables_is_not_a_common_subexpression() -> None:
+    """Two variables may have the same name and different meanings."""
     query = (
         f"(Select {E} (lambda (list e) (+ (Count (Where (attr e 'x') (lambda (list j) (> j 1)))) "
         "(Count (Where (attr e 'y') (lambda (list j) (> j 1)))))))"
@@ -321,8 +321,8 @@ def test_equal_nodes_of_different_variables_are_told_apart() -> None:
     assert common_subexpressions(node(query)) == {}
 
 
-def test_what_is_said_twice_is_computed_once() -> None:
-    """A branch stands for all that costs time."""
+def test_repeated_subexpression_is_computed_once() -> None:
+    """A branch stands for any expensive computation."""
     asked: list[tuple[str, ...]] = []
 
     def read(path: tuple[str, ...]) -> Any:
@@ -343,7 +343,7 @@ CHOSEN = "(Select (Choose (attr e 'x') 2) (lambda (list c) (Select c (lambda (li
 
 
 def squares(body: str, values: ak.Array) -> list[list[list[Any]]]:
-    """Return what a body in the pairs of lists gives, event by event."""
+    """Return the values of a body in the pairs of lists, event by event."""
     query = f"(Select {E} (lambda (list e) {CHOSEN.format(body)}))"
     source = Source(len(values), lambda _: values, dict)
     result = Evaluation(prepare(node(query), query), source).loop()
@@ -351,7 +351,7 @@ def squares(body: str, values: ak.Array) -> list[list[list[Any]]]:
     return found
 
 
-def test_elements_that_are_chosen_often_are_computed_once(
+def test_element_of_many_combinations_is_computed_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nine elements are in 36 pairs."""
@@ -368,8 +368,8 @@ def test_elements_that_are_chosen_often_are_computed_once(
     assert sizes == [9]
 
 
-def test_an_element_that_is_not_chosen_needs_no_value() -> None:
-    """The square of the first one does not fit into 64 bits, and no pair has it."""
+def test_element_of_no_combination_is_not_computed() -> None:
+    """The square of the first element does not fit into 64 bits, and no pair contains it."""
     values = ak.Array([[2**40], [3, 4], [5, 6, 7]])
     wanted = [[], [[9, 16]], [[25, 36], [25, 49], [36, 49]]]
     assert squares("(* v v)", values) == wanted

@@ -1,4 +1,4 @@
-"""Which room may import which, checked on every import; and what an import may cost.
+"""The layers of the rooms, checked on every import; and the cost of importing the package.
 
 The rules are about folders. They are also the map of the package: read `LAYERS` from the bottom up.
 """
@@ -72,7 +72,7 @@ A list of files comes in the request itself, and is checked there.
 """
 
 ASSEMBLY = frozenset({"app", "scheduling.leader", "cli", "accounts.administration"})
-"""Where the service is put together, implementations are named."""
+"""The modules that put the service together may name implementations."""
 
 HEAVY = ("uproot", "awkward", "numpy", "pyarrow", "distributed", "sqlalchemy", "fastapi")
 
@@ -111,7 +111,7 @@ FIELDS = (
 
 @dataclass(frozen=True)
 class Import:
-    """One import of ours: where it stands, what it names, whether loading the module does it."""
+    """An import of our own: its place, its target, and whether loading the module runs it."""
 
     importer: str
     imported: str
@@ -230,13 +230,13 @@ def sources() -> dict[str, str]:
     return {name: path.read_text(encoding="utf-8") for name, path in modules(SOURCE).items()}
 
 
-def test_every_import_keeps_to_the_map(sources: dict[str, str]) -> None:
+def test_every_import_follows_the_layers(sources: dict[str, str]) -> None:
     assert len(sources) > 10
     broken = faults(sources)
     assert not broken, "\n".join(["", *broken])
 
 
-def test_modules_load_in_an_order(sources: dict[str, str]) -> None:
+def test_imports_have_no_cycle(sources: dict[str, str]) -> None:
     graph: dict[str, set[str]] = {
         name: {one.imported for one in imports(name, text, sources) if one.at_load and one.imported}
         for name, text in sources.items()
@@ -295,7 +295,7 @@ OTHERS = (
         ("model", "from servicex_server import helpers", "helpers is no room"),
     ],
 )
-def test_a_breach_is_named_with_line_and_rule(name: str, text: str, rule: str) -> None:
+def test_forbidden_import_is_reported_with_line_and_rule(name: str, text: str, rule: str) -> None:
     others = dict.fromkeys(OTHERS, "")
     found = [line for line in faults(others | {name: text}) if "line" in line]
     found = found or faults({name: text})
@@ -304,13 +304,13 @@ def test_a_breach_is_named_with_line_and_rule(name: str, text: str, rule: str) -
     assert name == "helpers" or f"line {2 if 'def' in text else 1}:" in found[0]
 
 
-def test_a_circle_of_imports_is_seen() -> None:
+def test_import_cycle_is_reported() -> None:
     known = {"errors": "import servicex_server.model", "model": "import servicex_server.errors"}
     with pytest.raises(pytest.fail.Exception, match="a circle of imports"):
-        test_modules_load_in_an_order(known)
+        test_imports_have_no_cycle(known)
 
 
-def test_what_the_map_allows_is_no_breach() -> None:
+def test_allowed_imports_are_accepted() -> None:
     allowed = {
         "errors": "import json",
         "model": "from servicex_server.errors import ErrorRecord",
@@ -337,7 +337,7 @@ def test_wire_names_occur_only_below_web(sources: dict[str, str]) -> None:
     assert not found, "\n".join(["", *found])
 
 
-def test_a_wire_name_is_seen_in_code_and_not_in_prose() -> None:
+def test_wire_name_is_reported_in_code_and_not_in_prose() -> None:
     text = (
         '"""About result-format."""\nx = row["minio-endpoint"]\ny = f"result-format: {x} is odd"\n'
     )
@@ -346,7 +346,7 @@ def test_a_wire_name_is_seen_in_code_and_not_in_prose() -> None:
     ]
 
 
-def test_importing_the_package_loads_nothing_heavy() -> None:
+def test_importing_the_package_loads_no_heavy_library() -> None:
     code = f"import sys, {PACKAGE}; print(*sorted(set(sys.modules) & set({HEAVY})))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True

@@ -48,7 +48,7 @@ def files() -> InFlight:
 
 
 def test_outcome_stays_until_it_is_stored(files: InFlight) -> None:
-    """A transaction that fails is repeated with the same outcome."""
+    """The leader repeats a failed transaction with the same outcome."""
     key = outcome().key
     assert files.ended() == []
     assert files.end(outcome()) == (outcome(), [])
@@ -60,7 +60,7 @@ def test_outcome_stays_until_it_is_stored(files: InFlight) -> None:
 
 
 def test_second_outcome_of_a_file_changes_nothing(files: InFlight) -> None:
-    """Neither does the outcome of a file that is not here."""
+    """The outcome of an unknown file changes nothing either."""
     files.end(outcome())
     assert files.end(outcome(bad=True)) == (None, [])
     assert files.end(outcome(7)) == (None, [])
@@ -68,8 +68,8 @@ def test_second_outcome_of_a_file_changes_nothing(files: InFlight) -> None:
 
 
 @pytest.mark.parametrize("copy", [False, True])
-def test_first_copy_that_works_decides(files: InFlight, *, copy: bool) -> None:
-    """The other copy is to be stopped."""
+def test_first_successful_copy_decides(files: InFlight, *, copy: bool) -> None:
+    """The leader has to stop the other copy."""
     key = outcome().key
     files.add_copy(key, key + SPECULATIVE)
     assert files.has_copy(key)
@@ -81,8 +81,8 @@ def test_first_copy_that_works_decides(files: InFlight, *, copy: bool) -> None:
 
 @pytest.mark.parametrize("copy", [False, True])
 @pytest.mark.parametrize("both", [False, True])
-def test_copy_that_fails_waits_for_the_other(files: InFlight, *, copy: bool, both: bool) -> None:
-    """Its attempts are part of the outcome."""
+def test_failed_copy_waits_for_the_other(files: InFlight, *, copy: bool, both: bool) -> None:
+    """The outcome contains the attempts of the failed copy."""
     key = outcome().key
     files.add_copy(key, key + SPECULATIVE)
     assert files.end(outcome(copy=copy, bad=True)) == (None, [])
@@ -108,8 +108,8 @@ def test_held_file_is_released_with_the_answer_of_its_catalogue(files: InFlight)
     assert files.ended() == []
 
 
-def test_file_that_a_catalogue_does_not_name_has_no_replicas(files: InFlight) -> None:
-    """It was asked all the same, and is not asked again."""
+def test_file_unknown_to_its_catalogue_has_no_replicas(files: InFlight) -> None:
+    """The catalogue has answered, and is not asked again."""
     files.end(outcome(bad=True))
     files.hold(outcome().key)
     files.release([1], {})

@@ -1,4 +1,4 @@
-"""Which languages are offered, to whom: one rule for all that are installed, ours and others'."""
+"""The policy decides which users may use which language, ours or a plug-in."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -32,7 +32,7 @@ class Shell(Language):
 
 @pytest.fixture
 def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Install a language of somebody else's that runs code; return its name."""
+    """Install a third-party language that runs code; return its name."""
     plug_in(tmp_path / "site", "shell", "Shell", SHELL, group="languages")
     monkeypatch.syspath_prepend(tmp_path / "site")
     return "shell"
@@ -48,14 +48,14 @@ def runs_code(name: str) -> bool:
     return kind.runs_code
 
 
-def test_the_languages_that_run_code_are_known() -> None:
+def test_python_is_the_only_language_that_runs_code() -> None:
     assert {name for name in INSTALLED if runs_code(name)} == {"python"}
 
 
 @pytest.mark.parametrize("name", [*INSTALLED, "shell"])
 @pytest.mark.parametrize("sign_in", [True, False])
 @pytest.mark.parametrize("problem", ["", PROBLEM])
-def test_code_needs_the_sandbox_where_users_sign_in(
+def test_code_needs_the_sandbox_if_users_sign_in(
     shell: str, name: str, problem: str, *, sign_in: bool
 ) -> None:
     policy = LanguagePolicy(settings(sign_in=sign_in), problem)
@@ -75,7 +75,7 @@ def test_code_needs_the_sandbox_where_users_sign_in(
 
 @pytest.mark.parametrize("name", INSTALLED)
 @pytest.mark.parametrize("least", list(Role))
-def test_a_language_is_for_those_who_have_the_role(name: str, least: Role) -> None:
+def test_language_needs_its_configured_role(name: str, least: Role) -> None:
     policy = LanguagePolicy(settings(sign_in=True, languages={name: least.value}), "")
     assert policy.offered() == [name]
     for role in Role:
@@ -91,29 +91,29 @@ def test_a_language_is_for_those_who_have_the_role(name: str, least: Role) -> No
         assert name in found.value.hint
 
 
-def test_roles_rise() -> None:
+def test_role_includes_lower_roles() -> None:
     assert [role.includes(Role.OPERATOR) for role in Role] == [False, True, True]
     assert all(role.includes(role) for role in Role)
 
 
 class Liar(Language):
-    """A language that does not say that it runs code."""
+    """A language that runs code without declaring it."""
 
     name: ClassVar[str] = "liar"
 
     def compile(self, selection: str, result_format: ResultFormat) -> Query | Program:
-        """Return a program of the user's."""
+        """Return a program that the user wrote."""
         del result_format
         return Program(("/bin/sh", "-c", selection))
 
 
-def test_a_program_of_a_language_that_runs_no_code_is_refused() -> None:
+def test_program_of_a_language_that_declares_no_code_is_refused() -> None:
     with pytest.raises(RequestError, match="without declaring it"):
         Liar().compiled("true", ResultFormat.PARQUET)
 
 
 @pytest.mark.parametrize("choice", list(SandboxChoice))
-def test_workers_have_to_use_the_sandbox_where_users_sign_in(choice: SandboxChoice) -> None:
-    """Also for what was submitted before."""
+def test_workers_must_use_the_sandbox_if_users_sign_in(choice: SandboxChoice) -> None:
+    """The rule also holds for requests that were submitted before."""
     assert settings(sign_in=True, sandbox=choice).task_sandbox is SandboxChoice.BUBBLEWRAP
     assert settings(sign_in=False, sandbox=choice).task_sandbox is choice

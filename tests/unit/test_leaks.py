@@ -1,4 +1,4 @@
-"""That a secret in a log is found: each kind of one, by itself, and the test fails that made it."""
+"""The search of the logs finds every kind of secret, and fails the test that has logged it."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ SIGNED = "X-Amz-Signature=" + "0123456789abcdef" * 4
 
 
 def answered(request: httpx.Request) -> httpx.Response:
-    """Answer with a secret in each place, as a service does to whom it should."""
+    """Answer with a secret in each place where the service may send one."""
     del request
     body = {
         "access_token": "an-access-token-of-this-test",
@@ -34,7 +34,7 @@ def answered(request: httpx.Request) -> httpx.Response:
 
 
 def seen(secrets: Secrets, *texts: str) -> bool:
-    """Whether each text is a leak, and is not shown whole."""
+    """Return whether each text is reported as a leak, and is not shown whole."""
     found = [secrets.leaks(f"fine\nit is {text} there\nfine too") for text in texts]
     hidden = all(
         text not in line for text, lines in zip(texts, found, strict=True) for line in lines
@@ -47,20 +47,20 @@ SENT = {"Authorization": "Bearer what-a-program-has-sent"}
 
 
 def ask() -> None:
-    """Ask and wait."""
+    """Send a request and wait for the answer."""
     with httpx.Client(transport=httpx.MockTransport(answered)) as client:
         client.get(ASKED, headers=SENT)
 
 
 async def ask_asynchronously() -> None:
-    """Ask as the published client does."""
+    """Send a request as the published client does."""
     async with httpx.AsyncClient(transport=httpx.MockTransport(answered)) as client:
         await client.get(ASKED, headers=SENT)
 
 
 @pytest.mark.parametrize("way", [ask, lambda: asyncio.run(ask_asynchronously())])
-def test_what_goes_to_and_fro_is_known(way: Callable[[], None]) -> None:
-    """Of any client, in the answer, the cookie, the header and the query."""
+def test_secrets_in_requests_and_answers_are_known(way: Callable[[], None]) -> None:
+    """They are in the answer, the cookie, the header and the query of any client."""
     secrets = Secrets()
     with listening(secrets):
         way()
@@ -71,8 +71,8 @@ def test_what_goes_to_and_fro_is_known(way: Callable[[], None]) -> None:
     assert secrets.leaks("nothing secret, one-of-the-pages, servicex, Bearer") == []
 
 
-def test_what_an_operator_gives_is_known(tmp_path: Path) -> None:
-    """By a variable, in JSON or in a URL, by a file, and what the service has made."""
+def test_secrets_in_settings_and_files_are_known(tmp_path: Path) -> None:
+    """They come from variables, JSON, URLs and files, or the service has made them."""
     token = tmp_path / "token"
     token.write_text("of-the-service-at-a-site\n")
     config = tmp_path / "settings.yaml"
@@ -117,16 +117,16 @@ def test_what_an_operator_gives_is_known(tmp_path: Path) -> None:
         ("Cookie: servicex=", "c" * 43),
     ],
 )
-def test_what_nobody_has_heard_is_known_by_its_shape(before: str, secret: str) -> None:
-    """As what a browser or another program has got."""
+def test_unknown_secret_is_recognized_by_its_form(before: str, secret: str) -> None:
+    """A browser or another program may have got it."""
     (found,) = Secrets().leaks(f"fine\n{before}{secret}'")
     assert found.startswith(before[:10])
     assert secret[:20] not in found
 
 
 @pytest.mark.parametrize("killed", [True, False])
-def test_a_server_that_has_logged_a_secret_fails_its_test(tmp_path: Path, *, killed: bool) -> None:
-    """When it is stopped, and if somebody else has ended it, at the end of the test."""
+def test_server_that_logs_a_secret_fails_its_test(tmp_path: Path, *, killed: bool) -> None:
+    """The test fails when it stops the server, or at its end if the server has already ended."""
     server = Server(tmp_path / "data", environment={"SERVICEX_SERVER_X__TOKEN": "told-to-all"})
     code = "import time; print('it is told-to-all', flush=True); time.sleep(60)"
     with server.log.open("wb") as log:

@@ -1,4 +1,4 @@
-"""Which queries are refused for a TTree before any file is there: only those without a guard."""
+"""At submit, the service refuses queries for a TTree if values may be missing without a guard."""
 
 import time
 
@@ -67,8 +67,8 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("query", REFUSED.values(), ids=REFUSED)
-def test_what_may_be_missing_is_refused_for_a_ttree(query: str) -> None:
-    """The sentence has the place and the ways out; other formats hold it."""
+def test_value_that_may_be_missing_is_refused_for_a_ttree(query: str) -> None:
+    """The message has the place, and the hint has ways out. Other formats accept the query."""
     with pytest.raises(FormatError, match="a TTree cannot hold that, at character") as caught:
         FuncAdl().compile(query, ResultFormat.TTREE)
     assert "Where(lambda e: e.x.Count() > 0)" in caught.value.hint
@@ -77,8 +77,8 @@ def test_what_may_be_missing_is_refused_for_a_ttree(query: str) -> None:
     FuncAdl().compile(query, ResultFormat.RNTUPLE)
 
 
-def test_the_column_and_the_expression_are_named() -> None:
-    """Of several columns that one is shown which may miss values."""
+def test_error_names_the_column_and_the_expression() -> None:
+    """The error shows the one of several columns whose values may be missing."""
     query = select(f"(dict (list 'n' 'lead') (list (attr e 'n') (+ {FIRST} 1)))")
     with pytest.raises(FormatError) as caught:
         FuncAdl().compile(query, ResultFormat.TTREE)
@@ -142,13 +142,13 @@ ACCEPTED = {
 
 
 @pytest.mark.parametrize("query", ACCEPTED.values(), ids=ACCEPTED)
-def test_what_may_be_guarded_is_left_to_the_data(query: str) -> None:
-    """Nothing is refused that the query itself may have seen to."""
+def test_value_that_may_be_guarded_is_accepted(query: str) -> None:
+    """The compiler does not refuse a value that the query itself may guard."""
     FuncAdl().compile(query, ResultFormat.TTREE)
 
 
-def test_values_that_are_named_again_and_again_cost_nothing() -> None:
-    """Stages that each name the one before twice are looked at once, not two to their number."""
+def test_stages_that_repeat_values_are_checked_in_linear_time() -> None:
+    """The compiler checks each stage once, although each stage names the one before it twice."""
     query = select(f"(dict (list 'a') (list {X}))")
     for _ in range(40):
         query = select(

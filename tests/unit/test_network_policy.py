@@ -1,4 +1,4 @@
-"""Which servers may be connected to, decided by the resolved address."""
+"""The network policy decides by the resolved address of a server."""
 
 import pickle
 import socket
@@ -60,7 +60,7 @@ OTHERS = (
 
 
 @pytest.mark.parametrize("host", [*LOOPBACK, *OTHERS])
-def test_policy_refuses_every_writing_of_an_address_that_is_not_public(host: str) -> None:
+def test_policy_refuses_every_notation_of_an_address_that_is_not_public(host: str) -> None:
     with pytest.raises(ForbiddenHostError) as caught:
         PUBLIC.check_literal(host)
     assert host in caught.value.message
@@ -128,7 +128,7 @@ def test_forbidden_hosts_take_precedence() -> None:
         assert caught.value.hint == "its setting reading.forbidden_hosts lists it"
 
 
-def test_forbidden_star_leaves_only_what_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forbidden_star_leaves_only_allowed_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = NetworkPolicy(allowed=("*.cern.ch", "188.184.0.0/15"), forbidden=("*",))
     _resolves(monkeypatch, "1.2.3.4")
     assert policy.addresses("eos.cern.ch") == ("1.2.3.4",)
@@ -138,14 +138,14 @@ def test_forbidden_star_leaves_only_what_is_allowed(monkeypatch: pytest.MonkeyPa
     assert policy.addresses("any.org") == ("188.185.0.1",)
 
 
-def test_address_as_xrootd_writes_it_is_the_ipv4_address() -> None:
+def test_ipv4_address_in_the_notation_of_xrootd_is_recognized() -> None:
     policy = NetworkPolicy(allowed=("10.0.0.0/8",), forbidden=("*",))
     assert policy.addresses("::10.0.0.5") == ("::10.0.0.5",)
     with pytest.raises(ForbiddenHostError):
         policy.addresses("::11.0.0.5")
 
 
-def test_policy_checks_the_host_behind_a_proxy_of_xrootd() -> None:
+def test_policy_checks_the_host_behind_an_xrootd_proxy() -> None:
     with pytest.raises(ForbiddenHostError, match=r"127\.0\.0\.1"):
         PUBLIC.check_url("root://188.184.1.1:1094//root://127.0.0.1:1094//x.root")
 
@@ -166,8 +166,8 @@ def test_policy_checks_the_host_behind_a_proxy_of_xrootd() -> None:
         "root://good.org//http://good.org#@127.0.0.1/x",
     ],
 )
-def test_host_that_xrdcl_connects_to_is_among_the_hosts(url: str) -> None:
-    """XrdCl's own parser is asked where it is installed."""
+def test_hosts_of_a_url_include_the_host_that_xrdcl_connects_to(url: str) -> None:
+    """The test asks XrdCl's own parser."""
     from XRootD.client.url import URL
 
     hosts = list(hosts_of(url))
@@ -176,7 +176,7 @@ def test_host_that_xrdcl_connects_to_is_among_the_hosts(url: str) -> None:
     assert connected in hosts or connected == "127.0.0.1?x="
 
 
-def test_hosts_of_a_url_of_urls_are_found_in_linear_time() -> None:
+def test_hosts_of_nested_urls_are_found_in_linear_time() -> None:
     assert list(hosts_of("root://a/" * 1_000_000)) == ["a"] * 4
     assert list(hosts_of("root://" * 1_000_000)) == ["root"] * 4
 
@@ -187,7 +187,7 @@ def test_unknown_name_is_unreachable(host: str) -> None:
         PUBLIC.addresses(host)
 
 
-def test_policy_travels_as_data() -> None:
+def test_policy_can_be_pickled() -> None:
     policy = NetworkPolicy(("10.0.0.0/8",), ("a.org",), public_only=True)
     assert pickle.loads(pickle.dumps(policy)) == policy  # of our own
 

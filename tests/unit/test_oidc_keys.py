@@ -1,4 +1,4 @@
-"""When an issuer is asked for its keys, by a clock that is moved by hand."""
+"""The times at which the service fetches the keys of an OIDC provider, by a clock of the test."""
 
 import asyncio
 from typing import Any
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Issuer:
-    """What an issuer would say, and how often it was asked."""
+    """An OIDC provider that counts the requests for its keys."""
 
     def __init__(self, *names: str) -> None:
         self.names = names
@@ -20,7 +20,7 @@ class Issuer:
         self.away = False
 
     async def fetch(self) -> dict[str, Any]:
-        """Answer, or do not."""
+        """Return the keys, or fail."""
         self.asked += 1
         await asyncio.sleep(0)
         if self.away:
@@ -29,7 +29,7 @@ class Issuer:
 
 
 class Clock:
-    """A clock that stands still until it is moved."""
+    """A clock that stands still until the test moves it."""
 
     seconds = 1000.0
 
@@ -40,14 +40,14 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Give the clock that the keys go by."""
+    """Give the clock that the cache uses."""
     made = Clock()
     monkeypatch.setattr(oidc_keys, "time", made)
     return made
 
 
 async def test_known_keys_are_fetched_once_an_hour(clock: Clock) -> None:
-    """However many ask, also at the same time."""
+    """Any number of callers share the keys, also at the same time."""
     issuer = Issuer("a")
     keys = JwksCache(issuer.fetch)
     found = await asyncio.gather(*(keys.having("a") for _ in range(10)))
@@ -61,8 +61,8 @@ async def test_known_keys_are_fetched_once_an_hour(clock: Clock) -> None:
     assert issuer.asked == 2
 
 
-async def test_an_unknown_key_is_asked_for_but_not_all_the_time(clock: Clock) -> None:
-    """One that is new is known at the next question."""
+async def test_unknown_key_is_fetched_only_after_a_pause(clock: Clock) -> None:
+    """The next fetch finds a new key."""
     issuer = Issuer("a")
     keys = JwksCache(issuer.fetch)
     await keys.having("a")
@@ -75,8 +75,8 @@ async def test_an_unknown_key_is_asked_for_but_not_all_the_time(clock: Clock) ->
     assert issuer.asked == 2
 
 
-async def test_while_the_issuer_is_away_what_is_known_is_used(clock: Clock) -> None:
-    """What is not known cannot be judged, until it is back."""
+async def test_cached_keys_are_used_while_the_provider_does_not_answer(clock: Clock) -> None:
+    """The service cannot check a token of an unknown key until the provider answers again."""
     issuer = Issuer("a")
     keys = JwksCache(issuer.fetch)
     await keys.having("a")

@@ -1,4 +1,4 @@
-"""Patterns of users: the meaning that Python gives them, matched by RE2."""
+"""Patterns of users have the meaning that Python gives them; RE2 matches them."""
 
 import re
 import warnings
@@ -35,7 +35,7 @@ examples = settings(derandomize=True, database=None, deadline=None, max_examples
 
 
 def fits(source: str, text: str) -> bool:
-    """Whether one translated pattern fits a text."""
+    """Return whether a translated pattern matches a text."""
     sources = Sources()
     sources.add(source)
     return Patterns(sources).match(text)
@@ -46,8 +46,8 @@ def fits(source: str, text: str) -> bool:
     pattern=st.text("ab*?[]!-^\\.c", min_size=1, max_size=8),
     text=st.text("abc-[]!^\\.", max_size=5),
 )
-def test_globs_mean_what_they_mean_to_fnmatch(pattern: str, text: str) -> None:
-    """Brackets, ranges, and what is no bracket at all."""
+def test_globs_match_as_with_fnmatch(pattern: str, text: str) -> None:
+    """The globs have brackets, ranges, and brackets that are only characters."""
     if re.search(r".-[!-_]", pattern):
         return  # of a range that ends before it begins fnmatch makes a negation
     assert fits(glob(pattern), text) == fnmatchcase(text, pattern)
@@ -58,7 +58,7 @@ def test_globs_mean_what_they_mean_to_fnmatch(pattern: str, text: str) -> None:
     pieces=st.lists(st.sampled_from(_PIECES), min_size=1, max_size=7),
     text=st.text("abcA1_ -.&:!", max_size=5),
 )
-def test_regular_expressions_mean_what_they_mean_to_python(pieces: list[str], text: str) -> None:
+def test_regular_expressions_match_as_with_python(pieces: list[str], text: str) -> None:
     """A pattern that Python compiles is compiled here, and matches the same from the start."""
     pattern = "".join(pieces)
     with warnings.catch_warnings():
@@ -85,10 +85,10 @@ def test_regular_expressions_mean_what_they_mean_to_python(pieces: list[str], te
     text=st.text("aAbBcC #\n", max_size=5),
     flags=st.sets(st.sampled_from("imsux")),
 )
-def test_regex_flags_mean_what_they_mean_to_uproot(
+def test_regex_flags_have_the_effect_that_they_have_in_uproot(
     pieces: list[str], text: str, flags: set[str]
 ) -> None:
-    """Any flags after the slash, in any order, choose what `uproot` chooses."""
+    """Any flags may follow the slash, in any order."""
     inner, letters = "".join(pieces), "".join(flags)
     if re.search(r"[|^+(]\s*(#c\n\s*)*\+", inner):
         return  # RE2 takes other repeats
@@ -123,22 +123,24 @@ def test_regex_flags_mean_what_they_mean_to_uproot(
         ("*", "\udcff", True),
     ],
 )
-def test_a_list_of_patterns_fits_as_it_is_written(pattern: str, text: str, fitting: bool) -> None:
-    """Names, globs, and regular expressions that fit from the start."""
+def test_list_of_patterns_matches_names_globs_and_regular_expressions(
+    pattern: str, text: str, fitting: bool
+) -> None:
+    """Regular expressions match from the start of a name."""
     assert matcher((pattern,))(text) is fitting
     assert matcher(("something", pattern))(text) is fitting
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_a_pattern_that_goes_back_in_python_is_linear(pattern: str) -> None:
-    """On a text for which Python would take longer than there has been time."""
+def test_pattern_that_backtracks_in_python_is_linear(pattern: str) -> None:
+    """Python would take longer than the age of the universe for such a text."""
     for text in ("a" * 20_000 + "!", "ab" * 10_000 + "d", "a " * 10_000):
         assert matcher((f"/^(?:{pattern})#/",))(text) is False
 
 
 @pytest.mark.parametrize("pattern", NOT_LINEAR)
-def test_what_is_not_linear_is_said_to_be_so(pattern: str) -> None:
-    """Look-around, back-references, atomic groups, possessive quantifiers."""
+def test_pattern_that_cannot_be_matched_in_linear_time_is_refused(pattern: str) -> None:
+    """It has look-around, a back-reference, an atomic group or a possessive quantifier."""
     with pytest.raises(NotLinearError, match="cannot be matched in linear time"):
         regex(pattern)
     with pytest.raises(QueryError, match=r"is not supported: .*linear time"):
@@ -160,7 +162,7 @@ def test_what_is_not_linear_is_said_to_be_so(pattern: str) -> None:
         ([r"/((\w{30}){30})/"], "more than 4 MiB of memory"),
     ],
 )
-def test_a_pattern_that_cannot_be_read_is_refused(patterns: list[str], words: str) -> None:
-    """The error shows it, or says which limit it is over."""
+def test_invalid_or_too_large_pattern_is_refused(patterns: list[str], words: str) -> None:
+    """The error shows the pattern or names the limit."""
     with pytest.raises(QueryError, match=words):
         matcher(tuple(patterns))

@@ -46,7 +46,7 @@ def test_peer_uid_of_a_mapped_address_is_found(finder: PeerUids) -> None:
 
 @linux
 def test_peer_uid_of_a_closed_client_is_unknown(finder: PeerUids) -> None:
-    """The kernel names root for a socket that no process has: it must not be believed."""
+    """The kernel names root for a socket without a process; the service must not believe it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname())
         ends = client.getsockname(), listener.getsockname()
@@ -59,7 +59,7 @@ def test_peer_uid_of_a_closed_client_is_unknown(finder: PeerUids) -> None:
 
 @linux
 def test_peer_uid_of_a_listening_socket_is_unknown(finder: PeerUids) -> None:
-    """The kernel's table falls back to who listens at an address: that is no connection."""
+    """The kernel's table falls back to the listener at an address, which is not a connection."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = listener.getsockname()
         assert finder.find(address, ("127.0.0.1", 1)) is None
@@ -74,13 +74,15 @@ def test_peer_uid_of_a_listening_socket_is_unknown(finder: PeerUids) -> None:
         (("a name", 5), ("127.0.0.1", 6)),
     ],
 )
-def test_peer_uid_of_no_connection_is_unknown(
+def test_peer_uid_without_a_connection_is_unknown(
     finder: PeerUids, client: tuple[str, int], server: tuple[str, int]
 ) -> None:
     assert finder.find(client, server) is None
 
 
-def test_peer_uids_are_not_used_where_they_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the system says is tried on a connection of this process before it is believed."""
+def test_peer_uids_are_not_used_if_the_system_reports_wrong_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The service first tries the answer of the system on a connection of its own."""
     monkeypatch.setattr(PeerUids, "find", lambda *_: os.getuid() + 1)
     assert peer_uids() is None

@@ -1,4 +1,4 @@
-"""What is said of a Python query at submit, before anything of it is run."""
+"""The checks of a Python query at submit, which run nothing of it."""
 
 import base64
 import textwrap
@@ -30,29 +30,29 @@ def refusal(source: str | bytes) -> str:
 
 
 @pytest.mark.parametrize("result_format", list(ResultFormat))
-def test_a_function_becomes_a_program(result_format: ResultFormat) -> None:
-    """The source travels unchanged, as a file of the program; every format can be written."""
+def test_function_becomes_a_program(result_format: ResultFormat) -> None:
+    """A file of the program has the unchanged source; the program can write every format."""
     program = PythonFunction().compile(encoded(GOOD), result_format)
     assert program.files == (("query.py", GOOD),)
     assert program.command[-1] == "query.py"
     assert Path(program.command[-2]).is_file()
 
 
-def test_the_language_says_that_it_runs_code() -> None:
-    """Where users sign in and nothing holds code in, the service can refuse this language."""
+def test_language_declares_that_it_runs_code() -> None:
+    """If users sign in and there is no sandbox, the service can refuse this language."""
     assert PythonFunction.name == "python"
     assert PythonFunction.runs_code
 
 
-def test_nothing_is_run(tmp_path: Path) -> None:
-    """Reading a query runs none of it, not even its module level."""
+def test_compiler_does_not_run_the_query(tmp_path: Path) -> None:
+    """It runs nothing of the query, not even its module level."""
     witness = tmp_path / "witness"
     compiled(encoded(f"open({str(witness)!r}, 'w').close()\n{GOOD}"))
     assert not witness.exists()
 
 
 def test_white_space_in_base64_is_ignored() -> None:
-    """Line breaks, as MIME encoders make them, and blanks around do no harm."""
+    """The compiler accepts the line breaks of MIME encoders, and blanks around the text."""
     wrapped = "  " + base64.encodebytes(GOOD.encode() * 9).decode().replace("\n", "\r\n ") + "\n"
     assert compiled(wrapped).files == (("query.py", GOOD * 9),)
 
@@ -73,7 +73,7 @@ def test_white_space_in_base64_is_ignored() -> None:
         ("\ud800abc", "not standard base64"),
     ],
 )
-def test_what_is_not_base64_is_refused(selection: str, expected: str) -> None:
+def test_text_that_is_not_base64_is_refused(selection: str, expected: str) -> None:
     """The answer says that base64 is expected, and what the text looks like instead."""
     with pytest.raises(QueryError) as caught:
         compiled(selection)
@@ -81,18 +81,18 @@ def test_what_is_not_base64_is_refused(selection: str, expected: str) -> None:
     assert caught.value.hint
 
 
-def test_other_encodings_are_refused() -> None:
-    """Source that is not UTF-8 is refused, with the place of the first bad byte."""
+def test_source_that_is_not_utf_8_is_refused() -> None:
+    """The error has the place of the first bad byte."""
     said = refusal("# Größe\n".encode("latin-1") + GOOD.encode())
     assert "not of UTF-8 text (byte 4" in said
 
 
-def test_a_byte_order_mark_is_no_fault() -> None:
-    """Editors that put a mark before UTF-8 text are common enough."""
+def test_byte_order_mark_is_accepted() -> None:
+    """Many editors put a mark before UTF-8 text."""
     assert compiled(encoded(b"\xef\xbb\xbf" + GOOD.encode())).files[0][1] == GOOD
 
 
-def test_a_syntax_error_is_shown_with_its_line() -> None:
+def test_syntax_error_is_shown_with_its_line() -> None:
     """The answer has the number and the text of the line."""
     said = refusal("import uproot\n\ndef run_query(f)\n    return f\n")
     assert "line 3: def run_query(f)" in said
@@ -109,8 +109,8 @@ def test_a_syntax_error_is_shown_with_its_line() -> None:
         ("x = '" + "a" * 500 + "\n", "…"),
     ],
 )
-def test_what_is_not_python_is_refused(source: str, expected: str) -> None:
-    """All that the compiler refuses is refused, also what the parser alone would let pass."""
+def test_source_that_is_not_python_is_refused(source: str, expected: str) -> None:
+    """The service refuses all that Python's compiler refuses, even if the parser accepts it."""
     said = refusal(source)
     assert "not Python source" in said
     assert expected in said
@@ -131,8 +131,8 @@ def test_what_is_not_python_is_refused(source: str, expected: str) -> None:
     ],
     ids=["parentheses", "brackets", "signs", "attributes", "calls", "sum", "number", "lambdas"],
 )
-def test_absurd_nesting_is_a_query_error(source: str) -> None:
-    """Source that breaks the parser's stack is answered like any other that is wrong."""
+def test_extreme_nesting_is_a_query_error(source: str) -> None:
+    """Source that overflows the parser's stack gets the same answer as other wrong source."""
     said = refusal(source)
     assert any(why in said for why in ("not Python source", "nested too deeply", "more than 20000"))
 
@@ -150,8 +150,8 @@ def test_absurd_nesting_is_a_query_error(source: str) -> None:
         ("def outer():\n    def run_query(f): ...", "found outer"),
     ],
 )
-def test_the_function_has_to_have_its_name(source: str, expected: str) -> None:
-    """The published client does not check the name, so what is there instead is named."""
+def test_function_must_have_the_expected_name(source: str, expected: str) -> None:
+    """The published client does not check the name, so the error lists the names in the source."""
     assert expected in refusal(source)
 
 
@@ -169,8 +169,8 @@ def test_the_function_has_to_have_its_name(source: str, expected: str) -> None:
         ("def run_query(f):\n    yield f", "is a generator"),
     ],
 )
-def test_the_function_has_to_take_one_argument(source: str, expected: str) -> None:
-    """What cannot be called with one path, or cannot return an array, is refused."""
+def test_function_must_take_one_argument(source: str, expected: str) -> None:
+    """The service refuses objects that cannot be called with one path or cannot return arrays."""
     assert expected in refusal(source)
 
 
@@ -193,6 +193,6 @@ def test_the_function_has_to_take_one_argument(source: str, expected: str) -> No
         "# -*- coding: latin-1 -*-\ndef run_query(f):\n    return ['é']",
     ],
 )
-def test_every_way_to_define_it_is_accepted(source: str) -> None:
-    """Defaults, lambdas, imports, decorators and branches are Python; warnings are no errors."""
+def test_every_way_to_define_the_function_is_accepted(source: str) -> None:
+    """Defaults, lambdas, imports, decorators and branches are Python; warnings are not errors."""
     assert compiled(encoded(source)).files[0][1] == source

@@ -1,4 +1,4 @@
-"""Attempts are counted by kind and address, for a minute, and in a memory that does not grow."""
+"""The rate limiter counts attempts by kind and address, for a minute, and in bounded memory."""
 
 import pytest
 from starlette.requests import Request
@@ -11,18 +11,18 @@ pytestmark = pytest.mark.anyio
 
 
 def call(host: str | None) -> Request:
-    """Return a call from an address."""
+    """Return a request from an address."""
     return Request({"type": "http", "client": None if host is None else (host, 1)})
 
 
 async def use_up(limiter: RateLimiter, host: str | None, kind: str = "sign-ups") -> None:
-    """Make as many attempts as there may be."""
+    """Make as many attempts as the limit allows."""
     for _ in range(A_MINUTE):
         await limiter.hit(call(host), kind)
 
 
-async def test_one_too_many_is_refused_until_the_minute_is_over() -> None:
-    """It is said what of, where from, and for how long; the next minute begins anew."""
+async def test_attempt_over_the_limit_is_refused_until_the_minute_ends() -> None:
+    """The error names the kind, the address and the time to wait; the next minute begins anew."""
     limiter = RateLimiter()
     await use_up(limiter, "192.0.2.7")
     with pytest.raises(TooManyError, match=r"30 sign-ups in a minute.*192\.0\.2\.7") as error:
@@ -37,8 +37,8 @@ async def test_one_too_many_is_refused_until_the_minute_is_over() -> None:
     await use_up(limiter, "192.0.2.7")
 
 
-async def test_a_user_who_is_known_is_counted_by_name() -> None:
-    """Others at the same address have attempts of their own."""
+async def test_known_user_is_counted_by_name() -> None:
+    """Other users at the same address have attempts of their own."""
     limiter = RateLimiter()
     for _ in range(A_MINUTE):
         await limiter.hit(call("192.0.2.7"), "sign-ups", user="ann@example.org")
@@ -57,8 +57,10 @@ async def test_a_user_who_is_known_is_counted_by_name() -> None:
         ("unknown", None, "0.0.0.0"),
     ],
 )
-async def test_who_counts_as_one(one: str, same: str | None, another: str) -> None:
-    """Addresses that one client has at will, and all that are none."""
+async def test_addresses_of_one_client_share_a_limit(
+    one: str, same: str | None, another: str
+) -> None:
+    """A client may use all of its network; texts that are not addresses count as one client."""
     limiter = RateLimiter()
     await use_up(limiter, one)
     with pytest.raises(TooManyError):
@@ -66,8 +68,8 @@ async def test_who_counts_as_one(one: str, same: str | None, another: str) -> No
     await use_up(limiter, another)
 
 
-async def test_memory_has_an_end() -> None:
-    """Also if every attempt is from another network; and who has one address is still counted."""
+async def test_memory_is_bounded() -> None:
+    """Every attempt comes from another network; a client with one address is still counted."""
     limiter = RateLimiter()
     most = 0
     for number in range(2 * ADDRESSES + 10):
@@ -82,7 +84,7 @@ async def test_memory_has_an_end() -> None:
 
 
 async def test_many_addresses_do_not_lift_the_limit_of_another() -> None:
-    """A client with a large IPv6 network cannot make the service forget who is limited."""
+    """A client with a large IPv6 network cannot make the service forget the limit of another."""
     limiter = RateLimiter()
     await use_up(limiter, "192.0.2.7")
     for number in range(2 * ADDRESSES + 10):
@@ -91,10 +93,10 @@ async def test_many_addresses_do_not_lift_the_limit_of_another() -> None:
         await limiter.hit(call("192.0.2.7"), "sign-ups")
 
 
-async def test_memory_has_an_end_if_all_addresses_are_limited(
+async def test_memory_is_bounded_if_all_addresses_are_limited(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Then the oldest half is forgotten."""
+    """The limiter then forgets the oldest half."""
     monkeypatch.setattr(rate_limits, "ADDRESSES", 20)
     limiter = RateLimiter()
     for number in range(30):

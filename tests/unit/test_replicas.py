@@ -1,4 +1,4 @@
-"""The order of replicas: by the health of their endpoints, and a dead endpoint is asked seldom."""
+"""The health of endpoints decides the order of replicas; an open endpoint is tried seldom."""
 
 import pytest
 
@@ -21,7 +21,7 @@ LOCAL = Replica("/data/x.root")
 
 
 class Clock:
-    """A clock in the hands of the test."""
+    """A clock that the test sets."""
 
     moment = 1000.0
 
@@ -32,7 +32,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Give the clock by which endpoints are shut."""
+    """Give the clock by which circuit breakers open and close."""
     made = Clock()
     monkeypatch.setattr(health, "time", made)
     return made
@@ -41,17 +41,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def hear(
     endpoints: StorageEndpoints, *attempts: tuple[Replica, ServiceXError | None], read: int = 0
 ) -> None:
-    """Tell of a file."""
+    """Report the attempts on a file."""
     tried = [Attempt(one.url, 2.0, error.record() if error else None) for one, error in attempts]
     endpoints.observe(tried, read=read)
 
 
-def test_replicas_come_as_given_while_nothing_is_known() -> None:
+def test_replicas_keep_their_order_without_reports() -> None:
     assert StorageEndpoints().ranked((B, LOCAL, A), probe=True) == (B, LOCAL, A)
 
 
-def test_a_door_that_fails_comes_last_and_is_tried_once_in_a_while(clock: Clock) -> None:
-    """With a pause that doubles, for one file each time; and is as good as before once it works."""
+def test_failing_endpoint_comes_last_and_is_probed_after_a_pause(clock: Clock) -> None:
+    """The pause doubles, and one file probes each time; after a success the endpoint is healthy."""
     endpoints = StorageEndpoints()
     gone = UnreachableError("it is gone")
     for count in range(OPEN_AFTER):
@@ -81,8 +81,8 @@ def test_a_door_that_fails_comes_last_and_is_tried_once_in_a_while(clock: Clock)
     assert about["failed"] == {"Unreachable": 6}
 
 
-def test_a_door_that_was_waited_for_in_vain_is_shut_at_once(clock: Clock) -> None:
-    """Each more of them would cost a deadline."""
+def test_endpoint_that_hangs_opens_its_breaker_at_once(clock: Clock) -> None:
+    """Each further attempt would cost a deadline."""
     endpoints = StorageEndpoints()
     hear(endpoints, (A, SlowError("it hangs")), (B, None))
     assert endpoints.ranked((A, B), probe=True) == (B, A)
@@ -90,7 +90,7 @@ def test_a_door_that_was_waited_for_in_vain_is_shut_at_once(clock: Clock) -> Non
     assert endpoints.ranked((A, B), probe=True) == (A, B)
 
 
-def test_the_pause_has_an_end(clock: Clock) -> None:
+def test_pause_of_an_open_endpoint_is_bounded(clock: Clock) -> None:
     endpoints = StorageEndpoints()
     for _ in range(OPEN_AFTER + 20):
         hear(endpoints, (A, SlowError("it hangs")))
@@ -103,16 +103,16 @@ def test_the_pause_has_an_end(clock: Clock) -> None:
     [MissingError(""), CorruptError(""), DeniedError(""), UnknownNameError(""), InternalError("")],
     ids=lambda error: type(error).__name__,
 )
-def test_what_is_no_fault_of_the_door_does_not_shut_it(error: ServiceXError) -> None:
-    """It has answered; least of all is it blamed for a query or for us."""
+def test_error_that_is_not_of_the_endpoint_does_not_open_its_breaker(error: ServiceXError) -> None:
+    """The endpoint has answered, and does not cause errors of a query or of the service."""
     endpoints = StorageEndpoints()
     for _ in range(3 * OPEN_AFTER):
         hear(endpoints, (A, error))
     assert endpoints.ranked((A, B), probe=True) == (A, B)
 
 
-def test_a_door_that_often_fails_comes_after_one_that_does_not(clock: Clock) -> None:
-    """Though it is not shut: it works now and then."""
+def test_degraded_endpoint_comes_after_healthy_ones(clock: Clock) -> None:
+    """Its breaker is not open, because it works now and then."""
     del clock
     endpoints = StorageEndpoints()
     for _ in range(12):
@@ -123,8 +123,8 @@ def test_a_door_that_often_fails_comes_after_one_that_does_not(clock: Clock) -> 
     assert endpoints.ranked((A, LOCAL, B), probe=True) == (LOCAL, B, A)
 
 
-def test_what_is_known_outlives_the_process(clock: Clock) -> None:
-    """A endpoint that was shut is tried at once: nobody knows for how long nobody looked."""
+def test_health_of_endpoints_survives_a_restart(clock: Clock) -> None:
+    """The service tries an open endpoint at once, as it does not know how long it was stopped."""
     endpoints = StorageEndpoints()
     for _ in range(OPEN_AFTER):
         hear(endpoints, (A, UnreachableError("it is gone")))
@@ -150,13 +150,13 @@ def test_what_is_known_outlives_the_process(clock: Clock) -> None:
         ("no url", ""),
     ],
 )
-def test_a_door_is_a_protocol_and_a_host(url: str, endpoint: str) -> None:
-    """Nothing else of a URL, which may hold a secret."""
+def test_endpoint_is_a_protocol_and_a_host(url: str, endpoint: str) -> None:
+    """It has nothing else of the URL, which may hold a secret."""
     assert endpoint_of(url) == endpoint
 
 
-def test_a_replica_that_was_bad_comes_after_those_that_were_not(clock: Clock) -> None:
-    """For a day, or until it works; before a endpoint that is shut, which costs more."""
+def test_bad_replica_comes_after_good_ones(clock: Clock) -> None:
+    """It stays there for a day, or until it works. An open endpoint costs more, and comes later."""
     endpoints = StorageEndpoints()
     gone, away = MissingError("it is not there"), UnreachableError("nobody answers")
     other = Replica("root://a.org//y.root", "A")
@@ -177,8 +177,8 @@ def test_a_replica_that_was_bad_comes_after_those_that_were_not(clock: Clock) ->
     assert again.ranked((A, B), probe=True) == (A, B)
 
 
-def test_what_fails_everywhere_is_no_bad_replica() -> None:
-    """It may be the file."""
+def test_file_that_fails_everywhere_has_no_bad_replica() -> None:
+    """The file itself may be at fault."""
     endpoints = StorageEndpoints()
     hear(endpoints, (A, MissingError("it is not there")), (B, MissingError("nor here")))
     assert endpoints.ranked((A, LOCAL), probe=True) == (A, LOCAL)

@@ -1,4 +1,4 @@
-"""The OpenAPI document says what every route returns."""
+"""The OpenAPI document describes the response of every route."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ OPERATIONS = [(method, path) for path, methods in DOCUMENT["paths"].items() for 
 
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
-def test_route_says_what_it_returns(method: str, path: str) -> None:
-    """By a schema with the keys of the object, or as text."""
+def test_route_describes_its_response(method: str, path: str) -> None:
+    """The description is a schema with the keys of the object, or says that it is text."""
     content = DOCUMENT["paths"][path][method]["responses"]["200"]["content"]
     assert content
     for kind, about in content.items():

@@ -1,4 +1,4 @@
-"""When the engine ends a task that takes too long."""
+"""The engine ends a task that takes too long."""
 
 import time
 
@@ -13,7 +13,7 @@ from servicex_server.model import Limits, ResultFormat, TaskSpec
     [(59.0, ""), (60.0 + GRACE_SECONDS / 2, ""), (61.0 + GRACE_SECONDS, "longer than 60 s")],
 )
 def test_worker_has_time_to_end_a_function_itself(seconds: float, ended: str) -> None:
-    """It knows the line of the function; the engine only knows that the time is over."""
+    """The worker knows the line of the function; the engine only knows that the time is over."""
     spec = TaskSpec(
         request_id="r",
         file_id=1,

@@ -1,4 +1,4 @@
-"""A request is accepted when the bucket's keys signed it, and in no other case."""
+"""The service accepts a request only if the keys of the bucket signed it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -128,14 +128,14 @@ def header(request: SignedRequest, name: str) -> str:
 
 
 class _Streaming(S3SigV4Auth):
-    """As botocore signs what it sends in chunks, each of which is signed with this."""
+    """The signature of botocore for a body in chunks, each of which it signs with this."""
 
     def payload(self, request: AWSRequest) -> str:
         return "STREAMING-AWS4-HMAC-SHA256-PAYLOAD"
 
 
 def chunked_4(target: str, keys: BucketKeys = KEYS) -> SignedRequest:
-    """Sign what is sent in chunks."""
+    """Sign a body that is sent in chunks."""
     request = _request("PUT", target, {"x-amz-decoded-content-length": "3"})
     credentials = Credentials(keys.access_key, keys.secret_key)
     _Streaming(credentials, "s3", "us-east-1").add_auth(request)
@@ -143,7 +143,7 @@ def chunked_4(target: str, keys: BucketKeys = KEYS) -> SignedRequest:
 
 
 class TestKnownVectors:
-    """The examples in Amazon's own documentation, which botocore had no part in."""
+    """The examples in Amazon's own documentation, which are independent of botocore."""
 
     keys = BucketKeys("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
     empty = b"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
@@ -172,10 +172,10 @@ class TestKnownVectors:
             ),
         ],
     )
-    def test_version_4_in_the_header(
+    def test_documented_header_of_version_4_is_accepted(
         self, path: bytes, query: bytes, *, ranged: bool, signature: str
     ) -> None:
-        """The documented examples of version 4 in the header are accepted."""
+        """Amazon documents three requests with version 4 in the header."""
         names = "host;range;" if ranged else "host;"
         authorization = (
             "AWS4-HMAC-SHA256 "
@@ -192,8 +192,8 @@ class TestKnownVectors:
             headers.append((b"range", b"bytes=0-9"))
         verify(SignedRequest("GET", path, query, headers, path), [self.keys], self.midnight)
 
-    def test_version_4_in_the_query(self) -> None:
-        """The documented example of a presigned URL of version 4 is accepted."""
+    def test_documented_url_of_version_4_is_accepted(self) -> None:
+        """Amazon documents a presigned URL of version 4."""
         query = (
             b"X-Amz-Algorithm=AWS4-HMAC-SHA256"
             b"&X-Amz-Credential=AKIAIOSFODNN7EXAMPLE%2F20130524%2Fus-east-1%2Fs3%2Faws4_request"
@@ -204,8 +204,8 @@ class TestKnownVectors:
         request = SignedRequest("GET", b"/test.txt", query, headers, b"/test.txt")
         verify(request, [self.keys], self.midnight)
 
-    def test_version_2_in_the_query(self) -> None:
-        """The documented example of a presigned URL of version 2 is accepted."""
+    def test_documented_url_of_version_2_is_accepted(self) -> None:
+        """Amazon documents a presigned URL of version 2."""
         query = (
             b"AWSAccessKeyId=AKIAIOSFODNN7EXAMPLE"
             b"&Signature=NpgCjnDzrM%2BWFzoENXmpNDUsSn8%3D&Expires=1175139620"
@@ -216,23 +216,23 @@ class TestKnownVectors:
 
 
 class TestAccepted:
-    """What the bucket's keys signed."""
+    """Requests that the keys of the bucket signed."""
 
     @every_way
     @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE"])
-    def test_any_method(self, sign: Sign, method: str) -> None:
-        """A request is accepted with the method it was signed for."""
+    def test_every_method_is_accepted(self, sign: Sign, method: str) -> None:
+        """The service accepts a request with the method for which it was signed."""
         verify(sign(f"/{BUCKET}/a.root", method=method), [KEYS], _now())
 
     @pytest.mark.parametrize("sign", [header_4, query_4])
     @pytest.mark.parametrize("region", ["us-east-1", "eu-central-1", "aws-global", "CERN", "x"])
-    def test_any_region(self, sign: Sign, region: str) -> None:
-        """The region is whatever the client's environment says."""
+    def test_every_region_is_accepted(self, sign: Sign, region: str) -> None:
+        """The environment of the client sets the region."""
         verify(sign(f"/{BUCKET}/a.root", region=region), [KEYS], _now())
 
     @pytest.mark.parametrize("sign", [query_4, query_2])
-    def test_a_year(self, sign: Sign) -> None:
-        """A URL may live for a year, and does until its last day."""
+    def test_url_is_accepted_for_a_year(self, sign: Sign) -> None:
+        """A URL may be valid for a year, and is so until its last day."""
         request = sign(f"/{BUCKET}/a.root", expires=YEAR)
         verify(request, [KEYS], _now() + timedelta(days=364))
         late = _now() + timedelta(days=366)
@@ -240,8 +240,8 @@ class TestAccepted:
         assert refusal(request, now=late).message == "Request has expired"
 
     @pytest.mark.parametrize("sign", [*WAYS, chunked_4])
-    def test_a_pair_of_an_older_key(self, sign: Sign) -> None:
-        """Each pair of the ring is right with its own secret, and none that is not in it."""
+    def test_keys_of_an_older_signing_key_are_accepted(self, sign: Sign) -> None:
+        """Each access key needs its own secret; the keys of a dropped signing key are refused."""
         older, dropped = (bucket_keys(key, BUCKET) for key in (b"older", b"dropped"))
         for pair in (KEYS, older):
             verify(sign(f"/{BUCKET}/a.root", pair), [KEYS, older], _now())
@@ -252,26 +252,26 @@ class TestAccepted:
             verify(sign(f"/{BUCKET}/a.root", mixed), [KEYS, older], _now())
 
     @every_way
-    def test_behind_a_prefix(self, sign: Sign) -> None:
-        """A path in front of the bucket is signed too, but may be left out in version 2."""
+    def test_path_with_a_prefix_is_accepted(self, sign: Sign) -> None:
+        """The signature covers a path in front of the bucket; in version 2 it may leave it out."""
         verify(sign(f"/s3/{BUCKET}/a.root"), [KEYS], _now())
         if sign is query_2:
             request = sign(f"/{BUCKET}/a.root")
             verify(replace(request, raw_path=b"/s3" + request.raw_path), [KEYS], _now())
 
     @every_way
-    def test_doubled_slashes(self, sign: Sign) -> None:
-        """The path is signed as it came, also with a slash too many."""
+    def test_doubled_slash_is_accepted(self, sign: Sign) -> None:
+        """The client signs the path as it sends it, also with a slash too many."""
         verify(sign(f"//{BUCKET}/a.root"), [KEYS], _now())
 
     @every_way
-    def test_fields_of_the_query(self, sign: Sign) -> None:
-        """A listing's own fields are covered by the signature, in any order and encoding."""
+    def test_fields_of_a_listing_are_accepted(self, sign: Sign) -> None:
+        """The signature covers the fields of a listing, in any order and encoding."""
         verify(sign(f"/{BUCKET}?prefix=a%2Fb%20c%2B&list-type=2&encoding-type=url"), [KEYS], _now())
 
     @pytest.mark.parametrize("sign", [header_4, query_4])
-    def test_a_field_without_value(self, sign: Sign) -> None:
-        """A field may come as only a name, where an empty value was signed."""
+    def test_field_without_a_value_is_accepted(self, sign: Sign) -> None:
+        """The client may send only the name of a field that it signed with an empty value."""
         request = sign(f"/{BUCKET}?location=")
         raw = request.raw_query.replace(b"location=", b"location")
         assert raw != request.raw_query
@@ -280,20 +280,20 @@ class TestAccepted:
     @every_way
     @settings(deadline=None)
     @given(name=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20))
-    def test_any_name(self, sign: Sign, name: str) -> None:
-        """Any Unicode is a name."""
+    def test_every_object_name_is_accepted(self, sign: Sign, name: str) -> None:
+        """An object name is any Unicode text."""
         verify(sign(f"/{BUCKET}/{quote(name, safe='~')}"), [KEYS], _now())
 
     @every_way
-    def test_needless_encoding_undone(self, sign: Sign) -> None:
-        """A library that undoes needless percent-encoding after signing does no harm."""
+    def test_undone_percent_encoding_is_accepted(self, sign: Sign) -> None:
+        """A library may undo needless percent-encoding after it has signed."""
         request = sign(f"/{BUCKET}/a%3Ab%2A%28c%29%40.root")
         path = f"/{BUCKET}/a:b*(c)@.root".encode()
         verify(replace(request, raw_path=path, resource=path), [KEYS], _now())
 
     @pytest.mark.parametrize("name", ["user-agent", "expect", "accept", "range", "x-amz-meta-é"])
-    def test_headers_named_by_the_client(self, name: str) -> None:
-        """Just the headers that the client names are signed, also those botocore leaves out."""
+    def test_only_headers_that_the_client_names_are_signed(self, name: str) -> None:
+        """The client may also name headers that botocore leaves out."""
         name = quote(name)
 
         class Everything(S3SigV4Auth):
@@ -311,26 +311,26 @@ class TestAccepted:
         assert code(with_header(wire, name.lower(), "other")) == ("SignatureDoesNotMatch", 403)
 
     @every_way
-    def test_headers_that_are_not_signed(self, sign: Sign) -> None:
+    def test_unsigned_headers_are_ignored(self, sign: Sign) -> None:
         """A proxy may add headers."""
         request = sign(f"/{BUCKET}/a")
         verify(with_header(request, "x-forwarded-for", "10.0.0.1"), [KEYS], _now())
 
-    def test_a_date_header(self) -> None:
-        """The time of version 4 in the header may be that of ``Date``."""
+    def test_date_header_is_accepted(self) -> None:
+        """The time of version 4 in the header may be in ``Date``."""
         request = header_4(f"/{BUCKET}/a", headers={"Date": "some day"})
         assert b"x-amz-date" not in dict(request.headers)
         verify(request, [KEYS], _now())
         assert code(with_header(request, "date", "some day")) == ("MissingSecurityHeader", 400)
 
-    def test_fields_that_version_2_signs(self) -> None:
+    def test_amz_fields_that_version_2_signs_are_accepted(self) -> None:
         """Version 2 signs ``x-amz-`` headers, which a URL carries in its query."""
         request = query_2(f"/{BUCKET}/a", headers={"x-amz-checksum-mode": "ENABLED"})
         assert b"checksum" in request.raw_query
         verify(request, [KEYS], _now())
 
-    def test_plus_in_a_signature(self) -> None:
-        """A plus sign in a signature of version 2 may have been left unencoded."""
+    def test_plus_sign_in_a_signature_is_accepted(self) -> None:
+        """A client may leave a plus sign in a signature of version 2 unencoded."""
         for number in range(1000):
             request = query_2(f"/{BUCKET}/{number}")
             if b"%2B" in request.raw_query:
@@ -340,8 +340,8 @@ class TestAccepted:
         verify(replace(request, raw_query=raw), [KEYS], _now())
 
     @pytest.mark.parametrize("name", ["a.root", "a b+é:*.root"])
-    def test_our_own_urls(self, name: str) -> None:
-        """What `presigned_query` makes is accepted until it expires."""
+    def test_presigned_query_is_accepted_until_it_expires(self, name: str) -> None:
+        """`presigned_query` makes the URLs of the service."""
         path = f"/{BUCKET}/{name}"
         expires = int(_now().timestamp()) + 60
         request = _wire(
@@ -352,23 +352,23 @@ class TestAccepted:
 
 
 class TestRefused:
-    """What somebody else signed, or nobody."""
+    """Requests that other keys signed, or that are not signed."""
 
     @every_way
-    def test_wrong_secret(self, sign: Sign) -> None:
+    def test_wrong_secret_is_refused(self, sign: Sign) -> None:
         """The right access key with a wrong secret does not match."""
         request = sign(f"/{BUCKET}/a", BucketKeys(KEYS.access_key, "x" * 40))
         assert code(request) == ("SignatureDoesNotMatch", 403)
 
     @every_way
-    def test_keys_of_another_bucket(self, sign: Sign) -> None:
-        """The keys of another bucket are not known here."""
+    def test_keys_of_another_bucket_are_refused(self, sign: Sign) -> None:
+        """A bucket does not know the keys of another one."""
         request = sign(f"/{BUCKET}/a", bucket_keys(SERVICE_KEY, OTHER))
         assert code(request) == ("InvalidAccessKeyId", 403)
 
     @every_way
-    def test_other_path(self, sign: Sign) -> None:
-        """A signature for one object opens no other."""
+    def test_other_path_is_refused(self, sign: Sign) -> None:
+        """A signature for one object does not open another."""
         request = sign(f"/{BUCKET}/a")
         path = f"/{BUCKET}/b".encode()
         assert code(replace(request, raw_path=path, resource=path)) == (
@@ -377,25 +377,25 @@ class TestRefused:
         )
 
     @every_way
-    def test_other_method(self, sign: Sign) -> None:
-        """A signature for GET is none for HEAD."""
+    def test_other_method_is_refused(self, sign: Sign) -> None:
+        """A signature for GET is not valid for HEAD."""
         request = sign(f"/{BUCKET}/a")
         assert code(replace(request, method="HEAD")) == ("SignatureDoesNotMatch", 403)
 
     @pytest.mark.parametrize("sign", [header_4, query_4])
-    def test_other_query(self, sign: Sign) -> None:
-        """Nothing can be added to a query that version 4 signed."""
+    def test_other_query_is_refused(self, sign: Sign) -> None:
+        """A client cannot change a query that version 4 signed."""
         request = with_query(sign(f"/{BUCKET}?prefix=a"), prefix="b")
         assert code(request) == ("SignatureDoesNotMatch", 403)
 
     @pytest.mark.parametrize("sign", [header_4, query_4])
-    def test_other_host(self, sign: Sign) -> None:
-        """The host is covered by version 4."""
+    def test_other_host_is_refused(self, sign: Sign) -> None:
+        """Version 4 covers the host."""
         request = with_header(sign(f"/{BUCKET}/a"), "host", "elsewhere.example.org")
         assert code(request) == ("SignatureDoesNotMatch", 403)
 
-    def test_later_expiry(self) -> None:
-        """Nobody can make a URL live longer than it was signed for."""
+    def test_later_expiry_is_refused(self) -> None:
+        """A client cannot make a URL valid for longer than it was signed for."""
         assert code(with_query(query_4(f"/{BUCKET}/a"), X_Amz_Expires=str(YEAR))) == (
             "SignatureDoesNotMatch",
             403,
@@ -407,8 +407,8 @@ class TestRefused:
         )
 
     @pytest.mark.parametrize("sign", [query_4, query_2])
-    def test_expired(self, sign: Sign) -> None:
-        """A URL that expired is refused, and says so."""
+    def test_expired_url_is_refused(self, sign: Sign) -> None:
+        """The error says that the URL has expired."""
         request = sign(f"/{BUCKET}/a", expires=60)
         error = refusal(request, now=_now() + timedelta(seconds=62))
         assert (error.code, error.message, error.status) == (
@@ -417,7 +417,7 @@ class TestRefused:
             403,
         )
 
-    def test_url_from_the_future(self) -> None:
+    def test_url_from_the_future_is_refused(self) -> None:
         """A URL that was signed more than 15 minutes ahead is not valid yet."""
         request = query_4(f"/{BUCKET}/a")
         verify(request, [KEYS], _now() - timedelta(minutes=14))
@@ -425,8 +425,8 @@ class TestRefused:
         assert (error.code, error.message) == ("AccessDenied", "Request is not yet valid")
 
     @pytest.mark.parametrize("minutes", [-16, 16, 60 * 24 * 365])
-    def test_skewed_clock(self, minutes: int) -> None:
-        """A request signed more than 15 minutes from now is refused."""
+    def test_request_of_a_skewed_clock_is_refused(self, minutes: int) -> None:
+        """The service refuses a request that was signed more than 15 minutes from now."""
         request = header_4(f"/{BUCKET}/a")
         verify(request, [KEYS], _now() + timedelta(minutes=14))
         assert code(request, now=_now() + timedelta(minutes=minutes)) == (
@@ -434,14 +434,14 @@ class TestRefused:
             403,
         )
 
-    def test_anonymous(self) -> None:
-        """Who does not sign is refused."""
+    def test_unsigned_request_is_refused(self) -> None:
+        """The request has neither a header nor fields with a signature."""
         request = _wire("GET", f"http://{HOST}/{BUCKET}/a", {})
         assert code(request) == ("AccessDenied", 403)
 
     @pytest.mark.parametrize("sign", [header_4, query_4])
-    def test_unsigned_host(self, sign: Sign) -> None:
-        """Version 4 without the host among the signed headers is refused."""
+    def test_unsigned_host_is_refused(self, sign: Sign) -> None:
+        """Version 4 needs the host among the signed headers."""
         request = sign(f"/{BUCKET}/a")
         if sign is query_4:
             request = with_query(request, X_Amz_SignedHeaders="range")
@@ -452,7 +452,7 @@ class TestRefused:
 
 
 class TestMalformed:
-    """What means nothing is refused with a code, never by a crash."""
+    """The service refuses malformed requests with a code, and does not crash."""
 
     @pytest.mark.parametrize(
         ("authorization", "expected"),
@@ -483,14 +483,14 @@ class TestMalformed:
             ),
         ],
     )
-    def test_authorization(self, authorization: str, expected: str) -> None:
-        """A header that cannot be read is refused."""
+    def test_malformed_authorization_is_refused(self, authorization: str, expected: str) -> None:
+        """The service cannot read the header."""
         request = with_header(header_4(f"/{BUCKET}/a"), "authorization", authorization)
         assert code(request) == (expected, 400)
 
     @pytest.mark.parametrize("names", ["", ";", "host;", "host;a b", "host;é", "host;a:b"])
-    def test_signed_headers(self, names: str) -> None:
-        """Names of headers that cannot be such are refused."""
+    def test_malformed_names_of_signed_headers_are_refused(self, names: str) -> None:
+        """The texts cannot be names of headers."""
         request = header_4(f"/{BUCKET}/a")
         text = header(request, "authorization")
         old = text.partition("SignedHeaders=")[2].partition(",")[0]
@@ -498,8 +498,8 @@ class TestMalformed:
         assert code(request) == ("AuthorizationHeaderMalformed", 400)
 
     @pytest.mark.parametrize("name", ["x-amz-date", "x-amz-content-sha256"])
-    def test_missing_security_header(self, name: str) -> None:
-        """The date and the hash of the content belong to version 4 in the header."""
+    def test_missing_security_header_is_refused(self, name: str) -> None:
+        """Version 4 in the header needs the date and the hash of the content."""
         request = with_header(header_4(f"/{BUCKET}/a"), name, None)
         assert code(request) == ("MissingSecurityHeader", 400)
 
@@ -513,8 +513,8 @@ class TestMalformed:
             "\u0662\u0660\u0662\u0660\u0660\u0661\u0660\u0661T000000Z",
         ],
     )
-    def test_dates(self, date: str) -> None:
-        """A date that is none is refused, wherever it is."""
+    def test_malformed_date_is_refused(self, date: str) -> None:
+        """The service checks dates in the header and in the query."""
         assert code(with_header(header_4(f"/{BUCKET}/a"), "x-amz-date", date)) == (
             "AuthorizationHeaderMalformed",
             400,
@@ -526,8 +526,8 @@ class TestMalformed:
     @pytest.mark.parametrize(
         "expires", ["", "soon", "-1", "1.5", "1e9", "9" * 5000, "\u0663", " 1"]
     )
-    def test_expiry(self, expires: str) -> None:
-        """An expiry that is no number of seconds is refused."""
+    def test_malformed_expiry_is_refused(self, expires: str) -> None:
+        """An expiry has to be a number of seconds."""
         request = with_query(query_4(f"/{BUCKET}/a"), X_Amz_Expires=expires)
         assert code(request) == ("AuthorizationQueryParametersError", 400)
         request = with_query(query_2(f"/{BUCKET}/a"), Expires=expires)
@@ -537,13 +537,13 @@ class TestMalformed:
         "missing",
         ["X_Amz_Algorithm", "X_Amz_Credential", "X_Amz_Expires", "X_Amz_SignedHeaders"],
     )
-    def test_missing_fields(self, missing: str) -> None:
+    def test_missing_fields_are_refused(self, missing: str) -> None:
         """Version 4 in the query needs all its fields."""
         request = with_query(query_4(f"/{BUCKET}/a"), **{missing: None})
         assert code(request) == ("AuthorizationQueryParametersError", 400)
 
-    def test_other_algorithm(self) -> None:
-        """There is one algorithm of version 4 here."""
+    def test_other_algorithm_is_refused(self) -> None:
+        """The service knows one algorithm of version 4."""
         request = with_query(query_4(f"/{BUCKET}/a"), X_Amz_Algorithm="AWS4-ECDSA-P256-SHA256")
         assert code(request) == ("AuthorizationQueryParametersError", 400)
 
@@ -558,13 +558,15 @@ class TestMalformed:
             (query_2, b"AWSAccessKeyId=x", ("AccessDenied", 403)),
         ],
     )
-    def test_doubled_fields(self, sign: Sign, field: bytes, expected: tuple[str, int]) -> None:
-        """A field that is there twice is no choice for the server to make."""
+    def test_doubled_field_is_refused(
+        self, sign: Sign, field: bytes, expected: tuple[str, int]
+    ) -> None:
+        """The service does not choose between two values of a field."""
         request = sign(f"/{BUCKET}/a")
         assert code(replace(request, raw_query=request.raw_query + b"&" + field)) == expected
 
-    def test_two_ways_at_once(self) -> None:
-        """A request is signed in one way."""
+    def test_two_signatures_at_once_are_refused(self) -> None:
+        """A client signs a request in one way."""
         request = query_2(f"/{BUCKET}/a")
         signed = header(header_4(f"/{BUCKET}/a"), "authorization")
         assert code(with_header(request, "authorization", signed)) == ("InvalidArgument", 400)
@@ -573,21 +575,21 @@ class TestMalformed:
         assert code(again) == ("InvalidArgument", 400)
 
     @pytest.mark.parametrize("raw", [b"prefix=%FF", b"prefix=\xff", b"a&" * 200, b"a b", b"a\nb"])
-    def test_queries(self, raw: bytes) -> None:
-        """A query that is no UTF-8, or far too long, is refused."""
+    def test_malformed_query_is_refused(self, raw: bytes) -> None:
+        """The query is not UTF-8, has forbidden characters, or is far too long."""
         assert code(replace(header_4(f"/{BUCKET}"), raw_query=raw)) == ("InvalidURI", 400)
 
     @pytest.mark.parametrize("raw", [b"", b"a", b"/\xff", b"/a b", b"/a#b", b"/a?b", b"/\n"])
-    def test_paths(self, raw: bytes) -> None:
-        """A path that no client sends is refused."""
+    def test_malformed_path_is_refused(self, raw: bytes) -> None:
+        """No client sends such a path."""
         request = header_4(f"/{BUCKET}/a")
         assert code(replace(request, raw_path=raw, resource=raw)) == ("InvalidURI", 400)
 
     @every_way
     @settings(deadline=None)
     @given(data=st.data())
-    def test_anything_instead(self, sign: Sign, data: st.DataObject) -> None:
-        """Whatever replaces a part of a signed request, the answer is a refusal."""
+    def test_request_with_a_replaced_part_is_refused(self, sign: Sign, data: st.DataObject) -> None:
+        """Any replacement of a signed part breaks the signature."""
         request = sign(f"/{BUCKET}/a")
         some = st.binary(max_size=40) | st.text(max_size=20).map(str.encode)
         part = data.draw(st.sampled_from(["path", "query", "field", "header"]))
@@ -620,8 +622,10 @@ class TestMalformed:
         query=st.binary(max_size=60),
         authorization=st.binary(max_size=80),
     )
-    def test_anything_at_all(self, path: bytes, query: bytes, authorization: bytes) -> None:
-        """Any bytes whatsoever are refused with a code."""
+    def test_arbitrary_bytes_are_refused(
+        self, path: bytes, query: bytes, authorization: bytes
+    ) -> None:
+        """The service refuses any bytes with a code."""
         headers = [(b"authorization", authorization)]
         refusal(SignedRequest("GET", path, query, headers, path))
         refusal(SignedRequest("GET", path, query, [], path))

@@ -1,4 +1,4 @@
-"""The service's own keys: where they are kept, how they are rotated, and what is refused."""
+"""The signing keys of the service: their storage, their rotation and their checks."""
 
 import logging
 import os
@@ -31,8 +31,8 @@ def keep(folder: Path, *keys: bytes, mode: int = 0o600) -> Path:
     return path
 
 
-def test_all_who_make_the_key_at_once_have_the_same(tmp_path: Path) -> None:
-    """One key is made, whole and private, and nothing is left beside it."""
+def test_concurrent_callers_create_one_key(tmp_path: Path) -> None:
+    """The folder then has one whole, private key file, and nothing beside it."""
     together = threading.Barrier(8)
     found: list[SigningKeys] = []
 
@@ -52,8 +52,8 @@ def test_all_who_make_the_key_at_once_have_the_same(tmp_path: Path) -> None:
     assert (made.name, made.stat().st_mode & 0o777) == ("service.key", 0o600)
 
 
-def test_a_file_of_one_key_is_a_ring_of_one(tmp_path: Path) -> None:
-    """As every service has it that was never rotated; more follow, newest first."""
+def test_key_file_may_have_one_or_more_keys(tmp_path: Path) -> None:
+    """A service that was never rotated has one key; otherwise the newest key comes first."""
     keep(tmp_path, ONE)
     assert signing_keys_in(tmp_path) == SigningKeys((ONE,))
     keep(tmp_path, TWO, ONE)
@@ -61,14 +61,14 @@ def test_a_file_of_one_key_is_a_ring_of_one(tmp_path: Path) -> None:
     assert signing_keys_in(tmp_path).current == TWO
 
 
-def test_keys_are_not_shown(tmp_path: Path) -> None:
-    """Whoever prints them."""
+def test_repr_does_not_show_keys(tmp_path: Path) -> None:
+    """A caller that prints the object does not print the keys."""
     assert repr(SigningKeys((ONE,))) == "SigningKeys()"
 
 
 @pytest.mark.parametrize("size", [0, 1, 31, 33, 65])
-def test_a_damaged_file_is_refused(tmp_path: Path, size: int) -> None:
-    """Rather than to sign with what was left of a key."""
+def test_damaged_key_file_is_refused(tmp_path: Path, size: int) -> None:
+    """The service does not sign with a part of a key."""
     path = keep(tmp_path, b"x" * size)
     for wanted in (signing_keys_in, lambda folder: rotate(Settings(data_dir=folder), 2)):
         with pytest.raises(StartupError, match=rf"{path} has {size} bytes.* damaged"):
@@ -77,10 +77,10 @@ def test_a_damaged_file_is_refused(tmp_path: Path, size: int) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o660, 0o777])
-def test_a_file_that_others_can_read_is_shut(
+def test_key_file_that_others_can_read_is_made_private(
     tmp_path: Path, mode: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And it is said, with what to do."""
+    """A warning in the log says what to do."""
     path = keep(tmp_path, TWO, ONE, mode=mode)
     assert signing_keys_in(tmp_path) == SigningKeys((TWO, ONE))
     assert path.stat().st_mode & 0o777 == 0o600
@@ -89,8 +89,8 @@ def test_a_file_that_others_can_read_is_shut(
     assert "rotate-keys --keep 1" in said.getMessage()
 
 
-def test_a_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
-    """Where it cannot be shut, and where it cannot be read; nor can it be replaced."""
+def test_key_file_of_another_account_is_refused(tmp_path: Path) -> None:
+    """The service refuses a file that it cannot make private or read, and does not replace it."""
     if os.geteuid() != 0:
         pytest.skip("being somebody else needs root")
     with tempfile.TemporaryDirectory() as name:
@@ -113,8 +113,8 @@ def test_a_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
         assert path.read_bytes() == ONE
 
 
-def test_a_new_key_comes_first_and_the_oldest_go(tmp_path: Path) -> None:
-    """As many stay as are wanted, and the file stays private."""
+def test_rotation_puts_a_new_key_first_and_removes_the_oldest(tmp_path: Path) -> None:
+    """The wanted number of keys stays, and the file stays private."""
     settings = Settings(data_dir=tmp_path)
     keep(tmp_path, THREE, TWO, ONE)
     assert rotate(settings, 4) == (4, 0)
@@ -129,8 +129,8 @@ def test_a_new_key_comes_first_and_the_oldest_go(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_who_rotates_as_root_leaves_the_file_to_its_owner(tmp_path: Path) -> None:
-    """Or the service could not read it."""
+def test_rotation_as_root_keeps_the_owner_of_the_file(tmp_path: Path) -> None:
+    """Otherwise the service could not read the file."""
     if os.geteuid() != 0:
         pytest.skip("giving a file away needs root")
     path = keep(tmp_path, ONE)
@@ -139,8 +139,8 @@ def test_who_rotates_as_root_leaves_the_file_to_its_owner(tmp_path: Path) -> Non
     assert (path.stat().st_uid, path.stat().st_mode & 0o777) == (65534, 0o600)
 
 
-def test_who_reads_while_keys_are_rotated_reads_whole_ones(tmp_path: Path) -> None:
-    """The file is one or the other, and never a part."""
+def test_reader_during_a_rotation_gets_whole_keys(tmp_path: Path) -> None:
+    """A reader gets the old file or the new file, and never a part."""
     settings = Settings(data_dir=tmp_path)
     keep(tmp_path, TWO, ONE)
     done = threading.Event()
@@ -161,16 +161,18 @@ def test_who_reads_while_keys_are_rotated_reads_whole_ones(tmp_path: Path) -> No
     assert set(seen) == {2}
 
 
-def test_there_is_nothing_to_rotate_where_no_service_was(tmp_path: Path) -> None:
-    """A mistyped folder is told, and nothing is made there."""
+def test_rotation_without_a_key_file_is_refused(tmp_path: Path) -> None:
+    """A mistyped folder raises an error, and the command makes nothing there."""
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(StartupError, match="no service has been started"):
             rotate(Settings(data_dir=folder), 2)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_keys_by_setting_come_from_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither is one made, nor the one that is there read; and they are rotated where they are."""
+def test_keys_of_the_setting_replace_the_key_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service neither makes nor reads a key file. The operator rotates keys in the setting."""
     given = f'["{THREE.hex()}", "{TWO.hex().upper()}"]'
     monkeypatch.setenv("SERVICEX_SERVER_STORAGE__SERVICE_KEYS", given)
     settings = load(data_dir=tmp_path)
@@ -194,10 +196,10 @@ def test_keys_by_setting_come_from_no_file(tmp_path: Path, monkeypatch: pytest.M
     ],
 )
 @pytest.mark.parametrize("by", ["file", "variable", "text"])
-def test_a_wrong_key_is_named_and_not_shown(
+def test_wrong_key_is_named_and_not_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str, by: str
 ) -> None:
-    """By the setting that it was given by."""
+    """The error names the setting that has the key."""
     config = None
     if by == "file":
         config = tmp_path / "settings.yaml"
@@ -214,8 +216,8 @@ def test_a_wrong_key_is_named_and_not_shown(
         assert "key 2 is no 64 hexadecimal digits" in str(one.value)
 
 
-def test_what_is_no_list_of_keys_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variable that is no JSON is named."""
+def test_text_that_is_not_a_list_of_keys_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the variable that is not JSON."""
     monkeypatch.setenv("SERVICEX_SERVER_STORAGE__SERVICE_KEYS", TWO.hex() + "zz")
     with pytest.raises(
         StartupError, match=r"SERVICEX_SERVER_STORAGE__SERVICE_KEYS.*is no JSON"
@@ -224,16 +226,16 @@ def test_what_is_no_list_of_keys_is_not_shown(monkeypatch: pytest.MonkeyPatch) -
     assert TWO.hex() not in str(one.value)
 
 
-def test_an_access_token_of_an_older_key_is_read() -> None:
-    """As long as that key is kept; then it is said what to do."""
+def test_access_token_of_an_older_key_is_accepted() -> None:
+    """The token works until a rotation removes the key; then the error says what to do."""
     token = access_token(ONE, Claims("jane@example.org", 7))
     assert read_access_token(SigningKeys((TWO, ONE)), token) == Claims("jane@example.org", 7)
     with pytest.raises(SignInError, match="get one at POST /token/refresh"):
         read_access_token(SigningKeys((THREE, TWO)), token)
 
 
-def test_what_a_browser_keeps_sealed_is_opened_by_an_older_key() -> None:
-    """Who is on the way in while the service is started anew arrives."""
+def test_encrypted_cookie_of_an_older_key_is_decrypted() -> None:
+    """A user who signs in while the service restarts can finish."""
     encrypted = encrypt(SigningKeys((ONE,)), "a use", {"back": "/requests"}, 60)
     assert decrypt(SigningKeys((TWO, ONE)), "a use", encrypted) == {"back": "/requests"}
     assert decrypt(SigningKeys((TWO, ONE)), "another use", encrypted) is None

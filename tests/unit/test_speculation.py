@@ -1,4 +1,4 @@
-"""Which files are worth a speculative read."""
+"""The choice of files for a speculative read."""
 
 import pytest
 
@@ -20,8 +20,8 @@ def reads() -> SpeculativeReads:
     return made
 
 
-def test_file_slower_than_nearly_all_is_worth_it(reads: SpeculativeReads) -> None:
-    """By the files of its own request, once enough of them have ended."""
+def test_file_slower_than_nearly_all_is_worth_a_speculative_read(reads: SpeculativeReads) -> None:
+    """The service compares it with files of its own request, once enough of them have ended."""
     assert reads.worth_it("r", 0.97)
     assert not reads.worth_it("r", 0.95)
     assert not reads.worth_it("other", 1e6)
@@ -33,8 +33,8 @@ def test_file_slower_than_nearly_all_is_worth_it(reads: SpeculativeReads) -> Non
     assert few.worth_it("r", 1e6)
 
 
-def test_added_load_is_bounded(reads: SpeculativeReads) -> None:
-    """There is a speculative read for each twenty files that have ended, and no more."""
+def test_number_of_speculative_reads_is_bounded(reads: SpeculativeReads) -> None:
+    """There is one speculative read for each twenty files that have ended, and not more."""
     for _ in range(int(100 * SHARE)):
         assert reads.worth_it("r", 2.0)
         reads.started("r")
@@ -42,6 +42,6 @@ def test_added_load_is_bounded(reads: SpeculativeReads) -> None:
 
 
 def test_ended_request_is_forgotten(reads: SpeculativeReads) -> None:
-    """The times of its files say nothing of others."""
+    """The times of its files say nothing about other requests."""
     reads.forget("r")
     assert not reads.worth_it("r", 1e6)

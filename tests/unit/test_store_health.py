@@ -1,4 +1,4 @@
-"""The breaker of the object store closes again, whatever a probe has raised."""
+"""The circuit breaker of the object store closes again after any error of a probe."""
 
 import asyncio
 from typing import cast
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Probed:
-    """What is asked of a store: each probe raises the next error, until none is left."""
+    """A store of which each probe raises the next error, until none is left."""
 
     def __init__(self, *errors: Exception) -> None:
         self.errors = list(errors)
@@ -24,8 +24,8 @@ class Probed:
             raise self.errors.pop(0)
 
 
-async def test_breaker_survives_every_error_of_a_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error that no store should raise does not stop the service for good."""
+async def test_breaker_closes_after_any_error_of_a_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that no store should raise does not stop the service for ever."""
     monkeypatch.setattr(store_health, "FIRST_PAUSE", 0.0)
     closed = asyncio.Event()
     store = Probed(StoreUnavailableError("it is full"), RuntimeError("a defect"))
@@ -37,7 +37,7 @@ async def test_breaker_survives_every_error_of_a_probe(monkeypatch: pytest.Monke
     assert (health.open, health.problem, store.errors) == (False, "", [])
 
 
-async def test_first_probe_opens_the_breaker() -> None:
+async def test_failed_first_probe_opens_the_breaker() -> None:
     health = StoreHealth(cast("ObjectStore", Probed(StoreUnavailableError("no"))), lambda: None)
     health.begin()
     async with asyncio.timeout(30):

@@ -1,4 +1,4 @@
-"""A few places, many users: nobody has them all, and those who wait are served in turn."""
+"""Users share a few places: nobody has all of them, and waiting users are served in turn."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Jobs:
-    """Jobs of users, that are under way until they are ended; and in which order they began."""
+    """Jobs of users, which run until the test ends them, and the order in which they began."""
 
     def __init__(self, most: int = 2, most_of_user: int = 1, waiting_bytes: int = 100) -> None:
         self.turns = Turns(most, most_of_user=most_of_user, waiting_bytes=waiting_bytes)
@@ -47,8 +47,8 @@ class Jobs:
         await asyncio.sleep(0)
 
 
-async def test_one_user_does_not_have_all_places() -> None:
-    """There is one left for another user, however many jobs the first has."""
+async def test_one_user_cannot_take_all_places() -> None:
+    """One place stays for another user, however many jobs the first one has."""
     jobs = Jobs()
     await jobs.begin("a1", "a2", "a3", "b1")
     assert jobs.begun == ["a1", "b1"]
@@ -57,16 +57,16 @@ async def test_one_user_does_not_have_all_places() -> None:
     await jobs.end("a2", "a3", "b1")
 
 
-async def test_users_who_wait_are_served_in_turn() -> None:
-    """Ten jobs of one do not come before the first of another."""
+async def test_waiting_users_are_served_in_turn() -> None:
+    """Ten jobs of one user do not come before the first job of another."""
     jobs = Jobs(most=1)
     await jobs.begin("a1", "a2", "a3", "b1", "c1", "b2")
     await jobs.end("a1", "a2", "b1", "c1", "a3", "b2")
     assert jobs.begun == ["a1", "a2", "b1", "c1", "a3", "b2"]
 
 
-async def test_too_much_that_waits_is_refused() -> None:
-    """By its size; one job alone may have any, and others may wait."""
+async def test_too_many_waiting_bytes_of_a_user_are_refused() -> None:
+    """A single job may have any size, and jobs of other users may wait."""
     jobs = Jobs(most=1)
     await jobs.begin("a1", "a2", size=90)
     with pytest.raises(TooManyError, match="queries are waiting"):
@@ -78,8 +78,8 @@ async def test_too_much_that_waits_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["a1", "a2", "b1"])
-async def test_a_job_that_is_cancelled_leaves_its_place(name: str) -> None:
-    """Whether it waits or runs, all others are done."""
+async def test_cancelled_job_frees_its_place(name: str) -> None:
+    """All other jobs run to their end, whether this one was waiting or running."""
     jobs = Jobs(most=1)
     names = ["a1", "a2", "b1"]
     await jobs.begin(*names)

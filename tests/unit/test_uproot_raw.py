@@ -1,4 +1,4 @@
-"""The language uproot-raw: every way to be wrong is an error that names the place."""
+"""The language uproot-raw: every wrong query raises an error that names the place."""
 
 import json
 from typing import Any
@@ -28,13 +28,13 @@ def compiled(query: Any, result_format: ResultFormat = ResultFormat.TTREE) -> Qu
     ],
 )
 def test_trees_may_be_named_in_three_ways(treename: Any, expected: list[tuple[str, str]]) -> None:
-    """A tree, a list of trees, and an object that renames them are all understood."""
+    """A query names a tree, a list of trees, or an object that renames trees."""
     found = compiled([{"treename": treename}]).extractions
     assert [(e.tree, e.output) for e in found] == expected
 
 
-def test_what_the_published_client_sends_is_understood() -> None:
-    """The client sends every key that was not set as null."""
+def test_query_of_the_published_client_is_understood() -> None:
+    """The client sends null for every key that the user has not set."""
     query = compiled(
         [
             {
@@ -114,13 +114,13 @@ def test_what_the_published_client_sends_is_understood() -> None:
         ("[" * 100_000, "selection"),
     ],
 )
-def test_a_wrong_query_is_refused_with_the_place(selection: str, words: str) -> None:
-    """Every mistake is named, with the subquery and the key it is in."""
+def test_wrong_query_is_refused_with_the_place(selection: str, words: str) -> None:
+    """The error names the mistake, the subquery and the key."""
     with pytest.raises(QueryError, match=words):
         UprootRaw().compile(selection, ResultFormat.TTREE)
 
 
 def test_histograms_need_root_output() -> None:
-    """Copying histograms into Parquet is refused when the request is submitted."""
+    """At submit, the compiler refuses to copy histograms into Parquet."""
     with pytest.raises(FormatError, match="needs ROOT output"):
         compiled([{"copy_histograms": "h*"}], ResultFormat.PARQUET)

@@ -77,8 +77,8 @@ class EngineSuite:
         assert outcome.events_read == EVENTS
         assert (tmp_path / "a" / "x.parquet").stat().st_size == outcome.bytes_written
 
-    async def test_failure_is_an_outcome(self, running: Started, tmp_path: Path) -> None:
-        """A file that does not exist ends its task with the error, not with an exception."""
+    async def test_failed_task_ends_with_an_error(self, running: Started, tmp_path: Path) -> None:
+        """A file that does not exist gives an outcome with the error, and not an exception."""
         engine, ended = running
         engine.submit(task(tmp_path, "b", "/no/such.root"))
         outcome = await next_outcome(ended)
@@ -88,7 +88,7 @@ class EngineSuite:
     async def test_each_of_many_tasks_ends_once(
         self, running: Started, sample: str, tmp_path: Path
     ) -> None:
-        """Twenty tasks give twenty outcomes, each for one of them."""
+        """Twenty tasks give twenty outcomes, one for each task."""
         engine, ended = running
         specs = [task(tmp_path, f"c{n}", sample) for n in range(20)]
         for one in specs:
@@ -97,8 +97,8 @@ class EngineSuite:
         assert {outcome.request_id for outcome in outcomes} == {one.request_id for one in specs}
         assert ended.empty()
 
-    async def test_slots_are_workers(self, running: Started) -> None:
-        """An idle engine has as many idle workers as slots."""
+    async def test_idle_engine_has_one_idle_worker_for_each_slot(self, running: Started) -> None:
+        """The fixture starts the engine with two workers."""
         engine, _ = running
         workers = engine.workers()
         assert len(workers) == engine.slots == 2
@@ -113,7 +113,7 @@ class EngineSuite:
             ("NJet", "of-a-plug-in-that-the-workers-lack", True, "Request"),
         ],
     )
-    async def test_dry_run_says_what_a_task_would(
+    async def test_dry_run_returns_the_error_of_a_task(
         self,
         running: Started,
         sample: str,
@@ -122,7 +122,7 @@ class EngineSuite:
         there: bool,  # noqa: FBT001  # a parametrized flag is positional
         kind: str | None,
     ) -> None:
-        """The error has its kind and its hint. A dry run is no task: nothing ends."""
+        """The error has its kind and its hint. A dry run is not a task, and gives no outcome."""
         engine, ended = running
         asked = dry_run(sample if there else "/no/such.root", branch=branch, language=language)
         async with asyncio.timeout(60):
@@ -136,7 +136,7 @@ class EngineSuite:
         assert ended.empty()
 
     async def test_many_dry_runs_are_all_answered(self, running: Started, sample: str) -> None:
-        """More dry runs than there are places for end, each with its error or with nothing."""
+        """More dry runs than places end, each with its error or with None."""
         engine, _ = running
         found: list[ErrorRecord | None] = []
         async with asyncio.timeout(60):

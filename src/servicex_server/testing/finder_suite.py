@@ -52,13 +52,13 @@ class FinderSuite:
         finder.check(self.known)
 
     def test_malformed_reference_is_rejected(self, finder: Finder) -> None:
-        """Before there is a request, and the message begins with the field."""
+        """`Finder.check` rejects it before a request exists. The message begins with the field."""
         for reference in self.malformed:
             with pytest.raises(DatasetError, match=r"^(did|file-list):"):
                 finder.check(reference)
 
-    def test_files_can_be_told_apart(self, finder: Finder) -> None:
-        """Each has a name or a replica, and no two have the same."""
+    def test_files_have_different_keys(self, finder: Finder) -> None:
+        """Each file has a name or a replica, and no two files have the same."""
         files = asyncio.run(found(finder, self.known))
         assert files
         assert all(one.key for one in files)
@@ -66,14 +66,14 @@ class FinderSuite:
         assert len({one.key for one in files}) == len(files)
 
     def test_second_look_up_finds_the_same_files(self, finder: Finder) -> None:
-        """The service continues a look-up that was broken off by the keys of the files."""
+        """The service continues an interrupted look-up by the keys of the files."""
         first, second = (
             [one.key for one in asyncio.run(found(finder, self.known))] for _ in range(2)
         )
         assert sorted(first) == sorted(second)
 
-    def test_look_up_can_be_broken_off(self, finder: Finder) -> None:
-        """After N files of ``?files=N`` the service asks no more; no thread is left."""
+    def test_look_up_can_be_interrupted(self, finder: Finder) -> None:
+        """The service stops after N files of ``?files=N``. The finder leaves no thread behind."""
 
         async def first() -> InputFile:
             async with aclosing(finder.find(self.known)) as files:
@@ -84,14 +84,14 @@ class FinderSuite:
         assert set(threading.enumerate()) <= before
 
     def test_unknown_dataset_is_an_error(self, finder: Finder) -> None:
-        """The request ends with it, and is not tried again."""
+        """The request ends with this error, and the service does not try again."""
         if self.unknown is None:
             pytest.skip("this finder cannot tell")
         with pytest.raises(UnknownDatasetError):
             asyncio.run(found(finder, self.unknown))
 
-    def test_replica_refresh_names_only_files_that_were_asked_for(self, finder: Finder) -> None:
-        """A catalogue that has no more to say returns nothing."""
+    def test_replica_refresh_returns_only_requested_files(self, finder: Finder) -> None:
+        """A catalogue that knows no other replicas returns nothing."""
         names = [one.name for one in asyncio.run(found(finder, self.known)) if one.name][:5]
         again = asyncio.run(finder.replicas_again(names))
         assert set(again) <= set(names)

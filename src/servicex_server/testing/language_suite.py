@@ -26,20 +26,20 @@ class LanguageSuite:
         """The formats that the language writes."""
         return tuple(self.language.formats)
 
-    def test_it_has_a_name(self) -> None:
-        """Clients send it as ``codegen``, and a list shows it with the description."""
+    def test_language_has_a_name_and_a_description(self) -> None:
+        """Clients send the name as ``codegen``, and a list shows both."""
         assert self.language.name
         assert self.language.description
 
     def test_valid_text_compiles_for_every_format(self) -> None:
-        """To a program exactly if the language says that it runs code."""
+        """The result is a `Program` exactly if the language declares that it runs code."""
         for text in self.valid:
             for result_format in self.formats:
                 meaning = self.language().compiled(text, result_format)
                 assert isinstance(meaning, Program if self.language.runs_code else Query)
 
     def test_same_text_has_the_same_meaning(self) -> None:
-        """Results are reused by it. An accepted text is not checked again, and means the same."""
+        """The service reuses results by it. `compile_accepted` skips checks, and gives the same."""
         for text in self.valid:
             for result_format in self.formats:
                 first = self.language().compile(text, result_format)
@@ -48,13 +48,13 @@ class LanguageSuite:
                 assert repr(first) == repr(again)
 
     def test_invalid_text_is_rejected_with_the_field(self) -> None:
-        """While the user waits; the message begins with the field of the request."""
+        """The user waits for the answer. The message begins with the field of the request."""
         for text in self.invalid:
             with pytest.raises(RequestError, match=r"^selection"):
                 self.language().compile(text, self.formats[0])
 
     def test_other_format_is_rejected(self) -> None:
-        """A format that the language does not write."""
+        """The language does not write this format."""
         for result_format in set(ResultFormat) - set(self.formats):
             with pytest.raises(FormatError):
                 self.language().check_format(result_format)

@@ -74,8 +74,8 @@ class ObjectStoreSuite:
         with asyncio.Runner() as runner:
             yield runner.run
 
-    def test_what_is_known(self, store: ObjectStore, run: Run) -> None:
-        """An object has a size, a time of writing with its zone, and a tag."""
+    def test_head_returns_size_time_and_tag(self, store: ObjectStore, run: Run) -> None:
+        """The time of writing has a time zone."""
         upload(store, "folder/a.root", b"content")
         info = run(store.head("folder/a.root"))
         assert (info.key, info.size) == ("folder/a.root", 7)
@@ -84,14 +84,14 @@ class ObjectStoreSuite:
         assert info.etag
         assert '"' not in info.etag
 
-    def test_nothing_there(self, store: ObjectStore, run: Run) -> None:
-        """Of an object that is not there nothing is known; a folder is no object."""
+    def test_head_of_missing_object_is_none(self, store: ObjectStore, run: Run) -> None:
+        """A folder is not an object."""
         upload(store, "folder/a", b"content")
         assert run(store.head("folder/b")) is None
         assert run(store.head("folder")) is None
 
-    def test_how_full_it_is(self, store: ObjectStore, run: Run) -> None:
-        """A folder is on a disk, which others fill too; how full a bucket is nobody says."""
+    def test_disk_returns_the_space_of_a_folder(self, store: ObjectStore, run: Run) -> None:
+        """Other programs also fill the disk of a folder. The space of a bucket is not known."""
         found = run(store.disk())
         if store.upload_url("a", seconds=1).startswith("file://"):
             assert found.used > 0
@@ -104,8 +104,10 @@ class ObjectStoreSuite:
         run(store.probe())
         assert run(store.list("")) == []
 
-    def test_a_worker_reads_what_it_has_a_url_for(self, store: ObjectStore, tmp_path: Path) -> None:
-        """It has the object as a file, for as long as it needs it; one that is gone is an error."""
+    def test_worker_downloads_an_object_by_its_url(
+        self, store: ObjectStore, tmp_path: Path
+    ) -> None:
+        """It has the object as a file for as long as necessary. A missing object is an error."""
         content = os.urandom(3 << 20)
         upload(store, "f/a", content)
         url = store.download_url("f/a", seconds=60)
@@ -118,8 +120,8 @@ class ObjectStoreSuite:
         with pytest.raises(DownloadError, match="result of a part"), downloaded(gone, folder):
             pass
 
-    def test_a_new_content_has_a_new_tag(self, store: ObjectStore, run: Run) -> None:
-        """An object that is written again is another one."""
+    def test_new_content_has_a_new_tag(self, store: ObjectStore, run: Run) -> None:
+        """The tag changes when the object is written again."""
         upload(store, "a", b"content")
         before = run(store.head("a"))
         upload(store, "a", b"other content")
@@ -128,8 +130,8 @@ class ObjectStoreSuite:
         assert after.size == 13
         assert run(joined(store.stream("a", 0, 13))) == b"other content"
 
-    def test_streaming(self, store: ObjectStore, run: Run) -> None:
-        """An object comes out as it went in, in pieces that stay small."""
+    def test_stream_returns_the_content_in_small_pieces(self, store: ObjectStore, run: Run) -> None:
+        """The pieces of an object, or of a range of it, give its bytes."""
         content = np.random.default_rng(1).bytes(7 * PIECE + 5)
         upload(store, "a", content)
 
@@ -145,8 +147,8 @@ class ObjectStoreSuite:
         beyond = store.stream("a", len(content) - 1, len(content) + 100)
         assert run(joined(beyond)) == content[-1:]
 
-    def test_streaming_nothing(self, store: ObjectStore, run: Run) -> None:
-        """An empty object, or an empty part, has no bytes."""
+    def test_stream_of_an_empty_range_has_no_bytes(self, store: ObjectStore, run: Run) -> None:
+        """An empty object has no bytes either."""
         upload(store, "empty", b"")
         upload(store, "a", b"content")
         assert run(store.head("empty")).size == 0
@@ -154,14 +156,16 @@ class ObjectStoreSuite:
         assert run(joined(store.stream("a", 3, 3))) == b""
 
     @pytest.mark.parametrize("stop", [0, 10])
-    def test_streaming_what_is_not_there(self, store: ObjectStore, run: Run, stop: int) -> None:
-        """An object that is not there is found out at the first piece."""
+    def test_stream_of_missing_object_is_an_error(
+        self, store: ObjectStore, run: Run, stop: int
+    ) -> None:
+        """The first piece raises the error."""
         pieces = store.stream("a", 0, stop)
         with pytest.raises(NotFoundError):
             run(joined(pieces))
 
-    def test_deleting(self, store: ObjectStore, run: Run) -> None:
-        """Objects are deleted, and those that are not there are no error."""
+    def test_delete_removes_objects(self, store: ObjectStore, run: Run) -> None:
+        """A missing object is not an error."""
         for key in ("a", "folder/b", "folder/c"):
             upload(store, key, b"content")
         run(store.delete(["nowhere", "folder/b", "nowhere/at/all", "a"]))
@@ -170,14 +174,14 @@ class ObjectStoreSuite:
         run(store.delete([]))
         assert run(store.list("")) == []
 
-    def test_deleting_many(self, store: ObjectStore, run: Run) -> None:
-        """More keys are deleted than one call of S3 takes."""
+    def test_delete_accepts_many_keys(self, store: ObjectStore, run: Run) -> None:
+        """The keys are more than one call of S3 takes."""
         upload(store, "zzz", b"content")
         run(store.delete([*(f"nowhere/{number}" for number in range(1500)), "zzz"]))
         assert run(store.head("zzz")) is None
 
-    def test_listing(self, store: ObjectStore, run: Run) -> None:
-        """The objects below a folder are listed by key, not those below one that begins alike."""
+    def test_list_returns_the_objects_below_a_folder(self, store: ObjectStore, run: Run) -> None:
+        """They have the order of their keys. A folder whose name begins alike is not included."""
         for key in ("f/b", "f/a/c", "f/a-", "fg/a", "a", "f/B", "f/é"):
             upload(store, key, b"content")
         below = ["f/B", "f/a-", "f/a/c", "f/b", "f/é"]
@@ -188,21 +192,21 @@ class ObjectStoreSuite:
         (listed,) = run(store.list("fg"))
         assert (listed.size, listed.etag) == (7, run(store.head("fg/a")).etag)
 
-    def test_put(self, store: ObjectStore, run: Run) -> None:
-        """The service writes a small object itself; a second write replaces the first."""
+    def test_put_replaces_an_object(self, store: ObjectStore, run: Run) -> None:
+        """The service writes a small object itself. A second write replaces the first."""
         for content in (b"content", b"other"):
             run(store.put("folder/a", content))
             assert run(joined(store.stream("folder/a", 0, 100))) == content
 
-    def test_folders(self, store: ObjectStore, run: Run) -> None:
-        """The folders at the top are listed by name, and not the objects beside them."""
+    def test_folders_returns_the_folders_at_the_top(self, store: ObjectStore, run: Run) -> None:
+        """They have the order of their names. Objects beside them are not included."""
         assert run(store.folders()) == []
         for key in ("f/b", "f/a/c", "fg/a", "a", "é/a"):
             upload(store, key, b"content")
         assert run(store.folders()) == ["f", "fg", "é"]
 
     @pytest.mark.parametrize("key", ODD_KEYS)
-    def test_odd_keys(self, store: ObjectStore, run: Run, key: str) -> None:
+    def test_odd_key_is_accepted(self, store: ObjectStore, run: Run, key: str) -> None:
         """A key may be any text that is a relative path."""
         upload(store, key, key.encode())
         assert run(store.head(key)).key == key
@@ -212,8 +216,8 @@ class ObjectStoreSuite:
         assert run(store.head(key)) is None
 
     @pytest.mark.parametrize("key", NO_KEYS)
-    def test_no_keys(self, store: ObjectStore, run: Run, key: str) -> None:
-        """A key that leaves the store, or that some store cannot hold, is refused."""
+    def test_invalid_key_is_rejected(self, store: ObjectStore, run: Run, key: str) -> None:
+        """It leaves the store, or some kind of store cannot hold it."""
         upload(store, "a", b"content")
         with pytest.raises(InternalError):
             store.upload_url(key, seconds=60)
