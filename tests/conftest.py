@@ -4,7 +4,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pytest
 
 from servicex_server.database.connection import Database
@@ -51,6 +53,19 @@ def no_secret_is_in_a_log() -> Iterator[None]:
     """Fail the test in which a server has ended, also a killed one, that has logged a secret."""
     yield
     Server.hold_logs(ended=True)
+
+
+@pytest.fixture(autouse=True)
+def s3_clients_are_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Close the S3 clients of a test: a socket that is left open fails the next test."""
+    new_client = boto3.client
+    with ExitStack() as closing_all:
+
+        def tracked(*options: Any, **config: Any) -> Any:
+            return closing_all.enter_context(closing(new_client(*options, **config)))
+
+        monkeypatch.setattr(boto3, "client", tracked)
+        yield
 
 
 @pytest.fixture(scope="session")
