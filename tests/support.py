@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -115,6 +116,11 @@ def copies(folder: Path, count: int, name: str = "uproot-Zmumu.root") -> list[st
     folder.mkdir()
     paths = [folder / f"{n}.root" for n in range(count)]
     return [str(shutil.copyfile(sample(name), path)) for path in paths]
+
+
+def below(folder: Path) -> list[Path]:
+    """Return all that is in a folder, also while workers create and remove folders in it."""
+    return [Path(place, name) for place, *names in os.walk(folder) for name in chain(*names)]
 
 
 def plug_in(
@@ -384,7 +390,7 @@ class Server:
     def stored(self, request_id: str) -> list[Path]:
         """Return the object files of a request."""
         folder = self.data_dir / "objects" / request_id
-        return sorted(path for path in folder.rglob("*") if path.is_file())
+        return sorted(path for path in below(folder) if path.is_file())
 
 
 def refused(*options: str, command: str = "serve", **environment: str) -> str:

@@ -19,7 +19,7 @@ from servicex_server.worker.scratch import clear_left, name_of_account, private_
 from tests.contract.test_engines import coded, question
 from tests.integration.servers import http
 from tests.integration.test_lost_workers import engine_of, pid_of, until, until_another
-from tests.support import Server, copies
+from tests.support import Server, below, copies
 from tests.support import until as until_in_time
 
 pytestmark = pytest.mark.anyio
@@ -42,7 +42,7 @@ def run_query(path):
 
 def files_in(scratch: Path) -> list[Path]:
     """Return what users' work has left: not the folders and locks that Dask has for each worker."""
-    return [path for path in scratch.rglob("*") if path.name.startswith(("servicex-", "results-"))]
+    return [path for path in below(scratch) if path.name.startswith(("servicex-", "results-"))]
 
 
 @dataclass
@@ -76,7 +76,7 @@ async def test_killed_worker_leaves_nothing_of_a_user_function(
 ) -> None:
     """The folder of the task is gone once another process has replaced the worker."""
     shared.engine.submit(coded(tmp_path, "stubborn", STUBBORN))
-    await until(lambda: list(shared.scratch.rglob("results-of-ann")))
+    await until(lambda: [path for path in below(shared.scratch) if path.name == "results-of-ann"])
     os.kill(dead := pid_of(shared.cluster), signal.SIGKILL)
     outcome = await asyncio.wait_for(shared.ended.get(), 60)
     assert outcome.error is not None
@@ -151,13 +151,13 @@ def _kill_and_start(scratch: Path, folder: Path, environment: dict[str, str]) ->
     )
     both = {"results-of-killed", "results-of-living"}
     until_in_time(lambda: results_in(scratch) == both, "both work")
-    left = next(path for path in scratch.rglob("results-of-killed")).parents[2]
-    below = server.descendants()
+    left = next(path for path in below(scratch) if path.name == "results-of-killed").parents[2]
+    processes = server.descendants()
     server.stop(signal.SIGKILL)
-    for process in below:
+    for process in processes:
         if process.is_running():
             process.kill()
-    psutil.wait_procs(below, timeout=10)
+    psutil.wait_procs(processes, timeout=10)
     assert left.exists()
     server.start()
     assert not left.exists()
