@@ -21,6 +21,10 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
+REQUEST_ID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+"""Pattern of the id of a request: a UUID as Python writes it."""
+
+
 class RequestState(StrEnum):
     """The state of a request. Users read the values."""
 

@@ -5,18 +5,52 @@ The entry point groups are ``servicex_server.languages``, ``servicex_server.find
 kind of the setting ``engine``). A plug-in is imported when it is first used.
 """
 
+from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from servicex_server.errors import InternalError, RequestError
+from pydantic import BaseModel, ValidationError
+
+from servicex_server.errors import InternalError, RequestError, StartupError
 from servicex_server.text.hints import did_you_mean, install
 
 Group = Literal["languages", "finders", "stores", "clusters"]
+
+_Options = TypeVar("_Options", bound=BaseModel)
 
 
 def available(group: Group) -> dict[str, EntryPoint]:
     """Return the installed entry points of a group, by name."""
     return {point.name: point for point in entry_points(group=f"servicex_server.{group}")}
+
+
+def validated(model: type[_Options], values: Mapping[str, Any], *, setting: str) -> _Options:
+    """Return the options of a plug-in, from the settings.
+
+    Parameters
+    ----------
+    model
+        The options that the plug-in defines.
+    values
+        What the operator has set.
+    setting
+        The name of the setting, for the error message: ``finders.rucio``.
+
+    Raises
+    ------
+    StartupError
+        An option is invalid; the message names the setting.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join((setting, *map(str, first["loc"])))
+        if first["type"] == "extra_forbidden":
+            hint = did_you_mean(str(first["loc"][-1]), model.model_fields)
+            raise StartupError(f"there is no setting {name}", hint=hint) from None
+        said = first["msg"].removeprefix("Value error, ")
+        raise StartupError(f"setting {name}: {said}") from None
 
 
 def load(group: Group, name: str, *, wire_name: str) -> Any:

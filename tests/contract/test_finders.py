@@ -10,7 +10,7 @@ from servicex_server.finders.contract import Finder
 from servicex_server.finders.file_list import FileList
 from servicex_server.testing.finder_suite import FinderSuite
 
-PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "add-a-language-or-finder.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "add-a-plug-in.md"
 
 
 def from_page(*numbers: int) -> dict[str, Any]:

@@ -247,7 +247,7 @@ def test_the_functions_of_the_query_language_are_described() -> None:
 
 
 def test_examples_of_plug_ins_work() -> None:
-    text = (ROOT / "docs" / "how-to" / "add-a-language-or-finder.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "how-to" / "add-a-plug-in.md").read_text(encoding="utf-8")
     for example in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         names: dict[str, object] = {}
         exec(compile(example, "example", "exec"), names)

@@ -13,7 +13,7 @@ import pytest
 from servicex_server.clusters.dask_config import CONFIG, variables
 from tests.support import Server, copies, plug_in, refused, until
 
-PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "add-a-language-or-finder.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "add-a-plug-in.md"
 
 
 @pytest.fixture

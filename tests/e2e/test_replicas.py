@@ -28,7 +28,7 @@ from tests.support import Server, plug_in, sample, until
 
 ZMUMU = sample("uproot-Zmumu.root")
 QUERY = '[{"treename": "events", "filter_name": ["E1", "E2"]}]'
-PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "add-a-language-or-finder.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "add-a-plug-in.md"
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ LATER = GRACE + timedelta(hours=1)
 
 @pytest.fixture(params=["folder", "bucket"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ObjectStore]:
-    """Give an empty store, with an object of somebody else in it."""
+    """Give an empty store: a folder, and a bucket of SeaweedFS."""
     if request.param == "folder":
         yield open_store((tmp_path / "objects").as_uri())
         return
@@ -100,7 +100,7 @@ async def test_objects_that_are_gone_are_told_and_reused_no_more(
 async def test_a_store_of_another_database_loses_nothing(
     database: Database, store: ObjectStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Two services on one prefix, or a new database on an old store: the operator is told."""
+    """The log tells the operator that the store has another owner, and how to change that."""
     _, kept = await delivered(database, store, 1)
     await reconcile(database, store, at=now())
     await database.write(status_snapshots.put, {status_snapshots.STORE_OWNER: {"id": "another"}})

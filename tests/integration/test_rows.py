@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 
 from servicex_server.database import datasets as dataset_rows
-from servicex_server.database import finished_files, lost_results, request_completion
+from servicex_server.database import (
+    finished_files,
+    lost_results,
+    request_completion,
+    result_reuse,
+)
 from servicex_server.database import outcomes as outcome_rows
 from servicex_server.database import requests as request_rows
 from servicex_server.database import tasks as task_rows
@@ -30,6 +35,7 @@ from servicex_server.model import (
     Principal,
     RequestState,
     Role,
+    Sharing,
     TaskState,
     now,
 )
@@ -508,3 +514,30 @@ async def test_lost_result_that_cannot_be_made_is_a_failed_file(database: Databa
     assert (found.completed, found.failed) == (1, 1)
     assert await sums(database, request_id) == (7, 3, 0)
     assert not await RequestBuckets(database).made_again(request_id, done[0].object_name)
+
+
+async def test_very_many_lost_objects_are_forgotten(database: Database) -> None:
+    """There are more than a statement may have parameters, in both databases."""
+    request_id = await ask(database, "ann", "a", 1)
+    (work,) = await claim(database, 1)
+    done = success(work)
+    await database.write(outcome_rows.record, [done], most_attempts=1)
+    await database.write(_identify, "known")
+    keys = [*(f"{request_id}/{number}" for number in range(70_000)), done.object_key]
+
+    async def known() -> dict[str, str]:
+        return await database.read(
+            result_reuse.known_objects, {"known"}, owner="ann", of=Sharing.OWN
+        )
+
+    assert await known() == {"known": done.object_key}
+    await database.write(lost_results.forget, keys)
+    assert await known() == {}
+
+
+def _identify(connection: Any, known: str) -> None:
+    from sqlalchemy import update
+
+    from servicex_server.database.tables import tasks
+
+    connection.execute(update(tasks).values(identity=known))

@@ -13,7 +13,7 @@ import xml.etree.ElementTree as ET
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -971,6 +971,22 @@ class TestRefused:
         client = bucket.boto()
         assert refused(client.get_object, Bucket=bucket.name, Key="a") == answer
         assert gate.lost == [(bucket.name, key)]
+
+    def test_lost_result_that_another_reader_has_made_again_is_waited_for(
+        self, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Between the look-up of a key and the look at its object, the result got another key."""
+        bucket = gate.bucket({"a": b"content"})
+        (gate.folder / bucket.key("a")).unlink()
+        lost = gate.results.kept[bucket.name]["a"]
+        looks = iter([lost, replace(lost, key=f"{bucket.name}/again")])
+
+        async def looked_up(*_: object, **__: object) -> BucketObject:
+            return next(looks)
+
+        monkeypatch.setattr(gate.results, "object", looked_up)
+        answer = refused(bucket.boto().get_object, Bucket=bucket.name, Key="a")
+        assert answer == ("SlowDown", 503)
 
     def test_keys_of_a_bucket_cannot_write_or_delete(self, gate: Gate) -> None:
         """The gateway answers 405 to each such call, and to a link for PUT."""

@@ -11,7 +11,12 @@ import yaml
 from servicex_server.clusters.choose import cluster_of
 from servicex_server.clusters.dask_config import CONFIG, variables
 from servicex_server.errors import StartupError
-from servicex_server.settings.clusters import GatewayOptions, JobQueueOptions, kinds
+from servicex_server.settings.clusters import (
+    GatewayOptions,
+    JobQueueOptions,
+    PluginOptions,
+    kinds,
+)
 from servicex_server.settings.loading import RENAMED, load
 from servicex_server.settings.service import PREFIX, Settings
 from servicex_server.text.hints import install
@@ -60,6 +65,11 @@ def test_variables_alone_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     assert engine.password is not None
     assert engine.password.get_secret_value() == "hush"
     assert "hush" not in repr(load())
+
+
+def test_option_of_a_plug_in_is_not_shown() -> None:
+    """Only the plug-in knows which of its options are passwords."""
+    assert "hush" not in repr(PluginOptions.model_validate({"kind": "lab", "password": "hush"}))
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from servicex_server import plugins
 from servicex_server.clusters.contract import Cluster
 from servicex_server.errors import StartupError
 from servicex_server.settings.clusters import EngineOptions, PluginOptions
-from servicex_server.text.hints import did_you_mean
 
 
 def cluster_of(options: EngineOptions, *, memory: int, folder: Path) -> Cluster:
@@ -37,14 +36,5 @@ def cluster_of(options: EngineOptions, *, memory: int, folder: Path) -> Cluster:
     kind: type[Cluster] = known[options.kind].load()
     checked: BaseModel = options
     if isinstance(options, PluginOptions):
-        try:
-            checked = kind.Options.model_validate(options.model_dump())
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(map(str, first["loc"]))
-            if first["type"] == "extra_forbidden":
-                hint = did_you_mean(name, kind.Options.model_fields)
-                raise StartupError(f"there is no setting engine.{name}", hint=hint) from None
-            said = first["msg"].removeprefix("Value error, ")
-            raise StartupError(f"setting engine.{name}: {said}") from None
+        checked = plugins.validated(kind.Options, options.model_dump(), setting="engine")
     return kind.from_settings(checked, memory=memory, folder=folder)

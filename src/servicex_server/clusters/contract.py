@@ -40,7 +40,7 @@ class Repair:
 class Cluster(ABC):
     """A scheduler, and a number of workers with one thread each.
 
-    The constructor is called before the cluster is needed, and starts nothing.
+    The constructor starts nothing; `open` does.
     """
 
     Options: ClassVar[type[BaseModel]]

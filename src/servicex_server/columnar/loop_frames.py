@@ -101,8 +101,8 @@ class Parts:
 class Loop:
     """A sequence in every turn of ``frame``; its elements are the turns of ``inner``.
 
-    If all elements come from one other sequence, ``origin`` is that one. What depends on an element
-    alone is computed there, once for each, and carried here by index.
+    ``origin`` is the sequence that all elements were taken from, if there is one. A function of one
+    element is computed there, once for each element, and its values are carried here by index.
     """
 
     frame: Frame

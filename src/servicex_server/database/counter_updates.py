@@ -59,6 +59,15 @@ class CounterUpdates:
             self._kept[request_id] = None if before is None or kept is None else before + kept
         return moment
 
+    def lose(self, request_id: str, *, size: int, events: int, kept: int | None) -> None:
+        """Count a finished task and its result no more; the parameters are those of `end`."""
+        self._counts[request_id][TaskState.DONE] -= 1
+        self._bytes[request_id] -= size
+        self._events[request_id] -= events
+        before = self._kept[request_id]
+        # if the number was not known, neither is the sum, and it stays so
+        self._kept[request_id] = None if before is None or kept is None else before - kept
+
     def write(self, connection: Connection) -> None:
         """Store the changed counters and times."""
         changes = [

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 
-from sqlalchemy import Connection, and_, func, select, update
+from sqlalchemy import Connection, and_, not_, select, update
 
-from servicex_server.database.requests import OPEN
+from servicex_server.database.counter_updates import CounterUpdates
+from servicex_server.database.requests import MOST_PARAMETERS, OPEN, stored
 from servicex_server.database.tables import OF_FILE, requests, tasks
 from servicex_server.model import RequestState, TaskState, now
 
@@ -14,16 +15,17 @@ _REOPENED = [*OPEN, RequestState.COMPLETE]
 
 def forget(connection: Connection, object_keys: Iterable[str]) -> None:
     """Let results be reused no more whose objects are gone."""
-    connection.execute(
-        update(tasks).where(tasks.c.object_key.in_(list(object_keys))).values(identity=None)
-    )
+    keys = list(object_keys)
+    for start in range(0, len(keys), MOST_PARAMETERS):
+        some = tasks.c.object_key.in_(keys[start : start + MOST_PARAMETERS])
+        connection.execute(update(tasks).where(some).values(identity=None))
 
 
 def makers(connection: Connection) -> list[str]:
     """Return the ids of requests that have results."""
     return list(
         connection.scalars(
-            select(requests.c.id).where(~requests.c.deleted, requests.c.completed > 0)
+            select(requests.c.id).where(not_(requests.c.deleted), requests.c.completed > 0)
         )
     )
 
@@ -45,59 +47,44 @@ def make_again(connection: Connection, request_id: str, object_key: str) -> bool
     reader can be told to wait. Other requests that share the object are left as they are, until
     one of their readers asks for it.
     """
+    request = stored(connection, [request_id]).get(request_id)
+    if request is None or request.deleted or request.state not in _REOPENED:
+        return False
+    forget(connection, [object_key])
     lost = and_(
         tasks.c.request_id == request_id,
         tasks.c.object_key == object_key,
         tasks.c.state == TaskState.DONE,
         OF_FILE,
     )
-    reopened = and_(
-        requests.c.id == request_id, requests.c.state.in_(_REOPENED), ~requests.c.deleted
-    )
-    if connection.scalar(select(requests.c.id).where(reopened)) is None:
+    numbers = select(tasks.c.bytes, tasks.c.events, tasks.c.events_kept).where(lost)
+    if not (rows := connection.execute(numbers).all()):
         return False
-    forget(connection, [object_key])
-    sums = connection.execute(
-        select(
-            func.count().label("files"),
-            func.sum(tasks.c.bytes).label("bytes"),
-            func.sum(tasks.c.events).label("events"),
-            func.coalesce(func.sum(tasks.c.events_kept), 0).label("kept"),
-        ).where(lost)
-    ).one()
-    if not sums.files:
-        return False
-    connection.execute(
-        update(tasks)
-        .where(lost)
-        .values(
-            state=TaskState.WAITING,
-            attempts=0,
-            parts=0,
-            not_before=now(),
-            finished_at=None,
-            object_key=None,
-            bytes=0,
-            events=0,
-            events_kept=None,
-            seconds=0.0,
-            tried=None,
-        )
-    )
-    connection.execute(
-        update(requests)
-        .where(reopened)
-        .values(
-            completed=requests.c.completed - sums.files,
-            bytes=requests.c.bytes - sums.bytes,
-            events=requests.c.events - sums.events,
-            events_kept=requests.c.events_kept - sums.kept,
-        )
-    )
-    connection.execute(
-        update(requests)
-        .where(reopened, requests.c.state == RequestState.COMPLETE)
+    counters = CounterUpdates(connection, [request_id])
+    for row in rows:
+        counters.lose(request_id, size=row.bytes, events=row.events, kept=row.events_kept)
+    counters.write(connection)
+    connection.execute(update(tasks).where(lost).values(_ANEW | {"not_before": now()}))
+    if request.state == RequestState.COMPLETE:
         # not a transition of the state: only a lost result leads back from the end
-        .values(state=RequestState.RUNNING, finished_at=None, failure="")
-    )
+        connection.execute(
+            update(requests)
+            .where(requests.c.id == request_id)
+            .values(state=RequestState.RUNNING, finished_at=None, failure="")
+        )
     return True
+
+
+_ANEW = {
+    "state": TaskState.WAITING,
+    "attempts": 0,
+    "parts": 0,
+    "finished_at": None,
+    "object_key": None,
+    "bytes": 0,
+    "events": 0,
+    "events_kept": None,
+    "seconds": 0.0,
+    "tried": None,
+}
+"""The values of a task whose work is done anew."""

@@ -38,7 +38,7 @@ from servicex_server.model import (
 
 log = logging.getLogger(__name__)
 
-_SOME = 10_000
+MOST_PARAMETERS = 10_000
 """Most parameters of a statement (SQLite allows 32,766), and most rows that a statement deletes."""
 
 OPEN = [state for state in RequestState if not state.terminal]
@@ -107,7 +107,7 @@ def listed(
     owner: str | None = None,
     after: Request | None = None,
     offset: int = 0,
-    limit: int = _SOME,
+    limit: int = MOST_PARAMETERS,
     characters: int | None = None,
 ) -> list[Request]:
     """Return requests of the principal, or of another user for those who see all; newest first.
@@ -220,7 +220,7 @@ def marked_deleted(connection: Connection) -> list[str]:
 def tasks_to_remove(connection: Connection, request_id: str) -> tuple[list[int], list[str]]:
     """Return ids of some tasks of a deleted request, and the keys of objects only they use."""
     some = select(tasks.c.id, tasks.c.object_key).where(tasks.c.request_id == request_id)
-    rows = connection.execute(some.limit(_SOME)).all()
+    rows = connection.execute(some.limit(MOST_PARAMETERS)).all()
     return [row.id for row in rows], unused(connection, filter(None, (r.object_key for r in rows)))
 
 
@@ -244,8 +244,8 @@ def unused(connection: Connection, object_keys: Iterable[str]) -> list[str]:
         .distinct()
     )
     used: set[str] = set()
-    for start in range(0, len(keys), _SOME):
-        some = tasks.c.object_key.in_(keys[start : start + _SOME])
+    for start in range(0, len(keys), MOST_PARAMETERS):
+        some = tasks.c.object_key.in_(keys[start : start + MOST_PARAMETERS])
         used.update(connection.scalars(named.where(some)))
     return [key for key in keys if key not in used]
 

@@ -2,8 +2,6 @@
 
 import re
 
-from pydantic import ValidationError
-
 from servicex_server import plugins
 from servicex_server.errors import DatasetError, StartupError
 from servicex_server.finders.contract import Finder
@@ -22,16 +20,9 @@ def open_finder(scheme: str, settings: Settings) -> Finder:
         An option is invalid; the message names the setting.
     """
     kind: type[Finder] = plugins.load("finders", scheme, wire_name="did")
-    try:
-        options = kind.Options.model_validate(settings.finders.get(scheme, {}))
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            hint = did_you_mean(name, kind.Options.model_fields)
-            raise StartupError(f"there is no setting finders.{scheme}.{name}", hint=hint) from None
-        said = first["msg"].removeprefix("Value error, ")
-        raise StartupError(f"setting finders.{scheme}.{name}: {said}") from None
+    options = plugins.validated(
+        kind.Options, settings.finders.get(scheme, {}), setting=f"finders.{scheme}"
+    )
     finder = kind(options)
     finder.network = settings.network_policy
     finder.credentials = settings.reading.credentials

@@ -13,6 +13,7 @@ from uuid import uuid4
 from servicex_server.database import lost_results, status_snapshots
 from servicex_server.database import requests as request_rows
 from servicex_server.database.connection import Database
+from servicex_server.model import REQUEST_ID
 from servicex_server.storage.contract import ObjectStore
 
 log = logging.getLogger(__name__)
@@ -22,8 +23,6 @@ GRACE = timedelta(days=8)
 
 OWNER = "servicex-server.owner"
 """Key of the object that says which database a store belongs to."""
-
-_REQUEST_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ async def reconcile(database: Database, objects: ObjectStore, *, at: datetime) -
         The store does not answer.
     """
     deletes = await _is_ours(database, objects, at)
-    folders = {name for name in await objects.folders() if _REQUEST_ID.fullmatch(name)}
+    folders = {name for name in await objects.folders() if re.fullmatch(REQUEST_ID, name)}
     folders.update(await database.read(lost_results.makers))
     found = Reconciled()
     for request_id in sorted(folders):

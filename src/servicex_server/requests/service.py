@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class RequestService:
-    """Operations on requests. Each reads rows through the principal of the caller.
+    """Operations on requests. Each but `make_again` reads rows through the principal of the caller.
 
     Parameters
     ----------
@@ -89,20 +89,18 @@ class RequestService:
             log.warning("results are deleted later: %s", error, extra={"request_id": request_id})
 
     async def make_again(self, request_id: str, object_key: str) -> bool:
-        """Make a result again whose object is gone from the store; return whether this is possible.
+        """Make a result again whose object is gone from the store; return whether work was queued.
 
-        The caller has verified that the reader may read it. A result of a canceled request stays
-        lost.
+        The caller has verified the keys of the bucket, which are all that a reader shows. Nothing
+        is queued if the request was canceled or deleted, or if another reader came first.
         """
         again = await self._database.write(lost_results.make_again, request_id, object_key)
-        what = "made again" if again else "lost: its request was canceled or deleted"
-        log.warning(
-            "result %s is gone from the object store, and is %s",
-            object_key,
-            what,
-            extra={"request_id": request_id},
-        )
         if again:
+            log.warning(
+                "result %s is gone from the object store, and is made again",
+                object_key,
+                extra={"request_id": request_id},
+            )
             await self._wake(request_id)
         return again
 

@@ -151,9 +151,10 @@ class Leader:
             log.warning("the last outcomes could not be stored: %s", error)
             await self._engine.close()
 
-    def wake(self, request_id: str = "") -> None:
+    def wake(self, request_id: str) -> None:
         """Look at the rows now, and begin the new tasks of a request."""
-        self._known.discard(request_id)  # it may have ended and have new tasks since the last look
+        # also of one that has ended and got new tasks since the last look, which is not new there
+        self.dispatcher.wake(request_id)
         self._bell.set()
 
     async def stop(self, request_id: str) -> None:

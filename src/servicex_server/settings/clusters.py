@@ -249,6 +249,10 @@ class PluginOptions(BaseModel):
     kind: str
     """Name of the entry point."""
 
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        """Show the kind only: any other option may be a password."""
+        return [("kind", self.kind)]
+
 
 def kinds() -> dict[str, type[BaseModel]]:
     """Return the model of every kind that is built in, by its name."""

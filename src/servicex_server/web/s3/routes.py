@@ -28,6 +28,7 @@ from starlette.types import Receive, Scope, Send
 
 from servicex_server.accounts.signing_keys import SigningKeys
 from servicex_server.errors import InternalError, StoreUnavailableError
+from servicex_server.model import REQUEST_ID
 from servicex_server.storage.bucket import BucketObject, Buckets, Grant, bucket_keys, grant_of
 from servicex_server.storage.contract import ObjectInfo, ObjectStore
 from servicex_server.web.s3.signatures import S3Error, SignedRequest, query_fields, verify
@@ -60,9 +61,9 @@ _SUBRESOURCES = frozenset(
 
 
 class _BucketName(Convertor[str]):
-    """The id of a request: a UUID as Python writes it, so that the route matches no other path."""
+    """The id of a request; the route matches no other path."""
 
-    regex = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+    regex = REQUEST_ID
 
     def convert(self, value: str) -> str:
         return value
@@ -214,7 +215,15 @@ class _Gate:
             raise _no_key()
         info = await self._store.head(found.key)
         if info is None:
-            raise _being_made() if await self._make_again(bucket, found.key) else _no_key()
+            if not await self._make_again(bucket, found.key) and found == (
+                await self._buckets.object(bucket, name, grant=grant)
+            ):
+                log.error(
+                    "result %s is not in the object store", found.key, extra={"request_id": bucket}
+                )
+                raise _no_key()
+            # made again for this reader, or for another one in the meantime
+            raise _being_made()
         etag = _etag(info)
         headers = {
             "accept-ranges": "bytes",
