@@ -128,8 +128,10 @@ def doctor(
 ) -> None:
     """Check the installation, and print what is missing and how to get it."""
     from servicex_server.cli.doctor import examine
+    from servicex_server.observability.logs import configure_distributed
     from servicex_server.settings.loading import load
 
+    configure_distributed()
     if not examine(load(config, data_dir=data_dir)):
         raise typer.Exit(1)
 

@@ -86,7 +86,14 @@ def configure(level: str) -> None:
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     # at DEBUG it logs the code_verifier of each sign-in, with which a code yields a token
     logging.getLogger("authlib").setLevel(logging.WARNING)
-    # distributed sets its own levels when it is imported, here and in the workers
+    configure_distributed(level)
+
+
+def configure_distributed(level: str = "INFO") -> None:
+    """Have distributed log errors only, or more at DEBUG; call this before the first import of it.
+
+    It sets its own levels when it is imported, here and in the workers.
+    """
     os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "info" if level == "DEBUG" else "error")
 
 
