@@ -198,6 +198,7 @@ def test_server_with_sign_in_rejects_user_code_without_a_sandbox(
         **bare,
     )
     assert "languages that run user code are not offered: there is no bubblew" in server.output
+    assert server.says(r"query languages: (.*)\n") == "uproot, uproot-raw"
     people = People(server)
     people.add("ann", "administrator")
     for path in ("/servicex", "/multiple-codegen-list"):

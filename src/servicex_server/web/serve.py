@@ -14,7 +14,6 @@ from rich.console import Console
 from servicex_server.app import App, Duty
 from servicex_server.errors import StartupError
 from servicex_server.observability import logs
-from servicex_server.plugins import available
 from servicex_server.process import freeze_gc, stop_signal
 from servicex_server.settings.data_folder import write_privately
 from servicex_server.settings.service import Settings
@@ -170,7 +169,7 @@ def _announce(app: App, listener: socket.socket) -> None:
         out.print(f"users sign in with {way}", markup=False)
     if app.database.shared:
         out.print(str(app.database), markup=False)
-    out.print(f"query languages: {', '.join(sorted(available('languages')))}")
+    out.print(f"query languages: {', '.join(app.languages.offered()) or 'none'}")
     if settings.sign_in:
         out.print(f"\nEach user can download a servicex.yaml at {url}/profile")
         return
