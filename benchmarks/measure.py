@@ -191,8 +191,8 @@ def _peak(server: Server) -> int:
     """Return the highest resident memory of any worker so far, in bytes."""
     peaks = []
     for process in server.descendants():
-        if "spawn_main" not in " ".join(process.cmdline()):
-            continue  # Python's own helper processes
+        if "multiprocessing.forkserver" not in " ".join(process.cmdline()):
+            continue  # neither a worker nor the process of which workers are copies
         status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
         line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
         peaks.append(int(line.split()[1]) * 1024)

@@ -167,6 +167,10 @@ ANNOUNCED = re.compile(
 """The two lines with the owner's token, which `serve` prints on purpose (never into the log)."""
 
 
+FORK_SERVER = "multiprocessing.forkserver"
+"""What is in the command line of the workers of a server, and of the process they are copies of."""
+
+
 def command_of(process: psutil.Process) -> str:
     """Return the command line of a process; nothing of one that has ended meanwhile."""
     try:
@@ -226,6 +230,7 @@ class Server:
         self.url = self.says(r"ready at (https?://\S+)")
         if self.url.startswith("https://"):  # which it is called elsewhere, by a proxy
             self.url = self.says(r"listens at (http://\S+)")
+        self.client.close()  # that of an earlier start
         self.client = httpx.Client(base_url=self.url, timeout=60)
         return self
 
@@ -301,8 +306,9 @@ class Server:
         return [one for one in found if not _reads_queries(one)]
 
     def dask_processes(self) -> list[psutil.Process]:
-        """Return the workers that run on this machine below the server."""
-        return [one for one in self.descendants() if "spawn_main" in command_of(one)]
+        """Return the workers that run on this machine below the server: copies of one process."""
+        alike = {one.pid: one for one in self.descendants() if FORK_SERVER in command_of(one)}
+        return [one for one in alike.values() if one.ppid() in alike]
 
     def rows(self, sql: str, *arguments: Any) -> list[tuple[Any, ...]]:
         """Return what the database holds."""

@@ -15,7 +15,7 @@ import pytest
 import uproot
 
 from tests.e2e.test_bad_days import results_on
-from tests.support import Server, command_of, copies, fill, sample, small_disk, until
+from tests.support import FORK_SERVER, Server, command_of, copies, fill, sample, small_disk, until
 
 ZMUMU = sample("uproot-Zmumu.root")
 HZZ = sample("uproot-HZZ.root")
@@ -467,7 +467,7 @@ def test_long_output_of_a_function_is_truncated(server: Server) -> None:
 def beside_workers(server: Server) -> int:
     """Return how many processes there are below a server that are no workers."""
     found = [command_of(process) for process in server.descendants(helpers=False)]
-    return sum("spawn_main" not in command for command in found)
+    return sum(FORK_SERVER not in command for command in found)
 
 
 def test_endless_function_ends_at_the_time_limit(server: Server) -> None:

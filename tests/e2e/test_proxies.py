@@ -116,7 +116,7 @@ def test_trusted_proxy_is_recognised_on_an_ipv6_socket(new_server: NewServer) ->
         SERVICEX_SERVER_TRUSTED_PROXIES='["127.0.0.1"]',
     )
     server.url = f"http://127.0.0.1:{server.url.rpartition(':')[2]}"
-    server.client = httpx.Client(base_url=server.url, timeout=60)
+    server.client.base_url = server.url
     request_id = server.run()["request_id"]
     for address, secure in (("127.0.0.1", True), ("127.0.0.2", False)):
         with at(address, server, X_Forwarded_Proto="https") as client:

@@ -382,7 +382,7 @@ async def test_deletion_continues_after_the_death_of_a_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, rows_too: bool
 ) -> None:
     """The request disappears at once; its rows and objects go in batches, also after a restart."""
-    monkeypatch.setattr(request_rows, "_SOME", 10)
+    monkeypatch.setattr(request_rows, "MOST_PARAMETERS", 10)
     async with service(tmp_path, MemoryEngine(delivered)) as app:
         request_id = await submit(app, 35)
         await ended(app, request_id)

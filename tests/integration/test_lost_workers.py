@@ -115,6 +115,27 @@ async def test_worker_that_dies_is_restarted_and_inherits_no_secret(
         assert engine.replaced == 0  # its nanny is enough
 
 
+async def test_fork_server_that_is_killed_takes_no_file_with_it(tmp_path: Path) -> None:
+    """Its workers end with it. Another one starts with the next worker."""
+    async with engine_of(tmp_path, 1) as (engine, cluster, ended):
+        worker = psutil.Process(pid_of(cluster))
+        fork_server = worker.parent()
+        assert fork_server is not None
+        assert "multiprocessing.forkserver" in " ".join(fork_server.cmdline())
+        fork_server.kill()
+        await until_another(cluster, engine, worker.pid)
+        await delivers(engine, ended, tmp_path)
+        await until(lambda: not worker.is_running())
+
+
+async def test_workers_share_the_memory_of_their_modules(tmp_path: Path) -> None:
+    """A worker has less memory of its own than the modules take, and starts with them."""
+    async with engine_of(tmp_path, 2) as (_, cluster, _):
+        for worker in cluster._workers.values():
+            memory = psutil.Process(worker._nanny.pid).memory_full_info()
+            assert memory.uss < memory.rss / 2
+
+
 async def test_worker_whose_nanny_gives_up_is_replaced(tmp_path: Path) -> None:
     """A nanny ends when its process cannot start, here without a scratch folder."""
     scratch = tmp_path / "scratch"
@@ -142,6 +163,7 @@ async def test_worker_that_hangs_while_it_starts_is_replaced(
         scaling = asyncio.create_task(engine.scale(1))
         if again:
             monkeypatch.setattr(local, "START_SECONDS", DEADLINE)
+            await scaling
             await until(lambda: engine.slots)
             os.kill(before := pid_of(cluster), signal.SIGKILL)
             await until(lambda: pid_of(cluster) not in (0, before))

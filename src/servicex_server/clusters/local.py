@@ -15,7 +15,12 @@ from distributed import Client, Nanny
 
 from servicex_server.clusters.contract import Cluster, Repair
 from servicex_server.clusters.dask_config import CONFIG, superfluous, without_secrets
-from servicex_server.clusters.nannies import START_SECONDS, LocalNanny, LocalWorker
+from servicex_server.clusters.nannies import (
+    START_SECONDS,
+    LocalNanny,
+    LocalWorker,
+    use_a_fork_server,
+)
 from servicex_server.clusters.scheduler import GuardedScheduler
 from servicex_server.clusters.tls import cluster_security
 from servicex_server.credentials import taken
@@ -77,6 +82,7 @@ class LocalProcesses(Cluster):
                 self._scratch = private_folder(Path(tempfile.gettempdir()), name_of_account())
             clear_left(self._scratch)
             self._security = cluster_security()
+            use_a_fork_server()
             with self._configured():
                 self._scheduler = await GuardedScheduler(
                     protocol="tls://",

@@ -15,7 +15,9 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+import dask
 from distributed import Nanny, Status
+from distributed.utils import get_mp_context
 
 from servicex_server.clusters.backoff import Backoff
 from servicex_server.worker.process_tree import end_left_by
@@ -31,6 +33,24 @@ FIRST_WAIT, LONGEST_WAIT = 5.0, 300.0
 
 _KILL_SECONDS = 5.0
 """Seconds that a killed process may take to end; one that hangs in the kernel may never end."""
+
+
+_WORKER_MODULES = ("servicex_server.engine.worker_main", "awkward", "uproot", "pyarrow.parquet")
+"""Modules that every worker needs."""
+
+
+def use_a_fork_server() -> None:
+    """Have nannies start workers as copies of a process that has imported their modules.
+
+    A worker, also one that replaces another, then costs a tenth of the processor time of a new
+    interpreter, and workers share the memory of the modules. This process, the fork server of
+    Python's `multiprocessing`, starts with the first worker and inherits what a worker inherits. It
+    has one thread and no connections. If it ends, the workers end, and the next one starts another.
+    """
+    config: Any = dask.config
+    config.set({"distributed.worker.multiprocessing-method": "forkserver"})
+    context: Any = get_mp_context()  # which sets modules of its own the first time
+    context.set_forkserver_preload(list(_WORKER_MODULES))
 
 
 class LocalNanny(Nanny):
