@@ -92,7 +92,7 @@ def sqlite_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     running.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def postgresql_server(
     tmp_path_factory: pytest.TempPathFactory, postgresql: Postgres
 ) -> Iterator[Server]:
@@ -103,6 +103,7 @@ def postgresql_server(
     running = Server(folder, ["--workers", "2"], environment).start()
     yield running
     running.stop()
+    postgresql.run("drop database served with (force)")
 
 
 @pytest.fixture(scope="session")

@@ -209,7 +209,7 @@ def test_deliver_is_the_same_on_postgresql(postgresql_server: Server, tmp_path: 
     assert not (postgresql_server.data_dir / "servicex.sqlite").exists()
 
 
-@pytest.mark.parametrize("region", ["", "eu-central-1"])
+@pytest.mark.parametrize("region", [pytest.param("", marks=pytest.mark.long), "eu-central-1"])
 def test_deliver_gives_urls_that_open(config: Path, region: str) -> None:
     """The client signs the links itself, with signatures of both kinds. They need no keys."""
     found = ask(config, region=region, OutputFormat="root-ttree", Delivery="URLs")
@@ -263,7 +263,13 @@ def test_python_function_runs_on_every_file(delivered: Callable[[str], dict[str,
     assert ak.array_equal(ak.from_parquet(path)["E1"], expected)
 
 
-@pytest.mark.parametrize("output", ["parquet", "root-ttree", "root-rntuple"])
+@pytest.mark.parametrize(
+    "output",
+    [
+        "parquet",
+        *(pytest.param(one, marks=pytest.mark.long) for one in ("root-ttree", "root-rntuple")),
+    ],
+)
 def test_func_adl_query_delivers_its_columns(
     delivered: Callable[[str], dict[str, Any]], output: str
 ) -> None:

@@ -137,7 +137,9 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[User, User]]
         server.stop()
 
 
-@pytest.fixture(params=[False, True], ids=["ann-at-bob", "bob-at-ann"])
+@pytest.fixture(
+    params=[False, pytest.param(True, marks=pytest.mark.long)], ids=["ann-at-bob", "bob-at-ann"]
+)
 def pair(request: pytest.FixtureRequest, two: tuple[User, User]) -> tuple[User, User]:
     """Give who tries, and whose the things are."""
     one, other = two

@@ -86,7 +86,13 @@ def result(folder: Path, form: ResultFormat) -> object:
         return {name: tree.arrays().to_list() for name, tree in found.items(cycle=False)}
 
 
-@pytest.mark.parametrize("form", list(ResultFormat))
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(form, marks=() if form is ResultFormat.PARQUET else pytest.mark.long)
+        for form in ResultFormat
+    ],
+)
 @pytest.mark.parametrize("query", QUERIES)
 def test_next_replica_continues_where_one_failed(
     doors: tuple[Http, Http], tmp_path: Path, query: str, form: ResultFormat

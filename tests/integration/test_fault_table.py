@@ -400,7 +400,11 @@ TABLE: list[tuple[Door, str, str, str, float]] = [
 ]
 
 
-@pytest.mark.parametrize("alone", [True, False], ids=["alone", "with a good one"])
+@pytest.mark.parametrize(
+    "alone",
+    [pytest.param(True, marks=pytest.mark.long), False],
+    ids=["alone", "with a good one"],
+)
 @pytest.mark.parametrize(
     ("door", "what", "kind", "words", "seconds"),
     TABLE,

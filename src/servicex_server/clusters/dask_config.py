@@ -20,6 +20,9 @@ CONFIG = {
     # Dask's dashboard would show the files of all users to everyone on the machine
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
+    # the engine chooses the worker of each task, and a task leaves no data on its worker
+    "distributed.scheduler.work-stealing": False,
+    "distributed.scheduler.active-memory-manager.start": False,
     # measurements for the dashboard: a hundred stack samples a second, disk counters, and the
     # latency of the event loop fifty times a second
     "distributed.worker.profile.enabled": False,

@@ -42,6 +42,7 @@ class ExitReporter(NannyPlugin):
     def setup(self, nanny: Any) -> None:
         """Sample the memory of the worker ten times a second, and observe every exit."""
         self._peak = self._pid = 0
+        self._process: psutil.Process | None = None
         self._address = ""
         self._folder: Path | None = None
         self._sampling = PeriodicCallback(partial(self._sample, nanny), 100)
@@ -82,10 +83,12 @@ class ExitReporter(NannyPlugin):
     def _sample(self, nanny: Any) -> None:
         # while a worker starts, its nanny has its process, but not its address and folder
         if nanny.pid is not None and nanny.worker_dir is not None:
-            self._pid, self._address = nanny.pid, nanny.worker_address
-            self._folder = Path(nanny.worker_dir)
             with suppress(psutil.Error):
-                self._peak = max(self._peak, psutil.Process(nanny.pid).memory_info().rss)
+                if self._process is None or self._pid != nanny.pid:
+                    self._pid, self._address = nanny.pid, nanny.worker_address
+                    self._folder = Path(nanny.worker_dir)
+                    self._process = psutil.Process(nanny.pid)
+                self._peak = max(self._peak, self._process.memory_info().rss)
 
 
 def _how(exitcode: int) -> str:
