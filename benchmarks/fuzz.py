@@ -1,10 +1,13 @@
 """Texts that are made to cost, against the compiler of each language: the worst that was seen.
 
-A child process compiles, so that a text that takes a minute or a gigabyte is ended and told.
-``python -m benchmarks.fuzz`` is that child: it reads one JSON list of a language and a text from
-each line, and answers with the seconds of processor and the bytes of memory that compiling took.
+Each text is compiled twice. The first time by the service's `QueryCompiler`, to measure what this
+takes of the process that users share. The second time in a child process without limits, to measure
+what it takes of a helper process. ``python -m benchmarks.fuzz`` is that child: it reads one JSON
+list of a language and a text from each line, and answers with the seconds of processor and the
+bytes of memory that compiling took.
 """
 
+import asyncio
 import base64
 import json
 import resource
@@ -23,6 +26,9 @@ from hypothesis import strategies as st
 
 from benchmarks.queries import QUERIES
 from benchmarks.report import Section
+from servicex_server.errors import ServiceXError
+from servicex_server.model import ResultFormat
+from servicex_server.query_processes.compiler import LIMITS, QueryCompiler
 from tests.property.hostile_texts import LANGUAGES, Text
 from tests.property.typed_trees import trees
 from tests.property.written_queries import queries
@@ -129,6 +135,38 @@ class Child:
             self._process = None
 
 
+class Shared:
+    """The process that users share: it has each text compiled by a helper process."""
+
+    def __init__(self) -> None:
+        self._runner = asyncio.Runner()
+        self._compiler = QueryCompiler()
+        self._runner.run(self._begin())
+
+    async def _begin(self) -> None:
+        self._compiler.start()
+
+    def cost(self, language: str, text: str) -> tuple[float, float, str]:
+        """Return the seconds and MiB of this process that a text took, and what was said to it."""
+        return self._runner.run(self._cost(language, text))
+
+    async def _cost(self, language: str, text: str) -> tuple[float, float, str]:
+        before = _memory(reset=True)
+        began = time.process_time()
+        try:
+            await self._compiler.compile("somebody", language, text, ResultFormat.TTREE)
+            answer = "accepted"
+        except ServiceXError as error:
+            answer = str(error)
+        took = time.process_time() - began
+        return took, (_memory(reset=False) - before) / (1 << 20), answer
+
+    def close(self) -> None:
+        """End the helper processes."""
+        self._runner.run(self._compiler.close())
+        self._runner.close()
+
+
 def _processor(pid: int) -> float:
     spent = psutil.Process(pid).cpu_times()
     return float(spent.user + spent.system)
@@ -140,9 +178,11 @@ def fuzz(seconds: float) -> list[Section]:
     corpora = {name: _corpus(name) for name in LANGUAGES}
     slowest: dict[str, Seen] = {}
     largest: dict[str, Seen] = {}
+    held: dict[str, Seen] = {}
+    taken: dict[str, Seen] = {}
     crashes: dict[str, Seen] = {}
     tried = dict.fromkeys(LANGUAGES, 0)
-    child = Child()
+    child, shared = Child(), Shared()
     ends = time.monotonic() + seconds
     queue = [(name, text) for name in LANGUAGES for text in _hostile(LANGUAGES[name])]
     try:
@@ -152,6 +192,9 @@ def fuzz(seconds: float) -> list[Section]:
             else:
                 language = random.choice(list(LANGUAGES))
                 text = _mutated(random, language, corpora[language])
+            took, size, answer = shared.cost(language, text)
+            _keep(held, Seen(took, language, text, answer))
+            _keep(taken, Seen(size, language, text, answer))
             took, size, answer = child.cost(language, text)
             tried[language] += 1
             _keep(slowest, Seen(took, language, text, answer))
@@ -162,14 +205,25 @@ def fuzz(seconds: float) -> list[Section]:
                 corpora[language].append(text)  # what is nearly the worst is worth changing
     finally:
         child.close()
-    rows = [seen.row("time", "s", "0.1 s") for seen in slowest.values()]
-    rows += [seen.row("memory", "MiB", "64 MiB") for seen in largest.values()]
+        shared.close()
+    rows = [seen.row("service: time", "s", "0.1 s") for seen in held.values()]
+    rows += [seen.row("service: memory", "MiB", "64 MiB") for seen in taken.values()]
+    rows += [
+        seen.row("helper: time", "s", f"limit {LIMITS.processor:g} s") for seen in slowest.values()
+    ]
+    rows += [
+        seen.row("helper: memory", "MiB", f"limit {LIMITS.memory >> 20} MiB")
+        for seen in largest.values()
+    ]
     rows += [seen.row("a crash", "s", "none") for seen in crashes.values()]
-    _store([*slowest.values(), *largest.values(), *crashes.values()])
+    _store(
+        [*held.values(), *taken.values(), *slowest.values(), *largest.values(), *crashes.values()]
+    )
     count = ", ".join(f"{number:,} of {name}" for name, number in tried.items())
     headings = ("language", "what", "worst", "asked for", "bytes", "text", "answer")
     note = (
-        "Processor time and memory of compiling one text in a process of its own, in "
+        "Processor time and memory that one text takes of the service, which all users share, and "
+        "of a helper process, which can be killed and compiles nothing else meanwhile. In "
         f"{seconds:g} s of hostile, made-up and mutated texts: {count}. "
         "The texts are in .cache/fuzz."
     )
@@ -255,8 +309,6 @@ def _mutated(random: Random, language: str, corpus: list[str]) -> str:
 def _compile_each() -> None:
     """Be the child."""
     from servicex_server import plugins
-    from servicex_server.errors import ServiceXError
-    from servicex_server.model import ResultFormat
 
     languages = {name: plugins.load("languages", name, wire_name="codegen")() for name in LANGUAGES}
     for name, makes in LANGUAGES.items():  # what is imported at the first time is no cost of a text

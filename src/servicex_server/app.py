@@ -35,6 +35,7 @@ from servicex_server.query_processes.compiler import QueryCompiler
 from servicex_server.requests.language_policy import LanguagePolicy
 from servicex_server.requests.service import RequestService
 from servicex_server.requests.submission import Submission
+from servicex_server.retention.last_used import LastUsed
 from servicex_server.scheduling.election import LeaderElection
 from servicex_server.scheduling.leader import STOPPED, WAKE, Leader
 from servicex_server.settings.data_folder import close_to_others
@@ -161,8 +162,15 @@ class App:
         self.languages = await _languages(self.settings)
         self.submission = Submission(database, self, self.settings, self.queries, self.languages)
         self.requests = RequestService(
-            database, self.objects, self.submission, self.wake, self.stopped
+            database,
+            self.objects,
+            self.submission,
+            self.wake,
+            self.stopped,
+            most_pinned=self.settings.limits.bytes_per_user,
         )
+        self.last_used = LastUsed(database)
+        opening.push_async_callback(self.last_used.close)
         self.account_notifier = AccountNotifier(self.settings)
         opening.push_async_callback(self.account_notifier.close)
         if self.duty.stands:

@@ -327,7 +327,8 @@ class Request:
     """A request of a user and its progress. The counters are derived from the task rows.
 
     ``events`` is the number of events that were read, and ``events_kept`` the number in the
-    results; None if it is not known for every result.
+    results; None if it is not known for every result. The results of a ``pinned`` request are
+    never evicted.
     """
 
     id: str
@@ -349,15 +350,20 @@ class Request:
     failed: int = 0
     events: int = 0
     events_kept: int | None = 0
+    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """A request, and ``left``, the number of its files that wait or run."""
+    """A request, and ``left``, the number of its files that wait or run.
+
+    ``mean`` is the mean size of its results in bytes; None while it has none.
+    """
 
     request_id: str
     owner: str
     left: int
+    mean: float | None = None
 
 
 Entries: TypeAlias = tuple[int, int]

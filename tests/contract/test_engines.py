@@ -32,7 +32,7 @@ from servicex_server.testing.engine_suite import EngineSuite, Started
 from servicex_server.testing.memory_engine import MemoryEngine
 from servicex_server.worker.transform import check, transform
 from tests.integration.servers import http
-from tests.support import command_of, on_workers, sample
+from tests.support import FORK_SERVER, command_of, on_workers, sample
 
 pytestmark = pytest.mark.anyio
 
@@ -43,6 +43,10 @@ HZZ = str(sample("uproot-HZZ.root"))
 def anyio_backend() -> str:
     """Run asynchronous tests on asyncio."""
     return "asyncio"
+
+
+def _is_pythons_own(command: str) -> bool:
+    return "resource_tracker" in command or FORK_SERVER in command
 
 
 @pytest.fixture(scope="module", params=["memory", "dask"])
@@ -59,12 +63,9 @@ async def running(
     before = set(psutil.Process().children(recursive=True))
     await engine.start(ended.put_nowait)
     yield engine, ended
-    # Python's own tracker of shared memory stays as long as the tests do
-    below = [
-        process
-        for process in set(psutil.Process().children(recursive=True)) - before
-        if "resource_tracker" not in command_of(process)
-    ]
+    # Python's own tracker of shared memory and its fork server stay as long as the tests do
+    stay = {one for one in psutil.Process().children() if _is_pythons_own(command_of(one))}
+    below = list(set(psutil.Process().children(recursive=True)) - before - stay)
     await engine.close()
     _, alive = await asyncio.to_thread(psutil.wait_procs, below, 60)
     assert alive == []

@@ -200,6 +200,8 @@ TABLE: Mapping[str, Mapping[str, int]] = {
     "GET /servicex/transformation/{request_id}/cancel": CHANGES,
     "POST /servicex/transformation/{request_id}/cancel": CHANGES,
     "DELETE /servicex/transformation/{request_id}": CHANGES,
+    "PUT /servicex/transformation/{request_id}/pin": CHANGES,
+    "DELETE /servicex/transformation/{request_id}/pin": CHANGES,
     "POST /servicex/transformation/file-urls": OWN,
     "GET /servicex/datasets": KNOWN,
     "GET /servicex/datasets/{dataset_id}": OWN,
@@ -207,6 +209,7 @@ TABLE: Mapping[str, Mapping[str, int]] = {
     "GET /servicex/queue": KNOWN,
     "GET /servicex/workers": ALL,
     "GET /servicex/sites": ALL,
+    "GET /servicex/storage": ALL,
     "POST /servicex/sites/probe": ALL,
     "GET /servicex/replicas/bad": ALL,
     "GET /transformation-request/{request_id}": OWN,
@@ -223,6 +226,8 @@ PAGES: Mapping[str, Mapping[str, int]] = {
     "GET /requests/{request_id}/results/{name}": dict.fromkeys(ROLES, 404)
     | {who: 401 for who, status in KNOWN.items() if status == 401},
     "POST /requests/{request_id}/cancel": CHANGES | {"owner": 303, "administrator": 303},
+    "POST /requests/{request_id}/pin": CHANGES | {"owner": 303, "administrator": 303},
+    "POST /requests/{request_id}/unpin": CHANGES | {"owner": 303, "administrator": 303},
     "POST /requests/{request_id}/delete": OWN,  # it is asked first whether that is meant
     "POST /requests/{request_id}/resubmit": OWN
     | dict.fromkeys(("owner", "operator", "administrator"), 303),

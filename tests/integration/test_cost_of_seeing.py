@@ -13,7 +13,7 @@ from servicex_server.database import (
     finished_files,
     page_queries,
     request_timeline,
-    usage,
+    stored_objects,
 )
 from servicex_server.database import datasets as dataset_rows
 from servicex_server.database import requests as request_rows
@@ -175,7 +175,7 @@ LOOKS: dict[str, Callable[[Connection], object]] = {
     "datasets": lambda one: page_queries.datasets_page(one, LOCAL_USER),
     "files of a dataset": lambda one: page_queries.files_page(one, LOCAL_USER, 1),
     "places": lambda one: page_queries.places_of(one, LOCAL_USER, 1, most=2000),
-    "users": lambda one: usage.stored_by_user(one, most=10),
+    "users": lambda one: stored_objects.largest_owners(one, most=10),
 }
 """What the pages, and the API for the same, read."""
 

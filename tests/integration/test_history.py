@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from servicex_server.app import App
-from servicex_server.database import requests as request_rows
-from servicex_server.database import service_history, usage
+from servicex_server.database import service_history, stored_objects
 from servicex_server.database.connection import Database
 from servicex_server.model import LOCAL_USER, Outcome, Principal, TaskSpec, now
 from servicex_server.scheduling import status_writer
@@ -125,8 +124,14 @@ async def test_usage_is_listed_by_user(tmp_path: Path, database_url: str) -> Non
         gone = await submit(app, 5, who=ANN)
         for request_id in (gone, await submit(app, 2, who=ANN), await submit(app, 3, who=BEN)):
             await ended(app, request_id)
-        assert await app.database.read(usage.stored_by_user, most=10) == [("ann", 49), ("ben", 21)]
-        await app.database.write(request_rows.mark_deleted, ANN, gone)
-        assert await app.database.read(usage.stored_by_user, most=10) == [("ben", 21), ("ann", 14)]
-        assert await app.database.read(usage.stored_by_user, most=1) == [("ben", 21)]
-        assert await app.database.read(usage.stored) == 35
+        assert await app.database.read(stored_objects.largest_owners, most=10) == [
+            ("ann", 49),
+            ("ben", 21),
+        ]
+        await app.requests.delete(ANN, gone)
+        assert await app.database.read(stored_objects.largest_owners, most=10) == [
+            ("ben", 21),
+            ("ann", 14),
+        ]
+        assert await app.database.read(stored_objects.largest_owners, most=1) == [("ben", 21)]
+        assert await app.database.read(stored_objects.size) == 35

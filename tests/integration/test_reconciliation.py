@@ -16,7 +16,7 @@ from servicex_server.database.connection import Database
 from servicex_server.errors import StoreUnavailableError
 from servicex_server.model import Sharing, now
 from servicex_server.requests.deletion import clear
-from servicex_server.requests.reconciliation import GRACE, OWNER, Reconciled, reconcile
+from servicex_server.retention.reconciliation import GRACE, OWNER, Reconciled, reconcile
 from servicex_server.storage.choose import open_store
 from servicex_server.storage.contract import ObjectStore
 from tests.integration.test_rows import ANN, ask, claim, success

@@ -179,6 +179,7 @@ class Gate:
     ahead: timedelta = timedelta()
     makes_again: bool = False
     lost: list[tuple[str, str]] = field(default_factory=list)
+    used: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.store = Watched(open_store(self.folder.as_uri()))
@@ -196,8 +197,9 @@ class Gate:
             return self.makes_again
 
         app = FastAPI()
+        keys = SigningKeys((self.service_key,))
         routes = s3_routes(
-            self.results, self.store, SigningKeys((self.service_key,)), make_again, clock=clock
+            self.results, self.store, keys, make_again, self.used.append, clock=clock
         )
         app.router.routes.extend([*routes, Mount("/s3", routes=routes)])
         app.add_middleware(Tolerant)

@@ -212,7 +212,7 @@ def test_lost_result_is_made_again_for_its_reader(new_server: NewServer, tmp_pat
         assert client.get_object(**asked)["Body"].read() == content
     ended = server.wait(bucket)
     assert (ended["status"], ended["files-completed"]) == ("Complete", 4)
-    assert "is gone from the object store, and is made again" in server.output
+    assert "is not in the object store any more, and is made again" in server.output
     assert {one.name for one in server.stored(bucket)} == {one.name for one in (lost, *others)}
 
 

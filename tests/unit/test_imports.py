@@ -28,7 +28,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"notifications", "clusters"}),
     frozenset({"engine"}),
     frozenset({"datasets", "testing"}),
-    frozenset({"replicas", "requests"}),
+    frozenset({"replicas", "requests", "retention"}),
     frozenset({"scheduling"}),
     frozenset({"accounts"}),
     frozenset({"app"}),

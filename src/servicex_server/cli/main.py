@@ -184,6 +184,12 @@ def sites(*, url: _Url = None, config: _Config = None, as_json: _Json = False) -
 
 
 @cli.command()
+def storage(*, url: _Url = None, config: _Config = None, as_json: _Json = False) -> None:
+    """Show what the object store of a running service holds, and what is evicted next."""
+    _show("storage", url, config, as_json=as_json)
+
+
+@cli.command()
 def probe(
     places: Annotated[
         list[str] | None,

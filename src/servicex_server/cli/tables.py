@@ -27,6 +27,8 @@ def show(found: Mapping[str, Any], *, as_json: bool, table: str) -> None:
         _print_workers(out, found)
     elif table == "sites":
         _print_sites(out, found)
+    elif table == "storage":
+        _print_storage(out, found)
     elif table == "probes":
         _print_probes(out, found["probes"])
     else:
@@ -66,6 +68,44 @@ def _print_sites(out: Console, found: Mapping[str, Any]) -> None:
         "last error",
     )
     out.print(_table(columns, map(_site, found["sites"])))
+
+
+def _print_storage(out: Console, found: Mapping[str, Any]) -> None:
+    capacity, total = found["capacity"], found["bytes"]
+    of = f" of {_size(capacity)} ({total / capacity:.0%})" if capacity else ""
+    out.print(f"Results take {_size(total)}{of}.")
+    if found["problem"]:
+        out.print(escaped(f"{found['problem'][0].upper()}{found['problem'][1:]}."))
+    if found["unused-days"] is not None:
+        out.print(f"Results that were not used for {found['unused-days']:g} days are evicted.")
+    if not total:
+        return
+    out.print(_table(("user", "stored"), ([o["user"], _size(o["bytes"])] for o in found["users"])))
+    ages = [(_age(o["used-within-days"]), o["results"], o["bytes"]) for o in found["ages"]]
+    rows = ([age, str(count), _size(size)] for age, count, size in ages)
+    out.print(_table(("last used", "results", "stored"), rows))
+    if found["next"]:
+        out.print("What is evicted next, if room is needed:")
+        rows = ([o["key"], o["user"], _size(o["bytes"]), o["used"]] for o in found["next"][:10])
+        out.print(_table(("result", "user", "stored", "last used"), rows))
+
+
+def _age(days: int | None) -> str:
+    return "earlier" if days is None else f"within {days} d"
+
+
+def _size(count: float) -> str:
+    """Return bytes in a readable form.
+
+    Examples
+    --------
+    >>> _size(12), _size(2_500_000), _size(5e13)
+    ('12 B', '2.50 MB', '50.00 TB')
+    """
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.2f} {unit}"
+    return f"{count:g} B"
 
 
 def _site(site: Mapping[str, Any]) -> list[str]:

@@ -4,9 +4,10 @@ from collections.abc import Iterable
 
 from sqlalchemy import Connection, and_, not_, select, update
 
+from servicex_server.database import stored_objects
 from servicex_server.database.counter_updates import CounterUpdates
 from servicex_server.database.requests import MOST_PARAMETERS, OPEN, stored
-from servicex_server.database.tables import OF_FILE, requests, tasks
+from servicex_server.database.tables import OF_FILE, objects, requests, tasks
 from servicex_server.model import RequestState, TaskState, now
 
 _REOPENED = [*OPEN, RequestState.COMPLETE]
@@ -19,6 +20,7 @@ def forget(connection: Connection, object_keys: Iterable[str]) -> None:
     for start in range(0, len(keys), MOST_PARAMETERS):
         some = tasks.c.object_key.in_(keys[start : start + MOST_PARAMETERS])
         connection.execute(update(tasks).where(some).values(identity=None))
+    stored_objects.remove(connection, keys)
 
 
 def makers(connection: Connection) -> list[str]:
@@ -31,10 +33,14 @@ def makers(connection: Connection) -> list[str]:
 
 
 def own_objects(connection: Connection, request_id: str) -> set[str]:
-    """Return the keys of the objects that a request has made itself, and still has."""
+    """Return the keys of the objects that a request has made itself, and that were not evicted."""
     keys = connection.scalars(
-        select(tasks.c.object_key).where(
-            tasks.c.request_id == request_id, tasks.c.state == TaskState.DONE
+        select(tasks.c.object_key)
+        .outerjoin(objects, tasks.c.object_key == objects.c.key)
+        .where(
+            tasks.c.request_id == request_id,
+            tasks.c.state == TaskState.DONE,
+            objects.c.evicted.is_(None),
         )
     )
     return {key for key in keys if key and key.startswith(f"{request_id}/")}

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, not_, select, update
 
-from servicex_server.database import bad_replicas
+from servicex_server.database import bad_replicas, stored_objects
 from servicex_server.database import datasets as dataset_rows
 from servicex_server.database.counter_updates import CounterUpdates
 from servicex_server.database.requests import unused
@@ -104,6 +104,7 @@ def record(
         touched.add(outcome.request_id)
     if ends:
         connection.execute(_END, ends)
+        stored_objects.add(connection, [one["task"] for one in ends if one["new_object_key"]])
     joined += _after_parts(connection, parts, clock)
     passed_over += _remove_parts(connection, joined)
     bad_replicas.note(connection, proofs)

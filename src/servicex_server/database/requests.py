@@ -86,16 +86,21 @@ def _note(principal: Principal, owner: str, request_id: str, hour: datetime) -> 
     )
 
 
-def _changeable(connection: Connection, principal: Principal, request_id: str) -> Request:
+def changeable(connection: Connection, principal: Principal, request_id: str) -> Request:
     """Return a request that a principal may change.
 
     An operator may read the requests of other users, but not change them.
+
+    Raises
+    ------
+    NotFoundError, ForbiddenError
+        The request does not exist; the principal may not change it.
     """
     request = get(connection, principal, request_id)
     if not (principal.changes_all or request.owner == principal.user):
         raise ForbiddenError(
             f"Transformation request {request_id} belongs to another user",
-            hint="only its owner and administrators can cancel or delete it",
+            hint="only its owner and administrators can change or delete it",
         )
     return request
 
@@ -172,7 +177,7 @@ def cancel(connection: Connection, principal: Principal, request_id: str) -> Non
     NotFoundError, ForbiddenError, StateError
         The request does not exist; the principal may not change it; it has ended already.
     """
-    request = _changeable(connection, principal, request_id)
+    request = changeable(connection, principal, request_id)
     if not change_state(connection, [request_id], RequestState.CANCELED):
         raise StateError(
             f"Transformation request {request_id} has ended already: {request.state.value}"
@@ -206,7 +211,7 @@ def mark_deleted(connection: Connection, principal: Principal, request_id: str) 
     NotFoundError, ForbiddenError
         The request does not exist; the principal may not change it.
     """
-    _changeable(connection, principal, request_id)
+    changeable(connection, principal, request_id)
     change_state(connection, [request_id], RequestState.CANCELED)
     drop_tasks(connection, request_id)
     connection.execute(update(requests).where(requests.c.id == request_id).values(deleted=True))

@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, not_, select, update
 
+from servicex_server.database import stored_objects
 from servicex_server.database.counter_updates import CounterUpdates
 from servicex_server.database.requests import stored
 from servicex_server.database.tables import requests, tasks
@@ -65,6 +66,7 @@ def reuse(
     ]
     if ends:
         connection.execute(_REUSE, ends)
+        stored_objects.use(connection, {end["key"] for end in ends})
         clock.write(connection)
     return {end["task"] for end in ends}
 

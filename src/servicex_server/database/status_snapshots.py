@@ -26,6 +26,10 @@ RECONCILED = "reconciled"
 """Name of the snapshot of what the last reconciliation with the object store found."""
 
 
+STORAGE = "storage"
+"""Name of the snapshot of the bytes in the store, how many fit, and who is above their quota."""
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """A value, and when it was stored. It is stored only when it has changed."""

@@ -110,6 +110,7 @@ requests = Table(
     Column("app_version", String(64), nullable=False),
     Column("file_seconds", Float),  # null: as long as the service allows
     Column("deleted", Boolean, nullable=False, server_default=false()),  # rows go in steps
+    Column("pinned", Boolean, nullable=False, server_default=false()),  # its results are kept
     # counters: every change of a task updates them in the same transaction
     Column("files", Integer, nullable=False, server_default="0"),
     Column("completed", Integer, nullable=False, server_default="0"),
@@ -166,6 +167,20 @@ tasks = Table(
 
 OF_FILE = tasks.c.part_of.is_(None)
 """Condition that a task is for a file of the dataset, and not for a part of one."""
+
+objects = Table(
+    "objects",
+    metadata,
+    Column("key", String(255), primary_key=True),
+    Column("owner", String(320), nullable=False),  # to whom its bytes count
+    Column("bytes", BigInteger, nullable=False),
+    Column("made", UtcTime, nullable=False),
+    Column("last_used", UtcTime, nullable=False),
+    Column("evicted", UtcTime),  # when it was deleted to make room; null: it is in the store
+    Index("ix_objects_last_used", "last_used", **_where("evicted IS NULL")),
+    Index("ix_objects_owner", "owner", **_where("evicted IS NULL")),
+)
+"""Results in the object store, each once, however many tasks refer to it by its key."""
 
 bad_replicas = Table(
     "bad_replicas",

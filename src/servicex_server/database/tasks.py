@@ -125,12 +125,15 @@ def demand(connection: Connection) -> list[Demand]:
     """
     left = requests.c.files - requests.c.completed - requests.c.failed
     rows = connection.execute(
-        select(requests.c.id, requests.c.owner, left)
+        select(requests.c.id, requests.c.owner, left, requests.c.bytes, requests.c.completed)
         .where(requests.c.state.in_(RUNNABLE), left > 0)
         .order_by(requests.c.submitted_at, requests.c.id)
     )
     more = {row.request_id: row.more for row in connection.execute(_PARTS)}
-    return [Demand(row[0], row[1], row[2] + more.get(row[0], 0)) for row in rows]
+    return [
+        Demand(name, owner, left + more.get(name, 0), size / done if done else None)
+        for name, owner, left, size, done in rows
+    ]
 
 
 _PARTS = (

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, and_, func, not_, select
 
+from servicex_server.database import stored_objects
 from servicex_server.database.requests import OPEN
 from servicex_server.database.tables import requests, tasks
 from servicex_server.model import TaskState, now
@@ -14,7 +15,10 @@ MINUTE = timedelta(minutes=1)
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Usage of one user: open requests, submission times in the last minute, bytes of results."""
+    """Usage of one user: open requests, submission times in the last minute, bytes of results.
+
+    Results that several users share count to one of them.
+    """
 
     open: int
     recent: tuple[datetime, ...]
@@ -32,7 +36,7 @@ def of(connection: Connection, owner: str) -> Usage:
     return Usage(
         open=connection.scalar(unfinished) or 0,
         recent=tuple(sorted(connection.scalars(recent))),
-        bytes=int(connection.scalar(select(func.sum(requests.c.bytes)).where(own)) or 0),
+        bytes=stored_objects.size_of(connection, owner),
     )
 
 
@@ -45,23 +49,3 @@ def files_at_work(connection: Connection, owner: str) -> int:
         .where(tasks.c.state == TaskState.RUNNING, requests.c.owner == owner)
     )
     return connection.scalar(running) or 0
-
-
-def stored(connection: Connection) -> int:
-    """Return the bytes of all results."""
-    total = select(func.sum(requests.c.bytes)).where(not_(requests.c.deleted))
-    return int(connection.scalar(total) or 0)
-
-
-def stored_by_user(connection: Connection, *, most: int) -> list[tuple[str, int]]:
-    """Return the users with the most bytes of results, and the bytes of each."""
-    total = func.sum(requests.c.bytes)
-    rows = connection.execute(
-        select(requests.c.owner, total.label("total"))
-        .where(not_(requests.c.deleted))
-        .group_by(requests.c.owner)
-        .having(total > 0)
-        .order_by(total.desc(), requests.c.owner)
-        .limit(most)
-    )
-    return [(row.owner, int(row.total)) for row in rows]

@@ -3,6 +3,7 @@
 import logging
 
 from servicex_server.database import requests as rows
+from servicex_server.database import stored_objects
 from servicex_server.database.connection import Database
 from servicex_server.storage.contract import ObjectStore
 
@@ -18,6 +19,7 @@ async def clear(database: Database, objects: ObjectStore, request_id: str) -> No
     while (found := await database.read(rows.tasks_to_remove, request_id))[0]:
         task_ids, keys = found
         await objects.delete(keys)
+        await database.write(stored_objects.let_go, task_ids)
         await database.write(rows.remove_tasks, task_ids)
     # objects of workers that were killed have no row
     left = [info.key for info in await objects.list(request_id)]

@@ -1,10 +1,10 @@
-"""Operations on requests, for the API and the pages: submit, cancel, delete and resubmit."""
+"""Operations on requests, for the API and the pages: submit, cancel, delete, pin and resubmit."""
 
 import logging
 from collections.abc import Awaitable, Callable
 
 from servicex_server.database import datasets as dataset_rows
-from servicex_server.database import lost_results
+from servicex_server.database import lost_results, stored_objects
 from servicex_server.database import requests as request_rows
 from servicex_server.database.connection import Database
 from servicex_server.errors import StoreUnavailableError
@@ -31,6 +31,8 @@ class RequestService:
         Called after a request has new tasks, so that the leader starts them.
     stopped
         Called after a request was cancelled or deleted, so that the leader drops its tasks.
+    most_pinned
+        Bytes that the pinned results of one user may have; None: no limit.
     """
 
     def __init__(
@@ -40,12 +42,14 @@ class RequestService:
         submission: Submission,
         wake: Callable[[str], Awaitable[None]],
         stopped: Callable[[str], Awaitable[None]],
+        most_pinned: int | None = None,
     ) -> None:
         self._database = database
         self._objects = objects
         self._submission = submission
         self._wake = wake
         self._stopped = stopped
+        self._most_pinned = most_pinned
 
     async def submit(self, principal: Principal, order: Order) -> str:
         """Check and store a request; return its id.
@@ -88,16 +92,30 @@ class RequestService:
         except StoreUnavailableError as error:
             log.warning("results are deleted later: %s", error, extra={"request_id": request_id})
 
+    async def pin(self, principal: Principal, request_id: str, *, pinned: bool) -> None:
+        """Keep the results of a request from eviction, or let them be evicted again.
+
+        Raises
+        ------
+        NotFoundError
+            The principal has no such request.
+        TooLargeError
+            The pinned results of its owner would exceed the quota.
+        """
+        await self._database.write(
+            stored_objects.pin, principal, request_id, pinned=pinned, most=self._most_pinned
+        )
+
     async def make_again(self, request_id: str, object_key: str) -> bool:
-        """Make a result again whose object is gone from the store; return whether work was queued.
+        """Make a result again that was evicted or is gone; return whether work was queued.
 
         The caller has verified the keys of the bucket, which are all that a reader shows. Nothing
         is queued if the request was canceled or deleted, or if another reader came first.
         """
         again = await self._database.write(lost_results.make_again, request_id, object_key)
         if again:
-            log.warning(
-                "result %s is gone from the object store, and is made again",
+            log.info(
+                "result %s is not in the object store any more, and is made again",
                 object_key,
                 extra={"request_id": request_id},
             )

@@ -36,6 +36,7 @@ from servicex_server.model import (
 )
 from servicex_server.observability.counters import Counts
 from servicex_server.replicas.health import BAD_FOR, StorageEndpoints
+from servicex_server.retention.budget import RetentionPolicy, StoreBudget
 from servicex_server.scheduling.autoscaling import Decision, Scaling
 from servicex_server.scheduling.fair_share import fair_shares
 from servicex_server.scheduling.in_flight import InFlight
@@ -79,6 +80,7 @@ class Dispatcher:
         scaling: Scaling,
         ask_again: AskCatalogues = _nowhere,
         digest: Digest = no_digest,
+        budget: StoreBudget | None = None,
     ) -> None:
         self._database = database
         self._engine = engine
@@ -91,6 +93,7 @@ class Dispatcher:
         self._in_flight = InFlight()
         self._specs = TaskSpecs(policy, objects, self.endpoints)
         self.store = StoreHealth(objects, self._bell.set)
+        self.budget = budget or StoreBudget(database, objects, RetentionPolicy())
         self._reuse = ResultReuse(database, objects, self.store, share=policy.share, digest=digest)
         self._refresh = ReplicaRefresh(ask_again, self._in_flight, self._bell.set)
         self._recorder = OutcomeRecorder(
@@ -143,7 +146,12 @@ class Dispatcher:
     def absence(self) -> str:
         """Why no file can be worked on although workers are wanted, or nothing."""
         full = DISK_FULL if self._database.disk_full else ""
-        return full or self.store.problem or self._engine.absence
+        return full or self.store_problem or self._engine.absence
+
+    @property
+    def store_problem(self) -> str:
+        """Why no file starts because of the object store; empty if that is not so."""
+        return self.store.problem or self.budget.problem
 
     @property
     def decision(self) -> Decision:
@@ -208,6 +216,7 @@ class Dispatcher:
         self.endpoints.observe(outcome.attempts, read=outcome.bytes_read, rses=rses)
         if outcome.error is None and not outcome.parts:
             self.store.stored()
+            self.budget.wrote(outcome.bytes_written)
         elif is_store_unavailable(outcome.error):
             self.store.failed(outcome.error)
         ended, losers = self._in_flight.end(outcome)
@@ -294,7 +303,8 @@ class Dispatcher:
         if free > 0:
             awake = [one for one in demand if one.request_id not in self._resting]
             at_work = self._in_flight.by_request()
-            for request_id, count in fair_shares(awake, at_work, free, self._policy.caps).items():
+            shares = fair_shares(awake, at_work, free, self._policy.caps)
+            for request_id, count in self.budget.allowed(shares, demand, at_work).items():
                 again |= await self._start(request_id, count)
         if again:
             return 0.0

@@ -25,7 +25,8 @@ from servicex_server.observability import logs
 from servicex_server.replicas.refresh import current_replicas
 from servicex_server.replicas.reporting import BadReplicaReporter, sinks_of
 from servicex_server.requests.deletion import clear_left
-from servicex_server.requests.reconciliation import reconcile
+from servicex_server.retention.budget import RetentionPolicy, StoreBudget
+from servicex_server.retention.reconciliation import reconcile
 from servicex_server.scheduling.autoscaling import Scaling
 from servicex_server.scheduling.dispatcher import Dispatcher
 from servicex_server.scheduling.policy import DispatchPolicy
@@ -44,6 +45,9 @@ RECONCILE_EVERY = timedelta(days=1)
 
 RECONCILE_LOOK = timedelta(minutes=10)
 """Time between two looks whether a reconciliation is due."""
+
+BUDGET_SECONDS = 60.0
+"""Seconds between two measurements of the object store."""
 
 CLEAR_SECONDS = 15.0
 """Seconds between two looks for deletions that were interrupted."""
@@ -83,6 +87,7 @@ class Leader:
         self._database = database
         self._objects = objects
         self._engine = engine or _workers(settings)
+        self._budget = StoreBudget(database, objects, retention_policy(settings))
         self.dispatcher = Dispatcher(
             database,
             self._engine,
@@ -95,6 +100,7 @@ class Leader:
             ),
             ask_again=partial(current_replicas, database, settings),
             digest=digest,
+            budget=self._budget,
         )
         self.lookups = Lookups(database, self.dispatcher.wake, settings)
         self._status = StatusWriter(database, self.dispatcher, self._engine, objects)
@@ -116,6 +122,7 @@ class Leader:
             await self.dispatcher.recall()
             # the status that the last leader stored is outdated
             await self._status.write()
+            await self._budget.measure()
             await self.dispatcher.start()
         except BaseException:
             await self._engine.close()
@@ -126,6 +133,7 @@ class Leader:
         self._keep(self._reports.run())
         self._keep(self._clear_left())
         self._keep(self._reconcile())
+        self._keep(self._keep_budget())
         if self._probe_seconds:
             self._keep(self._probe())
 
@@ -205,6 +213,21 @@ class Leader:
             except Exception:
                 log.exception("the object store cannot be compared with the rows")
 
+    async def _keep_budget(self) -> None:
+        """Measure the store and evict results, now and then every minute."""
+        while True:
+            before = self._budget.problem
+            try:
+                await self._budget.look(now())
+            except (OperationalError, StoreUnavailableError) as error:
+                log.warning("the budget of the object store cannot be kept now: %s", error)
+            except Exception:
+                log.exception("the budget of the object store cannot be kept")
+            if before != self._budget.problem:
+                log.warning("%s", self._budget.problem or "files start again: the store has room")
+            self.dispatcher.wake()
+            await asyncio.sleep(BUDGET_SECONDS)
+
     async def _probe(self) -> None:
         while True:
             await asyncio.sleep(self._probe_seconds)
@@ -242,6 +265,18 @@ class Leader:
         self.dispatcher.counts.requests(state for state in ended.values() if state in _BESIDE)
         for request_id in ended:
             self._keep(self.stop(request_id))
+
+
+def retention_policy(settings: Settings) -> RetentionPolicy:
+    """Return the policy of retention that the settings describe."""
+    storage = settings.storage
+    return RetentionPolicy(
+        budget=storage.budget_bytes,
+        free=storage.free_bytes,
+        unused=None if storage.unused_days is None else timedelta(days=storage.unused_days),
+        least=timedelta(days=storage.least_days),
+        quota=settings.limits.bytes_per_user,
+    )
 
 
 def _workers(settings: Settings) -> Engine:

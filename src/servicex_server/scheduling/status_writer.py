@@ -11,7 +11,12 @@ from typing import Any
 
 from sqlalchemy.exc import OperationalError
 
-from servicex_server.database import active_requests, service_history, status_snapshots, usage
+from servicex_server.database import (
+    active_requests,
+    service_history,
+    status_snapshots,
+    stored_objects,
+)
 from servicex_server.database.connection import Database
 from servicex_server.database.tasks import Work
 from servicex_server.engine.contract import Engine
@@ -92,7 +97,7 @@ class StatusWriter:
             there=states.total(),
             busy=states["busy"],
             waiting=totals.files[TaskState.WAITING],
-            stored=await self._database.read(usage.stored),
+            stored=await self._database.read(stored_objects.size),
             free=disk.free if disk else None,
         )
         await self._database.write(service_history.put, seen)
@@ -105,9 +110,9 @@ class StatusWriter:
             status_snapshots.WORKERS: {
                 "workers": [_worker(worker, work) for worker, work in there],
                 "wanted": wanted.workers,
-                "reason": self._dispatcher.store.problem or wanted.reason,
+                "reason": self._dispatcher.store_problem or wanted.reason,
                 "pending": self._engine.pending,
-                "store": self._dispatcher.store.problem,
+                "store": self._dispatcher.store_problem,
                 "scheduler": self._engine.address,
             },
             status_snapshots.SITES: {"endpoints": self._dispatcher.endpoints.as_dict()},
@@ -120,7 +125,7 @@ class StatusWriter:
                 "restarts": self._engine.restarts,
                 "replaced": self._engine.replaced,
                 "pending": self._engine.pending,
-                "store_open": self._dispatcher.store.open,
+                "store_open": bool(self._dispatcher.store_problem),
             },
         }
         changed = {name: one for name, one in seen.items() if one != self._written.get(name)}

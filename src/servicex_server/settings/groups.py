@@ -95,6 +95,23 @@ class StorageSettings(Group):
     They expire earlier when the API token with which they were obtained expires or is revoked, when
     the user signs out everywhere, or when the account is suspended."""
 
+    budget_bytes: int | None = Field(default=None, ge=1 << 20)
+    """Bytes of results that the object store may hold; at least 1 MiB. From 90 % on, the least
+    recently used results are evicted: they are deleted, and made again when somebody asks for them.
+    From 95 % on, a request starts only if its results are expected to fit, and from 98 % on, no
+    file starts."""
+
+    free_bytes: int | None = Field(default=None, ge=0)
+    """Bytes that stay free on the disk of the results, if they are stored in a folder. The rest
+    is the budget of the results."""
+
+    unused_days: float | None = Field(default=30.0, gt=0)
+    """Days without use after which a result is evicted. ``null`` keeps results until they are
+    deleted or have to make room."""
+
+    least_days: float = Field(default=1.0, ge=0)
+    """Days without use before which a result is not evicted, even if the store is full."""
+
     share_results: Sharing = Sharing.OWN
     """Which existing results can be reused for a request with the same work: ``none``, results of
     the user's ``own`` requests, or results of ``all`` users."""
@@ -157,8 +174,8 @@ class LimitSettings(Group):
     state."""
 
     bytes_per_user: int | None = Field(default=None, ge=1)
-    """Storage quota per user, in bytes. When it is reached, new requests are rejected until results
-    are deleted."""
+    """Storage quota per user, in bytes. When it is reached, new requests are rejected and none of
+    the user's files starts, until results are deleted or evicted."""
 
     files_per_request: int = Field(default=100_000, ge=1)
     """Maximum number of entries in a file list."""

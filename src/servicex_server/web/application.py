@@ -39,7 +39,9 @@ def web_app(app: App, peers: PeerUids | None = None) -> FastAPI:
     async def lifespan(web: FastAPI) -> AsyncIterator[None]:
         web.state.servicex = app
         web.router.routes.extend(
-            s3_routes(app.buckets, app.objects, app.keys, app.requests.make_again)
+            s3_routes(
+                app.buckets, app.objects, app.keys, app.requests.make_again, app.last_used.note
+            )
         )
         yield
 

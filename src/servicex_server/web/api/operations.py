@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import PlainTextResponse, Response
 
 from servicex_server.app import App
-from servicex_server.database import active_requests, status_snapshots
+from servicex_server.database import active_requests, status_snapshots, stored_objects
 from servicex_server.database import bad_replicas as bad_replica_rows
 from servicex_server.database.leader_lock import ping
 from servicex_server.errors import InternalError
@@ -45,6 +45,16 @@ async def sites(app: TheApp) -> responses.Endpoints:
     found, age = await seen(app, status_snapshots.SITES)
     bad = await app.database.read(bad_replica_rows.listed)
     return schemas.sites_json(found, age, bad)
+
+
+@router.get(
+    "/servicex/storage", summary="What the object store holds", dependencies=[SeesAllRequired]
+)
+async def storage(app: TheApp) -> responses.Storage:
+    """Return bytes by user and by age, and what is evicted next, to those who see all."""
+    found, age = await seen(app, status_snapshots.STORAGE)
+    inventory = await app.database.read(stored_objects.inventory)
+    return schemas.storage_json(found, age, app.settings.storage.unused_days, inventory)
 
 
 @router.post(

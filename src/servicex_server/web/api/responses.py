@@ -63,6 +63,7 @@ RequestFields = TypedDict(
         "files-remaining": int | None,
         "events": int,
         "events-kept": int | None,
+        "pinned": bool,
         "submit-time": str,
         "finish-time": str,
     },
@@ -322,6 +323,43 @@ class Endpoints(TypedDict):
     sites: list[Endpoint]
     time: str | None
     age: float | None
+
+
+class StoredResult(TypedDict):
+    """A result in the object store."""
+
+    key: str
+    user: str
+    bytes: int
+    used: str
+
+
+class UserBytes(TypedDict):
+    """The results of a user in the object store."""
+
+    user: str
+    bytes: int
+
+
+AgedBytes = TypedDict("AgedBytes", {"used-within-days": int | None, "results": int, "bytes": int})
+"""The results that were last used within so many days, and before the days of the entry before."""
+
+
+Storage = TypedDict(
+    "Storage",
+    {
+        "bytes": int,
+        "capacity": int | None,
+        "problem": str | None,
+        "unused-days": float | None,
+        "users": list[UserBytes],
+        "ages": list[AgedBytes],
+        "next": list[StoredResult],
+        "time": str | None,
+        "age": float | None,
+    },
+)
+"""What the object store holds, and what is evicted next."""
 
 
 class Probe(TypedDict):

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
 
+from servicex_server.database import stored_objects
 from servicex_server.database.active_requests import Queued
 from servicex_server.database.finished_files import EndedFile, FailedFile
 from servicex_server.database.status_snapshots import Snapshot
@@ -157,6 +158,7 @@ def request_json(request: Request) -> responses.RequestFields:
         "files-remaining": request.files - request.completed - request.failed if known else None,
         "events": request.events,
         "events-kept": request.events_kept,
+        "pinned": request.pinned,
         "submit-time": wire_time(request.submitted_at),
         "finish-time": finished,
     }
@@ -318,6 +320,38 @@ def sites_json(
         "sites": [
             _endpoint_json(name, about, bad=there[name], reported=reported[name])
             for name, about in endpoints.items()
+        ],
+        "time": wire_time(snapshot.at) if snapshot else None,
+        "age": age,
+    }
+
+
+def storage_json(
+    snapshot: Snapshot | None,
+    age: float | None,
+    unused_days: float | None,
+    found: stored_objects.Inventory,
+) -> responses.Storage:
+    """Return what the object store holds, and what is evicted next."""
+    value = snapshot.value if snapshot else {}
+    return {
+        "bytes": found.bytes,
+        "capacity": value.get("capacity"),
+        "problem": value.get("problem") or None,
+        "unused-days": unused_days,
+        "users": [{"user": user, "bytes": size} for user, size in found.owners],
+        "ages": [
+            {"used-within-days": days, "results": count, "bytes": size}
+            for days, (count, size) in zip((*stored_objects.AGES, None), found.ages, strict=True)
+        ],
+        "next": [
+            {
+                "key": one.key,
+                "user": one.owner,
+                "bytes": one.bytes,
+                "used": wire_time(one.last_used),
+            }
+            for one in found.oldest
         ],
         "time": wire_time(snapshot.at) if snapshot else None,
         "age": age,

@@ -272,6 +272,20 @@ async def delete(app: TheApp, principal: CurrentPrincipal, request_id: str) -> r
     return {"message": f"Transform request with id {request_id} has been deleted."}
 
 
+@router.put("/servicex/transformation/{request_id}/pin", summary="Keep the results of a request")
+async def pin(app: TheApp, principal: CurrentPrincipal, request_id: str) -> responses.Sentence:
+    """Keep the results of a request from eviction. They count to the quota of its owner."""
+    await app.requests.pin(principal, request_id, pinned=True)
+    return {"message": f"The results of request {request_id} are pinned."}
+
+
+@router.delete("/servicex/transformation/{request_id}/pin", summary="Let results be evicted again")
+async def unpin(app: TheApp, principal: CurrentPrincipal, request_id: str) -> responses.Sentence:
+    """Let the results of a request be evicted again, when they are unused for long."""
+    await app.requests.pin(principal, request_id, pinned=False)
+    return {"message": f"The results of request {request_id} are not pinned."}
+
+
 @router.post("/servicex/transformation/file-urls", summary="Links to results")
 async def file_urls(
     app: TheApp, principal: CurrentPrincipal, request: Request, body: schemas.FileUrlsBody

@@ -10,7 +10,7 @@ from servicex_server.database import (
     active_requests,
     service_history,
     status_snapshots,
-    usage,
+    stored_objects,
 )
 from servicex_server.database import bad_replicas as bad_replica_rows
 from servicex_server.model import now
@@ -77,7 +77,7 @@ async def workers(app: TheApp, principal: PagePrincipal, request: Request) -> Re
         users=[(user, running[user], waiting[user]) for user in sorted(waiting)],
         figure=day_chart.day(rows, began),
         disk=await app.objects.disk(),
-        stored=await app.database.read(usage.stored),
-        owners=await app.database.read(usage.stored_by_user, most=OWNERS),
+        stored=await app.database.read(stored_objects.size),
+        owners=await app.database.read(stored_objects.largest_owners, most=OWNERS),
         age=age,
     )

@@ -1,6 +1,7 @@
 """The pages of requests, with their forms."""
 
 import asyncio
+from datetime import datetime, timedelta
 from typing import Literal
 from urllib.parse import parse_qs
 
@@ -14,9 +15,11 @@ from servicex_server.database import (
     page_queries,
     request_timeline,
     status_snapshots,
+    stored_objects,
 )
 from servicex_server.database import requests as request_rows
 from servicex_server.errors import NotFoundError
+from servicex_server.model import Request as Submitted
 from servicex_server.model import RequestState, TaskState, now
 from servicex_server.web.api import operations as api_operations
 from servicex_server.web.dependencies import (
@@ -99,7 +102,7 @@ async def one_request(
     length = request_chart.step(found.submitted_at, ended)
     read = app.database.read
     # at the same time, because each is slow for a request with very many files
-    (files, counts), failures, log, steps, queued = await asyncio.gather(
+    (files, counts), failures, log, steps, queued, kept = await asyncio.gather(
         read(page_queries.tasks_page, principal, request_id, state=only, start=start),
         read(page_queries.failures, principal, request_id),
         read(finished_files.first_log, found.id),
@@ -112,6 +115,7 @@ async def one_request(
             count=request_chart.STEPS,
         ),
         read(active_requests.queue, principal),
+        read(stored_objects.kept_of, found.id),
     )
     total = counts.get(only, 0) if only else sum(counts.values())
     return templating.page(
@@ -123,8 +127,10 @@ async def one_request(
         files=files,
         counts=counts,
         failures=failures,
-        trouble="" if found.state.terminal else await _trouble(app),
+        trouble="" if found.state.terminal else await _trouble(app, found),
         log=log,
+        kept=kept,
+        until=_until(app, kept),
         bytes=sum(one.bytes for one in steps),
         events=events(*request_chart.totals(steps)),
         queued=next((one for one in queued if one.request_id == request_id), None),
@@ -158,10 +164,47 @@ async def cancel(app: TheApp, principal: PagePrincipal, request_id: str) -> Resp
     return RedirectResponse(f"/requests/{request_id}", 303)
 
 
-async def _trouble(app: App) -> str:
-    """Return why no file starts, if the leader says so; otherwise an empty text."""
-    snapshot, age = await api_operations.seen(app, status_snapshots.WORKERS)
-    return str(snapshot.value.get("store", "")) if snapshot and age is None else ""
+@router.post("/requests/{request_id}/pin")
+async def pin(app: TheApp, principal: PagePrincipal, request_id: str) -> Response:
+    """Keep the results of a request from eviction, and show it."""
+    await app.requests.pin(principal, request_id, pinned=True)
+    return RedirectResponse(f"/requests/{request_id}", 303)
+
+
+@router.post("/requests/{request_id}/unpin")
+async def unpin(app: TheApp, principal: PagePrincipal, request_id: str) -> Response:
+    """Let the results of a request be evicted again, and show it."""
+    await app.requests.pin(principal, request_id, pinned=False)
+    return RedirectResponse(f"/requests/{request_id}", 303)
+
+
+def _until(app: App, kept: stored_objects.Kept) -> datetime | None:
+    """Return when the first result is evicted if none is used before; None: not by its age."""
+    days = app.settings.storage.unused_days
+    if days is None or kept.oldest is None:
+        return None
+    return kept.oldest + timedelta(days=days)
+
+
+async def _trouble(app: App, found: Submitted) -> str:
+    """Return why no file of a request starts, if the leader says so; otherwise an empty text."""
+    workers, age = await api_operations.seen(app, status_snapshots.WORKERS)
+    if workers and age is None and (problem := str(workers.value.get("store", ""))):
+        return problem
+    storage, _ = await api_operations.seen(app, status_snapshots.STORAGE)
+    if storage is None:
+        return ""
+    if found.owner in storage.value["above_quota"]:
+        return (
+            "no further file starts: the results of this user have reached the storage quota; "
+            "files start again when results are deleted or evicted"
+        )
+    if found.id in storage.value["without_room"]:
+        return (
+            "no further file starts: the results of this request are not expected to fit into "
+            "the object store; files start when results are deleted, or old enough to be evicted"
+        )
+    return ""
 
 
 @router.post("/requests/{request_id}/delete")

@@ -91,6 +91,7 @@ def s3_routes(
     store: ObjectStore,
     keys: SigningKeys,
     make_again: Callable[[str, str], Awaitable[bool]],
+    used: Callable[[str], None],
     *,
     clock: Callable[[], datetime] = _utc_now,
 ) -> list[Route]:
@@ -107,10 +108,12 @@ def s3_routes(
     make_again
         Makes a result again whose object is gone, by the id of its request and its key; returns
         whether this is possible.
+    used
+        Called with the key of a result that is read.
     clock
         Returns the current time, with its zone.
     """
-    gate = _Gate(buckets, store, keys, make_again, clock)
+    gate = _Gate(buckets, store, keys, make_again, used, clock)
     return [
         Route("/{bucket:s3bucket}", gate, name="s3-bucket", include_in_schema=False),
         Route(
@@ -128,12 +131,14 @@ class _Gate:
         store: ObjectStore,
         keys: SigningKeys,
         make_again: Callable[[str, str], Awaitable[bool]],
+        used: Callable[[str], None],
         clock: Callable[[], datetime],
     ) -> None:
         self._buckets = buckets
         self._store = store
         self._keys = keys
         self._make_again = make_again
+        self._used = used
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -224,6 +229,7 @@ class _Gate:
                 raise _no_key()
             # made again for this reader, or for another one in the meantime
             raise _being_made()
+        self._used(found.key)
         etag = _etag(info)
         headers = {
             "accept-ranges": "bytes",
@@ -256,7 +262,7 @@ def _slow_down(message: str) -> S3Error:
 
 
 def _being_made() -> S3Error:
-    return _slow_down("The result was lost by the object store, and is made again. Try again.")
+    return _slow_down("The result is not in the object store, and is made again. Try again.")
 
 
 async def _after(first: bytes, others: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

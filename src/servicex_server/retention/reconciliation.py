@@ -1,4 +1,4 @@
-"""Reconciliation of the object store with the rows: each night, by the leader.
+"""Reconciliation of the object store with the rows: once a day, by the leader.
 
 Objects that no row names are left by workers that were killed, and by uploads that came after the
 deletion of their request. Results whose objects are gone are counted, and reused no more.

@@ -1,0 +1,1 @@
+"""How long results are kept: use, budget of the store, eviction, and reconciliation."""
