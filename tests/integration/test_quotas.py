@@ -82,7 +82,7 @@ async def test_bytes_of_results_are_limited(tmp_path: Path) -> None:
         with pytest.raises(TooLargeError, match=r"^0\.00 GB of results are stored"):
             await submit(app, 1, who=ANN)
         await submit(app, 1, who=BOB)
-        await app.database.write(request_rows.mark_deleted, ANN, last)
+        await app.requests.delete(ANN, last)
         await submit(app, 1, who=ANN)
 
 
