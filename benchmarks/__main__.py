@@ -23,6 +23,7 @@ from benchmarks.pages import pages
 from benchmarks.queries import func_adl
 from benchmarks.remote import remote
 from benchmarks.report import RESULTS, Section, save
+from benchmarks.retention import retention
 
 PARTS: dict[str, Callable[[Namespace], list[Section]]] = {
     "startup": lambda options: measure.startup(options.repeats),
@@ -39,6 +40,7 @@ PARTS: dict[str, Callable[[Namespace], list[Section]]] = {
     "endpoints": lambda options: endpoints(min(options.repeats, 3)),
     "remote": lambda options: remote(min(options.repeats, 3)),
     "catalogue": lambda options: catalogue(min(options.files, 100_000)),
+    "retention": lambda options: retention(min(options.repeats, 3)),
     "fuzz": lambda options: fuzz(options.seconds or (600 if options.part == ["fuzz"] else 30)),
 }
 

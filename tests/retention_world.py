@@ -24,9 +24,6 @@ from servicex_server.retention.budget import RetentionPolicy, StoreBudget
 from servicex_server.storage.contract import Disk, ObjectInfo, ObjectStore
 from tests.services import store
 
-SLOTS = 2
-"""Files that start together."""
-
 
 @dataclass
 class Clock:
@@ -124,9 +121,12 @@ class World:
         Where the database is.
     policy
         The policy of retention.
+    slots
+        Files that start together.
     """
 
-    def __init__(self, folder: Path, policy: RetentionPolicy) -> None:
+    def __init__(self, folder: Path, policy: RetentionPolicy, *, slots: int = 2) -> None:
+        self._slots = slots
         self.database = Database(f"sqlite:///{folder / 'world.sqlite'}")
         self.database.migrate()
         self.objects = SizesOnly()
@@ -144,7 +144,8 @@ class World:
         """Do all files that the budget allows."""
         while True:
             demand = await self.database.read(task_rows.demand)
-            shares = {one.request_id: min(one.left, SLOTS) for one in demand}
+            admitted = self.budget.admitted(demand, {})
+            shares = {one.request_id: min(one.left, self._slots) for one in admitted}
             allowed = self.budget.allowed(shares, demand, {})
             if not allowed:
                 return
@@ -159,7 +160,7 @@ class World:
         for work in works:
             self.objects.add(work.object_key, size)
             self.made += size
-            self.budget.wrote(size)
+            self.budget.wrote(work.owner, size)
             outcome = Outcome(work.request_id, work.file_id, work.attempt, bytes_written=size)
             ended.append(
                 outcome_rows.Recorded(work.task_id, outcome, work.object_name, work.object_key)

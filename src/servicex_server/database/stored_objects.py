@@ -206,11 +206,12 @@ def largest_owners(connection: Connection, *, most: int) -> list[tuple[str, int]
     return [(row.owner, int(row.total)) for row in rows]
 
 
-def owners_above(connection: Connection, most: int) -> set[str]:
-    """Return the users to whom at least so many bytes count."""
-    total = func.sum(objects.c.bytes)
-    query = select(objects.c.owner).where(THERE).group_by(objects.c.owner).having(total >= most)
-    return set(connection.scalars(query))
+def by_owner(connection: Connection) -> dict[str, int]:
+    """Return the bytes of the objects that count to each user."""
+    query = (
+        select(objects.c.owner, func.sum(objects.c.bytes)).where(THERE).group_by(objects.c.owner)
+    )
+    return {owner: int(size) for owner, size in connection.execute(query)}
 
 
 def least_recently_used(

@@ -6,6 +6,7 @@ not expected to fit does not start.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -97,7 +98,7 @@ class StoreBudget:
         self._objects = objects
         self._policy = policy
         self.use = StoreUse()
-        self._above: set[str] = set()
+        self._owners: Counter[str] = Counter()
         self._without_room: set[str] = set()
 
     @property
@@ -112,9 +113,10 @@ class StoreBudget:
             "results are deleted, or old enough to be evicted"
         )
 
-    def wrote(self, size: int) -> None:
-        """Note that a result was stored since the last look."""
+    def wrote(self, owner: str, size: int) -> None:
+        """Note that a result of a user was stored since the last measurement."""
         self.use = replace(self.use, used=self.use.used + size)
+        self._owners[owner] += size
 
     async def look(self, at: datetime) -> int:
         """Measure the store, and evict what is unused for too long or has to make room.
@@ -142,8 +144,6 @@ class StoreBudget:
             excess = self.use.used - int(EVICT * self.use.capacity)
             evicted += await self._evict(before=at - self._policy.least, excess=excess)
             await self.measure()
-        if self._policy.quota is not None:
-            self._above = await self._database.read(stored_objects.owners_above, self._policy.quota)
         await self._database.write(status_snapshots.put, {status_snapshots.STORAGE: self.as_dict()})
         return evicted
 
@@ -153,13 +153,19 @@ class StoreBudget:
             "used": self.use.used,
             "capacity": self.use.capacity,
             "problem": self.problem,
-            "above_quota": sorted(self._above),
+            "above_quota": sorted(self._above_quota()),
             "without_room": sorted(self._without_room),
         }
+
+    def _above_quota(self) -> set[str]:
+        quota = self._policy.quota
+        return set() if quota is None else {o for o, size in self._owners.items() if size >= quota}
 
     async def measure(self) -> None:
         """Measure what the store holds, and how much it may hold; before the first file starts."""
         count, used = await self._database.read(stored_objects.total)
+        if self._policy.quota is not None:
+            self._owners = Counter(await self._database.read(stored_objects.by_owner))
         limits = [] if self._policy.budget is None else [self._policy.budget]
         if self._policy.free is not None and (disk := await self._objects.disk()) is not None:
             limits.append(max(0, used + disk.free - self._policy.free))
@@ -190,6 +196,36 @@ class StoreBudget:
             )
         return count
 
+    def admitted(self, demand: Sequence[Demand], at_work: Mapping[str, int]) -> list[Demand]:
+        """Return the requests of which files may start; the others get no share of the workers.
+
+        Parameters
+        ----------
+        demand
+            Requests, with the mean size of their results.
+        at_work
+            Files in the engine, by request. Room is kept for their results.
+        """
+        self._without_room.clear()
+        quota = self._policy.quota
+        if self.use.capacity is None and quota is None:
+            return list(demand)
+        expected = self._expected(demand, at_work)
+        room = self.use.room() - sum(expected.values())
+        by_owner = Counter(self._owners)
+        for one in demand:
+            by_owner[one.owner] += int(expected[one.request_id])
+        found = []
+        for one in demand:
+            mean = self._mean(one)
+            if quota is not None and by_owner[one.owner] >= quota:
+                continue
+            if room <= 0 or mean > room or (self.use.share >= TIGHT and one.left * mean > room):
+                self._without_room.add(one.request_id)
+            else:
+                found.append(one)
+        return found
+
     def allowed(
         self, shares: Mapping[str, int], demand: Sequence[Demand], at_work: Mapping[str, int]
     ) -> dict[str, int]:
@@ -199,37 +235,31 @@ class StoreBudget:
         ----------
         shares
             Files that would start, by request.
-        demand
-            The requests, with the mean size of their results.
-        at_work
-            Files in the engine, by request. Room is kept for their results.
+        demand, at_work
+            As for `admitted`.
         """
-        if self.use.capacity is None and not self._above:
+        if self.use.capacity is None:
             return dict(shares)
         known = {one.request_id: one for one in demand}
-        expected = {name: self._mean(one) for name, one in known.items()}
-        room = self.use.room() - sum(
-            count * expected.get(request_id, self.use.mean) for request_id, count in at_work.items()
-        )
+        room = self.use.room() - sum(self._expected(demand, at_work).values())
         found: dict[str, int] = {}
-        self._without_room.intersection_update(known)
         for request_id, count in shares.items():
-            one, mean = known[request_id], expected[request_id]
-            if one.owner in self._above:
-                continue
+            one, mean = known[request_id], self._mean(known[request_id])
             most = count
-            if one.mean is None and self.use.capacity is not None:
+            if one.mean is None:
                 most = min(count, max(0, FIRST_FILES - at_work.get(request_id, 0)))
-            if room <= 0 or (self.use.share >= TIGHT and one.left * mean > room):
-                most = 0
-            elif most * mean > room:
-                most = int(room // mean)
+            if most * mean > room:
+                most = max(0, int(room // mean))
             if most:
                 found[request_id] = most
                 room -= most * mean
-                self._without_room.discard(request_id)
-            elif not at_work.get(request_id, 0):
-                self._without_room.add(request_id)
+        return found
+
+    def _expected(self, demand: Sequence[Demand], at_work: Mapping[str, int]) -> dict[str, float]:
+        """Return by request the bytes of the results that are being made."""
+        found = {name: count * self.use.mean for name, count in at_work.items()}
+        for one in demand:
+            found[one.request_id] = at_work.get(one.request_id, 0) * self._mean(one)
         return found
 
     def _mean(self, one: Demand) -> float:

@@ -216,12 +216,13 @@ class Dispatcher:
         self.endpoints.observe(outcome.attempts, read=outcome.bytes_read, rses=rses)
         if outcome.error is None and not outcome.parts:
             self.store.stored()
-            self.budget.wrote(outcome.bytes_written)
         elif is_store_unavailable(outcome.error):
             self.store.failed(outcome.error)
         ended, losers = self._in_flight.end(outcome)
         if ended is None or work is None:
             return
+        if outcome.error is None and not outcome.parts:
+            self.budget.wrote(work.owner, outcome.bytes_written)
         self._speculation.ended(ended)
         self._bell.set()
         for loser in losers:
@@ -303,8 +304,9 @@ class Dispatcher:
         if free > 0:
             awake = [one for one in demand if one.request_id not in self._resting]
             at_work = self._in_flight.by_request()
-            shares = fair_shares(awake, at_work, free, self._policy.caps)
-            for request_id, count in self.budget.allowed(shares, demand, at_work).items():
+            admitted = self.budget.admitted(awake, at_work)
+            shares = fair_shares(admitted, at_work, free, self._policy.caps)
+            for request_id, count in self.budget.allowed(shares, awake, at_work).items():
                 again |= await self._start(request_id, count)
         if again:
             return 0.0
