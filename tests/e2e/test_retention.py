@@ -47,3 +47,13 @@ def test_results_are_pinned_by_the_api_and_on_the_page(server: Server) -> None:
         answer = server.client.post(f"{page}/{deed}", headers={"Origin": server.url})
         assert answer.status_code == 303, answer.text
         assert server.get(f"{LIST}/{request_id}").json()["pinned"] is pinned
+
+
+def test_forecast_says_what_results_take_on_a_day(server: Server) -> None:
+    """A service that is younger than two days cannot know it; a text that is no day is an error."""
+    code, told = invoke("storage", "plan", "--until", "2099-12-31", "--url", server.url)
+    assert code == 0, told
+    assert told.rstrip().endswith("The growth is known after two days.")
+    code, told = invoke("storage", "plan", "--until", "soon", "--url", server.url)
+    assert code == 2
+    assert "--until" in told

@@ -117,6 +117,21 @@ async def test_leader_tries_a_failed_history_write_again(
     assert said == ["the history cannot be written"] * 2
 
 
+async def test_stored_bytes_of_each_day_give_the_growth(database: Database) -> None:
+    """The last value of a day counts. Days are kept for a year; the last 30 give the growth."""
+    first = now().replace(hour=9) - timedelta(days=400)
+    for number in range(400):
+        at = first + timedelta(days=number)
+        for hour, stored in ((0, 1), (5, 1000 if number < 360 else 1000 + 50 * (number - 359))):
+            seen = moment(at=at + timedelta(hours=hour), stored=stored)
+            await database.write(service_history.put, seen)
+    found = await database.read(service_history.days)
+    assert len(found) == 367
+    assert [stored for _, stored in found[-2:]] == [2950, 3000]
+    assert service_history.growth(found) == pytest.approx(50)
+    assert service_history.growth(found[:1]) is None
+
+
 async def test_usage_is_listed_by_user(tmp_path: Path, database_url: str) -> None:
     """Users with the most bytes come first. A deleted request counts for nobody."""
     del database_url

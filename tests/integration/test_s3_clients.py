@@ -990,6 +990,29 @@ class TestRefused:
         answer = refused(bucket.boto().get_object, Bucket=bucket.name, Key="a")
         assert answer == ("SlowDown", 503)
 
+    def test_result_that_is_finished_between_two_looks_is_delivered(
+        self, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A result that was made again is not there at the first look, and no work is left then."""
+        bucket = gate.bucket({"a": b"content"})
+        looks = iter([None, gate.results.kept[bucket.name]["a"]])
+
+        async def looked_up(*_: object, **__: object) -> BucketObject | None:
+            return next(looks)
+
+        monkeypatch.setattr(gate.results, "object", looked_up)
+        answer = bucket.boto().get_object(Bucket=bucket.name, Key="a")
+        assert answer["Body"].read() == b"content"
+
+    def test_use_is_noted_of_every_result_that_is_read(self, gate: Gate) -> None:
+        """A listing is no use of a result, and neither is a refused read."""
+        bucket = gate.bucket({"a": b"content", "b": b"content"})
+        client = bucket.boto()
+        client.list_objects_v2(Bucket=bucket.name)
+        refused(client.get_object, Bucket=bucket.name, Key="c")
+        client.get_object(Bucket=bucket.name, Key="b")["Body"].read()
+        assert [key for key in gate.used if key.startswith(bucket.name)] == [bucket.key("b")]
+
     def test_keys_of_a_bucket_cannot_write_or_delete(self, gate: Gate) -> None:
         """The gateway answers 405 to each such call, and to a link for PUT."""
         bucket = gate.bucket({"a": b"content"})

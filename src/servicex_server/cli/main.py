@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -183,10 +184,37 @@ def sites(*, url: _Url = None, config: _Config = None, as_json: _Json = False) -
     _show("sites", url, config, as_json=as_json)
 
 
-@cli.command()
-def storage(*, url: _Url = None, config: _Config = None, as_json: _Json = False) -> None:
+_storage = typer.Typer(help="Show what the object store of a running service holds.")
+cli.add_typer(_storage, name="storage", invoke_without_command=True)
+
+
+@_storage.callback()
+def storage(
+    context: typer.Context,
+    *,
+    url: _Url = None,
+    config: _Config = None,
+    as_json: _Json = False,
+) -> None:
     """Show what the object store of a running service holds, and what is evicted next."""
-    _show("storage", url, config, as_json=as_json)
+    if context.invoked_subcommand is None:
+        _show("storage", url, config, as_json=as_json)
+
+
+@_storage.command("plan")
+def plan_storage(
+    until: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="Day of the forecast.")],
+    *,
+    url: _Url = None,
+    config: _Config = None,
+) -> None:
+    """Forecast how much the results will take on a day, if they grow as they did lately."""
+    from servicex_server.cli.api_client import address, ask
+    from servicex_server.cli.tables import storage_plan
+    from servicex_server.settings.loading import load
+
+    found = ask(url or address(load(config)), "/servicex/storage")
+    typer.echo(storage_plan(found, until.replace(tzinfo=UTC), datetime.now(UTC)))
 
 
 @cli.command()

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from rich.console import Console
@@ -80,7 +80,10 @@ def _print_storage(out: Console, found: Mapping[str, Any]) -> None:
         out.print(f"Results that were not used for {found['unused-days']:g} days are evicted.")
     if not total:
         return
-    out.print(_table(("user", "stored"), ([o["user"], _size(o["bytes"])] for o in found["users"])))
+    for kind in ("user", "experiment"):
+        if named := found[f"{kind}s"]:
+            rows = ([one[kind], _size(one["bytes"])] for one in named)
+            out.print(_table((kind, "stored"), rows))
     ages = [(_age(o["used-within-days"]), o["results"], o["bytes"]) for o in found["ages"]]
     rows = ([age, str(count), _size(size)] for age, count, size in ages)
     out.print(_table(("last used", "results", "stored"), rows))
@@ -88,6 +91,24 @@ def _print_storage(out: Console, found: Mapping[str, Any]) -> None:
         out.print("What is evicted next, if room is needed:")
         rows = ([o["key"], o["user"], _size(o["bytes"]), o["used"]] for o in found["next"][:10])
         out.print(_table(("result", "user", "stored", "last used"), rows))
+
+
+def storage_plan(found: Mapping[str, Any], until: datetime, at: datetime) -> str:
+    """Return a forecast of what the results take on a day, and when the budget is reached."""
+    days, growth = found["days"], found["growth"]
+    if growth is None:
+        return f"Results take {_size(found['bytes'])}. The growth is known after two days."
+    told = [f"Results take {_size(found['bytes'])}, and have not grown lately."]
+    if growth > 0:
+        since = f"In the last {min(len(days), 30)} days they grew by {_size(growth)} a day."
+        told = [f"Results take {_size(found['bytes'])}. {since}"]
+    ahead = max(0.0, (until - at) / timedelta(days=1))
+    expected = max(0.0, found["bytes"] + growth * ahead)
+    told.append(f"On {until:%Y-%m-%d} they would take {_size(expected)}.")
+    if (limit := found["evicts-above"]) is not None and growth > 0:
+        begins = at + timedelta(days=max(0.0, limit - found["bytes"]) / growth)
+        told.append(f"Eviction to make room begins at {_size(limit)}, about {begins:%Y-%m-%d}.")
+    return "\n".join(told)
 
 
 def _age(days: int | None) -> str:

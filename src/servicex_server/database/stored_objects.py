@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 
 from servicex_server.database.requests import MOST_PARAMETERS, changeable, unused
-from servicex_server.database.tables import OF_FILE, objects, requests, tasks
+from servicex_server.database.tables import OF_FILE, objects, requests, tasks, users
 from servicex_server.errors import TooLargeError
 from servicex_server.model import Principal, TaskState, now
 
@@ -214,6 +214,19 @@ def by_owner(connection: Connection) -> dict[str, int]:
     return {owner: int(size) for owner, size in connection.execute(query)}
 
 
+def by_experiment(connection: Connection) -> list[tuple[str, int]]:
+    """Return the bytes of the objects of each experiment, the largest first."""
+    size = func.sum(objects.c.bytes)
+    query = (
+        select(users.c.experiment, size)
+        .join(users, users.c.email == objects.c.owner)
+        .where(THERE, users.c.experiment != "")
+        .group_by(users.c.experiment)
+        .order_by(size.desc(), users.c.experiment)
+    )
+    return [(name, int(total)) for name, total in connection.execute(query)]
+
+
 def least_recently_used(
     connection: Connection, *, before: datetime, most: int
 ) -> list[StoredObject]:
@@ -254,10 +267,14 @@ AGES = (1, 7, 30, 90)
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """What the store holds: all bytes, by user, by age (see `AGES`), and what goes next."""
+    """What the store holds: all bytes, by user, by experiment and by age, and what goes next.
+
+    The ages are those of `AGES`.
+    """
 
     bytes: int
     owners: list[tuple[str, int]]
+    experiments: list[tuple[str, int]]
     ages: list[tuple[int, int]]
     oldest: list[StoredObject]
 
@@ -268,6 +285,7 @@ def inventory(connection: Connection, *, most: int = 50) -> Inventory:
     return Inventory(
         bytes=size(connection),
         owners=largest_owners(connection, most=most),
+        experiments=by_experiment(connection),
         ages=by_age(connection, [moment - timedelta(days=days) for days in AGES]),
         oldest=least_recently_used(connection, before=moment, most=most),
     )

@@ -296,3 +296,11 @@ history = Table(
     Column("free", BigInteger),  # null: results are in a bucket
 )
 """The state of the service each minute, for a week."""
+
+daily = Table(
+    "daily",
+    metadata,
+    Column("day", UtcTime, primary_key=True),
+    Column("stored", BigInteger, nullable=False),
+)
+"""Bytes of results at the end of each day, for a year."""

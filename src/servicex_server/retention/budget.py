@@ -152,6 +152,7 @@ class StoreBudget:
         return {
             "used": self.use.used,
             "capacity": self.use.capacity,
+            "evicts_above": None if self.use.capacity is None else int(EVICT * self.use.capacity),
             "problem": self.problem,
             "above_quota": sorted(self._above_quota()),
             "without_room": sorted(self._without_room),

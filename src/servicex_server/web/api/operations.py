@@ -7,7 +7,12 @@ from fastapi import APIRouter, Query
 from fastapi.responses import PlainTextResponse, Response
 
 from servicex_server.app import App
-from servicex_server.database import active_requests, status_snapshots, stored_objects
+from servicex_server.database import (
+    active_requests,
+    service_history,
+    status_snapshots,
+    stored_objects,
+)
 from servicex_server.database import bad_replicas as bad_replica_rows
 from servicex_server.database.leader_lock import ping
 from servicex_server.errors import InternalError
@@ -54,7 +59,8 @@ async def storage(app: TheApp) -> responses.Storage:
     """Return bytes by user and by age, and what is evicted next, to those who see all."""
     found, age = await seen(app, status_snapshots.STORAGE)
     inventory = await app.database.read(stored_objects.inventory)
-    return schemas.storage_json(found, age, app.settings.storage.unused_days, inventory)
+    days = await app.database.read(service_history.days)
+    return schemas.storage_json(found, age, app.settings.storage.unused_days, inventory, days)
 
 
 @router.post(

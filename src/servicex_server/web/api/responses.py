@@ -341,6 +341,20 @@ class UserBytes(TypedDict):
     bytes: int
 
 
+class ExperimentBytes(TypedDict):
+    """The results of the users of an experiment in the object store."""
+
+    experiment: str
+    bytes: int
+
+
+class DayBytes(TypedDict):
+    """The bytes of results at the end of a day."""
+
+    day: str
+    bytes: int
+
+
 AgedBytes = TypedDict("AgedBytes", {"used-within-days": int | None, "results": int, "bytes": int})
 """The results that were last used within so many days, and before the days of the entry before."""
 
@@ -350,9 +364,13 @@ Storage = TypedDict(
     {
         "bytes": int,
         "capacity": int | None,
+        "evicts-above": int | None,
         "problem": str | None,
         "unused-days": float | None,
         "users": list[UserBytes],
+        "experiments": list[ExperimentBytes],
+        "days": list[DayBytes],
+        "growth": float | None,
         "ages": list[AgedBytes],
         "next": list[StoredResult],
         "time": str | None,

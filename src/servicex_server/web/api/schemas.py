@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
 
-from servicex_server.database import stored_objects
+from servicex_server.database import service_history, stored_objects
 from servicex_server.database.active_requests import Queued
 from servicex_server.database.finished_files import EndedFile, FailedFile
 from servicex_server.database.status_snapshots import Snapshot
@@ -331,15 +331,20 @@ def storage_json(
     age: float | None,
     unused_days: float | None,
     found: stored_objects.Inventory,
+    days: Sequence[tuple[datetime, int]],
 ) -> responses.Storage:
     """Return what the object store holds, and what is evicted next."""
     value = snapshot.value if snapshot else {}
     return {
         "bytes": found.bytes,
         "capacity": value.get("capacity"),
+        "evicts-above": value.get("evicts_above"),
         "problem": value.get("problem") or None,
         "unused-days": unused_days,
         "users": [{"user": user, "bytes": size} for user, size in found.owners],
+        "experiments": [{"experiment": name, "bytes": size} for name, size in found.experiments],
+        "days": [{"day": f"{day:%Y-%m-%d}", "bytes": size} for day, size in days],
+        "growth": service_history.growth(days),
         "ages": [
             {"used-within-days": days, "results": count, "bytes": size}
             for days, (count, size) in zip((*stored_objects.AGES, None), found.ages, strict=True)

@@ -215,9 +215,14 @@ class _Gate:
         found = None if "\0" in name else await self._buckets.object(bucket, name, grant=grant)
         if found is None:
             await self._must_exist(bucket, grant)
-            if "\0" not in name and await self._buckets.made_again(bucket, name, grant=grant):
+            if "\0" in name:
+                raise _no_key()
+            if await self._buckets.made_again(bucket, name, grant=grant):
                 raise _being_made()
-            raise _no_key()
+            # it may have been finished between the two questions
+            found = await self._buckets.object(bucket, name, grant=grant)
+            if found is None:
+                raise _no_key()
         info = await self._store.head(found.key)
         if info is None:
             if not await self._make_again(bucket, found.key) and found == (

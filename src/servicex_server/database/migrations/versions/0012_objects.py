@@ -1,4 +1,4 @@
-"""Rows for the objects of results, and requests whose results are pinned."""
+"""Rows for the objects of results, pinned requests, and the bytes that were stored each day."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0011"
 
 
 def upgrade() -> None:
-    """Add the table and the column. Each object of a finished task gets a row."""
+    """Add the tables and the column. Each object of a finished task gets a row."""
     op.add_column(
         "requests", sa.Column("pinned", sa.Boolean(), nullable=False, server_default=sa.false())
     )
@@ -21,6 +21,12 @@ def upgrade() -> None:
         sa.Column("last_used", sa.DateTime(), nullable=False),
         sa.Column("evicted", sa.DateTime(), nullable=True),
         sa.PrimaryKeyConstraint("key", name="pk_objects"),
+    )
+    op.create_table(
+        "daily",
+        sa.Column("day", sa.DateTime(), nullable=False),
+        sa.Column("stored", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("day", name="pk_daily"),
     )
     there = sa.text("evicted IS NULL")
     for column in ("last_used", "owner"):
