@@ -1,6 +1,7 @@
 """The local cluster starts and ends worker processes of this machine."""
 
 import asyncio
+import gc
 import os
 import time
 from typing import Any
@@ -24,6 +25,9 @@ async def test_scaling_down_ends_idle_workers_first() -> None:
         assert CONFIG["distributed.scheduler.http.routes"] == []
         await cluster.scale(3)
         before = await workers_of(client, 3)
+        # what the fork server has imported is no garbage to any of its copies
+        frozen = await on_workers(client, gc.get_freeze_count)
+        assert min(frozen.values()) > 100_000
         for name, value in CONFIG.items():
             assert list((await on_workers(client, dask.config.get, name)).values()) == [value] * 3
         described = (await client.scheduler.identity())["workers"]

@@ -35,8 +35,14 @@ _KILL_SECONDS = 5.0
 """Seconds that a killed process may take to end; one that hangs in the kernel may never end."""
 
 
-_WORKER_MODULES = ("servicex_server.engine.worker_main", "awkward", "uproot", "pyarrow.parquet")
-"""Modules that every worker needs."""
+_WORKER_MODULES = (
+    "servicex_server.engine.worker_main",
+    "awkward",
+    "uproot",
+    "pyarrow.parquet",
+    "servicex_server.clusters.frozen",
+)
+"""Modules that every worker needs; the last one is no library, and has to be the last."""
 
 
 def use_a_fork_server() -> None:

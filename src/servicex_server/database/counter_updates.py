@@ -18,12 +18,13 @@ class CounterUpdates:
     """Counters and end times of the requests whose tasks change in this transaction.
 
     Clients poll for files that ended at or after the newest time they know. So the times of a
-    request never decrease.
+    request never decrease. ``owners`` are the owners of the requests, by id.
     """
 
     def __init__(self, connection: Connection, request_ids: Iterable[str]) -> None:
         rows = stored(connection, request_ids)
         self._latest: dict[str, datetime | None] = {k: row.last_ended for k, row in rows.items()}
+        self.owners: dict[str, str] = {k: row.owner for k, row in rows.items()}
         self._counts: dict[str, Counter[TaskState]] = defaultdict(Counter)
         self._bytes: Counter[str] = Counter()
         self._events: Counter[str] = Counter()

@@ -70,6 +70,7 @@ def record(
     ends: list[dict[str, Any]] = []
     parts: list[tuple[Any, dict[str, Any]]] = []
     joined: list[int] = []
+    made: list[tuple[str, str, int]] = []
     passed_over: list[str] = []
     proofs: list[tuple[Outcome, InputFile]] = []
     named: dict[int, tuple[Replica, ...]] = {}
@@ -93,6 +94,9 @@ def record(
         if result.named is not None:
             named[outcome.file_id] = _untried_first(result.named, row, outcome)
         ends.append(_ended(result, row, clock, most_attempts))
+        if ends[-1]["new_state"] is TaskState.DONE and result.object_key and row.part_of is None:
+            owner = clock.owners[outcome.request_id]
+            made.append((result.object_key, owner, outcome.bytes_written))
         if row.part_of is not None:
             parts.append((row, ends[-1]))
         elif row.parts and ends[-1]["new_state"] is not TaskState.WAITING:
@@ -104,7 +108,7 @@ def record(
         touched.add(outcome.request_id)
     if ends:
         connection.execute(_END, ends)
-        stored_objects.add(connection, [one["task"] for one in ends if one["new_object_key"]])
+        stored_objects.add(connection, made)
     joined += _after_parts(connection, parts, clock)
     passed_over += _remove_parts(connection, joined)
     bad_replicas.note(connection, proofs)

@@ -198,9 +198,15 @@ def drop_tasks(connection: Connection, request_id: str) -> None:
 
 
 def stored(connection: Connection, request_ids: Iterable[str]) -> dict[str, Row[Any]]:
-    """Return the rows of those requests that exist, by id."""
-    rows = connection.execute(select(requests).where(requests.c.id.in_(sorted(request_ids))))
-    return {row.id: row for row in rows}
+    """Return what transactions need of those requests that exist, by id: not their queries."""
+    found = select(*_OF_TRANSACTIONS).where(requests.c.id.in_(sorted(request_ids)))
+    return {row.id: row for row in connection.execute(found)}
+
+
+_OF_TRANSACTIONS = [
+    requests.c[name]
+    for name in "id owner dataset_id state deleted files completed failed last_ended".split()
+]
 
 
 def mark_deleted(connection: Connection, principal: Principal, request_id: str) -> None:

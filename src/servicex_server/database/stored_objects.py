@@ -23,9 +23,9 @@ from sqlalchemy import (
 )
 
 from servicex_server.database.requests import MOST_PARAMETERS, changeable, unused
-from servicex_server.database.tables import OF_FILE, objects, requests, tasks, users
+from servicex_server.database.tables import objects, requests, tasks, users
 from servicex_server.errors import TooLargeError
-from servicex_server.model import Principal, TaskState, now
+from servicex_server.model import Principal, now
 
 _T = TypeVar("_T")
 
@@ -43,26 +43,15 @@ class StoredObject:
     last_used: datetime
 
 
-def add(connection: Connection, task_ids: Collection[int]) -> None:
-    """Add the objects of tasks that have just ended with a result."""
+def add(connection: Connection, made: Iterable[tuple[str, str, int]]) -> None:
+    """Add objects that were just stored: for each, its key, the owner and the bytes."""
     moment = now()
-    for some in _batches(task_ids):
-        made = (
-            select(tasks.c.object_key, requests.c.owner, tasks.c.bytes)
-            .join(requests, tasks.c.request_id == requests.c.id)
-            .where(
-                tasks.c.id.in_(some),
-                tasks.c.state == TaskState.DONE,
-                tasks.c.object_key.is_not(None),
-                OF_FILE,
-            )
-        )
-        rows = [
-            {"key": key, "owner": owner, "bytes": size, "made": moment, "last_used": moment}
-            for key, owner, size in connection.execute(made)
-        ]
-        if rows:
-            connection.execute(insert(objects), rows)
+    rows = [
+        {"key": key, "owner": owner, "bytes": size, "made": moment, "last_used": moment}
+        for key, owner, size in made
+    ]
+    if rows:
+        connection.execute(insert(objects), rows)
 
 
 def use(connection: Connection, keys: Iterable[str]) -> None:
