@@ -25,8 +25,8 @@ EVICT, TIGHT, FULL = 0.90, 0.95, 0.98
 starts only if all its results are expected to fit; from the third on, no file starts."""
 
 FIRST_FILES = 4
-"""Files of a request in the engine at a time while the size of its results is not known. Until
-then, results are expected to be as large as those in the store."""
+"""Files of a request in the engine at a time while the size of its results is not known; one if the
+store fills. Until then, results are expected to be as large as those in the store."""
 
 BATCH = 1000
 """Objects that are evicted at a time."""
@@ -248,7 +248,8 @@ class StoreBudget:
             one, mean = known[request_id], self._mean(known[request_id])
             most = count
             if one.mean is None:
-                most = min(count, max(0, FIRST_FILES - at_work.get(request_id, 0)))
+                first = 1 if self.use.share >= EVICT else FIRST_FILES
+                most = min(count, max(0, first - at_work.get(request_id, 0)))
             if most * mean > room:
                 most = max(0, int(room // mean))
             if most:

@@ -68,6 +68,7 @@ async def workers(app: TheApp, principal: PagePrincipal, request: Request) -> Re
         running[one.owner] += one.running
     nothing: dict[str, Any] = {"workers": [], "wanted": 0, "reason": "no process has led yet"}
     value = seen.value if seen else nothing
+    storage, _ = await api_operations.seen(app, status_snapshots.STORAGE)
     return templating.page(
         "workers",
         request,
@@ -77,6 +78,7 @@ async def workers(app: TheApp, principal: PagePrincipal, request: Request) -> Re
         users=[(user, running[user], waiting[user]) for user in sorted(waiting)],
         figure=day_chart.day(rows, began),
         disk=await app.objects.disk(),
+        capacity=storage.value["capacity"] if storage else None,
         stored=await app.database.read(stored_objects.size),
         owners=await app.database.read(stored_objects.largest_owners, most=OWNERS),
         age=age,
