@@ -124,7 +124,7 @@ async def live(
                 await world.database.write(lambda one, pin=pin: one.execute(pin))
             await world.work()
             seen.waited += known[event.key] in world.budget.as_dict()["without_room"]
-    seen.peak = world.objects.peak
+    seen.peak = world.peak
     return seen
 
 

@@ -1,5 +1,6 @@
 """Fixtures that several rungs of the tests share."""
 
+import gc
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -53,6 +54,19 @@ def no_secret_is_in_a_log() -> Iterator[None]:
     """Fail the test in which a server has ended, also a killed one, that has logged a secret."""
     yield
     Server.hold_logs(ended=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def imports_are_no_garbage() -> None:
+    """Have the garbage collector skip what is imported, so that a collection is quick."""
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def garbage_is_collected() -> Iterator[None]:
+    """Fail the file of tests that leaves a socket or a file open, and not a later file."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)

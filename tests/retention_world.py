@@ -1,11 +1,11 @@
 """A service reduced to its rows, its budget and a clock: for histories of months in a minute.
 
-The rows, the budget and the eviction are those of the service. The store has sizes and no bytes,
-and a file is done as soon as it starts.
+The rows, the budget, the eviction and the store are those of the service. An object is a sparse
+file, which has a size and takes no space. An input file is done as soon as it starts.
 """
 
 import sys
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -21,7 +21,7 @@ from servicex_server.database.connection import Database
 from servicex_server.database.tables import objects, tasks
 from servicex_server.model import Outcome, TaskState
 from servicex_server.retention.budget import RetentionPolicy, StoreBudget
-from servicex_server.storage.contract import Disk, ObjectInfo, ObjectStore
+from servicex_server.storage.choose import open_store
 from tests.services import store
 
 
@@ -55,70 +55,13 @@ def in_place_of_now(clock: Clock) -> Iterator[None]:
             module.now = true  # type: ignore[attr-defined]
 
 
-class SizesOnly(ObjectStore):
-    """An object store that knows the sizes of its objects, and not their content."""
-
-    def __init__(self) -> None:
-        self.sizes: dict[str, int] = {}
-        self.used = self.peak = 0
-
-    async def put(self, key: str, content: bytes) -> None:
-        """Store the size of an object."""
-        self.add(key, len(content))
-
-    def add(self, key: str, size: int) -> None:
-        """Add an object of so many bytes."""
-        self.used += size - self.sizes.get(key, 0)
-        self.sizes[key] = size
-        self.peak = max(self.peak, self.used)
-
-    async def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects."""
-        for key in keys:
-            self.used -= self.sizes.pop(key, 0)
-
-    async def head(self, key: str) -> ObjectInfo | None:
-        """Return the size of an object."""
-        if (size := self.sizes.get(key)) is None:
-            return None
-        return ObjectInfo(key, size, model.now(), "")
-
-    async def disk(self) -> Disk | None:
-        """Return None: the store is on no disk."""
-        return None
-
-    async def probe(self) -> None:
-        """Work always."""
-
-    async def folders(self) -> list[str]:
-        """Return the requests that have objects."""
-        return sorted({key.partition("/")[0] for key in self.sizes})
-
-    async def list(self, prefix: str) -> list[ObjectInfo]:
-        """Return the objects of a request."""
-        keys = sorted(key for key in self.sizes if key.startswith(f"{prefix}/"))
-        return [ObjectInfo(key, self.sizes[key], model.now(), "") for key in keys]
-
-    def upload_url(self, key: str, *, seconds: float) -> str:
-        """Refuse: there is no content."""
-        raise NotImplementedError
-
-    def download_url(self, key: str, *, seconds: float) -> str:
-        """Refuse: there is no content."""
-        raise NotImplementedError
-
-    def stream(self, key: str, start: int, stop: int) -> AsyncIterator[bytes]:
-        """Refuse: there is no content."""
-        raise NotImplementedError
-
-
 class World:
-    """The rows, a store of sizes, and the budget of the service.
+    """The rows, the store and the budget of the service.
 
     Parameters
     ----------
     folder
-        Where the database is.
+        Where the database and the objects are.
     policy
         The policy of retention.
     slots
@@ -129,10 +72,11 @@ class World:
         self._slots = slots
         self.database = Database(f"sqlite:///{folder / 'world.sqlite'}")
         self.database.migrate()
-        self.objects = SizesOnly()
+        self.folder = folder / "objects"
+        self.objects = open_store(self.folder.as_uri())
         self.budget = StoreBudget(self.database, self.objects, policy)
         self.sizes: dict[str, int] = {}
-        self.made = 0
+        self.made = self.peak = 0
 
     async def ask(self, owner: str, files: int, size: int) -> str:
         """Submit a request whose results have so many bytes each; return its id."""
@@ -158,7 +102,10 @@ class World:
     async def _end(self, works: Iterable[task_rows.Work], size: int) -> None:
         ended = []
         for work in works:
-            self.objects.add(work.object_key, size)
+            path = self.folder / work.object_key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as object_file:
+                object_file.truncate(size)
             self.made += size
             self.budget.wrote(work.owner, size)
             outcome = Outcome(work.request_id, work.file_id, work.attempt, bytes_written=size)
@@ -167,6 +114,12 @@ class World:
             )
         touched, _ = await self.database.write(outcome_rows.record, ended, most_attempts=1)
         await self.database.write(request_completion.finish, touched, fatal_after=1)
+        self.peak = max(self.peak, await self.database.read(stored_objects.size))
+
+    def there(self) -> dict[str, int]:
+        """Return the sizes of all objects in the store, by key."""
+        found = (path for path in self.folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(self.folder)): path.stat().st_size for path in found}
 
     async def read(self, request_id: str) -> bool:
         """Read all results of a request that are done; return whether any has to be made again."""

@@ -32,7 +32,7 @@ def validated(model: type[_Options], values: Mapping[str, Any], *, setting: str)
     model
         The options that the plug-in defines.
     values
-        What the operator has set.
+        The values that the operator has set.
     setting
         The name of the setting, for the error message: ``finders.rucio``.
 

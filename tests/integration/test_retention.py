@@ -106,7 +106,7 @@ async def test_shared_object_counts_once_and_outlives_its_maker(tmp_path: Path) 
 
 
 async def test_result_that_is_unused_for_long_is_evicted_and_made_again(tmp_path: Path) -> None:
-    """The request keeps its rows. Whoever reads a result gets it again, with the same counters."""
+    """The request keeps its rows. Its next reader gets the results, and the counters stay."""
     async with service(tmp_path) as app:
         request_id = await run(app, 4)
         before = await app.database.read(request_rows.get, LOCAL_USER, request_id)
@@ -238,7 +238,7 @@ async def test_user_above_the_quota_waits_and_others_do_not(
 
 
 async def test_pins_are_of_the_owner_and_within_the_quota(tmp_path: Path) -> None:
-    """Another user cannot pin a request. What is pinned never exceeds the quota of its owner."""
+    """Another user cannot pin a request. The quota of its owner limits the pinned results."""
     limits = LimitSettings(bytes_per_user=5 * SIZE)
     async with service(tmp_path, limits=limits) as app:
         one = await run(app, 3, who=ANN, at="/one")

@@ -63,7 +63,7 @@ class Histories(RuleBasedStateMachine):
         query = select(tasks.c.object_key, tasks.c.state).where(tasks.c.request_id == request_id)
         rows = self.runner.run(self.world.database.read(lambda one: one.execute(query).all()))
         assert {state for _, state in rows} <= {TaskState.DONE}
-        return {key for key, _ in rows} - self.world.objects.sizes.keys()
+        return {key for key, _ in rows} - self.world.there().keys()
 
     @rule(
         target=asked,
@@ -113,16 +113,16 @@ class Histories(RuleBasedStateMachine):
     @rule()
     def pinned_results_are_not_evicted(self) -> None:
         """Let a year pass for results that may be evicted; the pinned ones stay."""
-        before = {key for key in self.world.objects.sizes if key.partition("/")[0] in self.pinned}
+        before = {key for key in self.world.there() if key.partition("/")[0] in self.pinned}
         self.look(365)
-        assert before <= self.world.objects.sizes.keys()
+        assert before <= self.world.there().keys()
 
     @invariant()
     def budget_holds(self) -> None:
         """Hold the store to its budget, and the rows to what the store holds."""
-        assert self.world.objects.used <= BUDGET
-        used = self.runner.run(self.world.database.read(stored_objects.size))
-        assert used == self.world.objects.used == sum(self.world.objects.sizes.values())
+        there = sum(self.world.there().values())
+        assert there <= BUDGET
+        assert there == self.runner.run(self.world.database.read(stored_objects.size))
 
 
 TestHistories = Histories.TestCase
@@ -138,8 +138,8 @@ def test_eviction_frees_no_more_than_is_needed(tmp_path: Path) -> None:
         for _ in range(19):
             runner.run(world.ask("ann", 10, 50))
         runner.run(world.work())
-        assert world.objects.used == 9_500
+        assert sum(world.there().values()) == 9_500
         clock.moment += timedelta(days=2)
         assert runner.run(world.budget.look(clock())) == 10
-        assert world.objects.used == int(EVICT * BUDGET)
+        assert sum(world.there().values()) == int(EVICT * BUDGET)
         world.close()

@@ -13,9 +13,7 @@ TB = 10**12
 
 def found(**changes: Any) -> dict[str, Any]:
     """Return an answer of the service: 10 TB of 50, which grow by 0.25 TB a day."""
-    days = [{"day": f"2026-11-{day:02}", "bytes": TB} for day in range(1, 31)]
-    known = {"bytes": 10 * TB, "days": days, "growth": 0.25 * TB, "evicts-above": 45 * TB}
-    return known | changes
+    return {"bytes": 10 * TB, "growth": 0.25 * TB, "evicts-above": 45 * TB} | changes
 
 
 @pytest.mark.parametrize(
@@ -24,24 +22,24 @@ def found(**changes: Any) -> dict[str, Any]:
         (
             {},
             [
-                "Results take 10.00 TB. In the last 30 days they grew by 250.00 GB a day.",
-                "On 2027-03-01 they would take 32.50 TB.",
-                "Eviction to make room begins at 45.00 TB, about 2027-04-20.",
+                "Results take 10 TB, and have grown by 250 GB a day lately.",
+                "On 2027-03-01 they would take 32 TB.",
+                "Eviction to make room begins at 45 TB, about 2027-04-20.",
             ],
         ),
-        ({"evicts-above": None}, ["Results take", "On 2027-03-01 they would take 32.50 TB."]),
+        ({"evicts-above": None}, ["Results take", "On 2027-03-01 they would take 32 TB."]),
         (
             {"bytes": 46 * TB},
-            ["Results", "On", "Eviction to make room begins at 45.00 TB, about 2026-12-01."],
+            ["Results", "On", "Eviction to make room begins at 45 TB, about 2026-12-01."],
         ),
         (
             {"growth": -0.2 * TB},
             [
-                "Results take 10.00 TB, and have not grown lately.",
+                "Results take 10 TB, and have not grown lately.",
                 "On 2027-03-01 they would take 0 B.",
             ],
         ),
-        ({"growth": None}, ["Results take 10.00 TB. The growth is known after two days."]),
+        ({"growth": None}, ["Results take 10 TB. The growth is known after two days."]),
     ],
 )
 def test_forecast_has_growth_size_and_the_day_of_eviction(

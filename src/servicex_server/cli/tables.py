@@ -11,6 +11,7 @@ from rich.text import Text
 
 from servicex_server.model import User, now
 from servicex_server.text.escaping import escaped
+from servicex_server.web.pages.formatting import size
 
 _WIDTH = 4000
 """Characters of a line if the output is not a terminal: a program reads one line for each row."""
@@ -72,8 +73,8 @@ def _print_sites(out: Console, found: Mapping[str, Any]) -> None:
 
 def _print_storage(out: Console, found: Mapping[str, Any]) -> None:
     capacity, total = found["capacity"], found["bytes"]
-    of = f" of {_size(capacity)} ({total / capacity:.0%})" if capacity else ""
-    out.print(f"Results take {_size(total)}{of}.")
+    of = f" of {size(capacity)} ({total / capacity:.0%})" if capacity else ""
+    out.print(f"Results take {size(total)}{of}.")
     if found["problem"]:
         out.print(escaped(f"{found['problem'][0].upper()}{found['problem'][1:]}."))
     if found["unused-days"] is not None:
@@ -82,51 +83,35 @@ def _print_storage(out: Console, found: Mapping[str, Any]) -> None:
         return
     for kind in ("user", "experiment"):
         if named := found[f"{kind}s"]:
-            rows = ([one[kind], _size(one["bytes"])] for one in named)
+            rows = ([one[kind], size(one["bytes"])] for one in named)
             out.print(_table((kind, "stored"), rows))
     ages = [(_age(o["used-within-days"]), o["results"], o["bytes"]) for o in found["ages"]]
-    rows = ([age, str(count), _size(size)] for age, count, size in ages)
+    rows = ([age, str(count), size(total)] for age, count, total in ages)
     out.print(_table(("last used", "results", "stored"), rows))
     if found["next"]:
         out.print("What is evicted next, if room is needed:")
-        rows = ([o["key"], o["user"], _size(o["bytes"]), o["used"]] for o in found["next"][:10])
+        rows = ([o["key"], o["user"], size(o["bytes"]), o["used"]] for o in found["next"][:10])
         out.print(_table(("result", "user", "stored", "last used"), rows))
 
 
 def storage_plan(found: Mapping[str, Any], until: datetime, at: datetime) -> str:
     """Return a forecast of what the results take on a day, and when the budget is reached."""
-    days, growth = found["days"], found["growth"]
+    growth = found["growth"]
     if growth is None:
-        return f"Results take {_size(found['bytes'])}. The growth is known after two days."
-    told = [f"Results take {_size(found['bytes'])}, and have not grown lately."]
-    if growth > 0:
-        since = f"In the last {min(len(days), 30)} days they grew by {_size(growth)} a day."
-        told = [f"Results take {_size(found['bytes'])}. {since}"]
+        return f"Results take {size(found['bytes'])}. The growth is known after two days."
+    lately = f"have grown by {size(growth)} a day" if growth > 0 else "have not grown"
+    told = [f"Results take {size(found['bytes'])}, and {lately} lately."]
     ahead = max(0.0, (until - at) / timedelta(days=1))
     expected = max(0.0, found["bytes"] + growth * ahead)
-    told.append(f"On {until:%Y-%m-%d} they would take {_size(expected)}.")
+    told.append(f"On {until:%Y-%m-%d} they would take {size(expected)}.")
     if (limit := found["evicts-above"]) is not None and growth > 0:
         begins = at + timedelta(days=max(0.0, limit - found["bytes"]) / growth)
-        told.append(f"Eviction to make room begins at {_size(limit)}, about {begins:%Y-%m-%d}.")
+        told.append(f"Eviction to make room begins at {size(limit)}, about {begins:%Y-%m-%d}.")
     return "\n".join(told)
 
 
 def _age(days: int | None) -> str:
     return "earlier" if days is None else f"within {days} d"
-
-
-def _size(count: float) -> str:
-    """Return bytes in a readable form.
-
-    Examples
-    --------
-    >>> _size(12), _size(2_500_000), _size(5e13)
-    ('12 B', '2.50 MB', '50.00 TB')
-    """
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.2f} {unit}"
-    return f"{count:g} B"
 
 
 def _site(site: Mapping[str, Any]) -> list[str]:

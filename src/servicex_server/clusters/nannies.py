@@ -36,13 +36,16 @@ _KILL_SECONDS = 5.0
 
 
 _WORKER_MODULES = (
-    "servicex_server.engine.worker_main",
+    "distributed",
     "awkward",
     "uproot",
     "pyarrow.parquet",
-    "servicex_server.clusters.frozen",
+    "servicex_server.query_processes.on_worker",
+    "servicex_server.worker.probe",
+    "servicex_server.worker.transform",
+    "servicex_server.clusters.gc_freeze",
 )
-"""Modules that every worker needs; the last one is no library, and has to be the last."""
+"""Modules that every worker imports. The last one must stay the last."""
 
 
 def use_a_fork_server() -> None:

@@ -6,7 +6,7 @@ from sqlalchemy import Connection, and_, not_, select, update
 
 from servicex_server.database import stored_objects
 from servicex_server.database.counter_updates import CounterUpdates
-from servicex_server.database.requests import MOST_PARAMETERS, OPEN, stored
+from servicex_server.database.requests import OPEN, stored
 from servicex_server.database.tables import OF_FILE, objects, requests, tasks
 from servicex_server.model import RequestState, TaskState, now
 
@@ -17,9 +17,7 @@ _REOPENED = [*OPEN, RequestState.COMPLETE]
 def forget(connection: Connection, object_keys: Iterable[str]) -> None:
     """Let results be reused no more whose objects are gone."""
     keys = list(object_keys)
-    for start in range(0, len(keys), MOST_PARAMETERS):
-        some = tasks.c.object_key.in_(keys[start : start + MOST_PARAMETERS])
-        connection.execute(update(tasks).where(some).values(identity=None))
+    stored_objects.reuse_no_more(connection, keys)
     stored_objects.remove(connection, keys)
 
 

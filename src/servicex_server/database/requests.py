@@ -5,11 +5,11 @@ changed. Writes run one after another. So a counter always equals the number of 
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from datetime import datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     ColumnElement,
@@ -38,11 +38,20 @@ from servicex_server.model import (
 
 log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
+
 MOST_PARAMETERS = 10_000
 """Most parameters of a statement (SQLite allows 32,766), and most rows that a statement deletes."""
 
 OPEN = [state for state in RequestState if not state.terminal]
 _STORED = [field.name for field in fields(Request) if field.name in requests.c]
+
+
+def batches(values: Iterable[_T]) -> Iterator[list[_T]]:
+    """Yield as many values at a time as a statement may have parameters."""
+    found = list(values)
+    for start in range(0, len(found), MOST_PARAMETERS):
+        yield found[start : start + MOST_PARAMETERS]
 
 
 def _request(row: Row[Any]) -> Request:
@@ -255,9 +264,8 @@ def unused(connection: Connection, object_keys: Iterable[str]) -> list[str]:
         .distinct()
     )
     used: set[str] = set()
-    for start in range(0, len(keys), MOST_PARAMETERS):
-        some = tasks.c.object_key.in_(keys[start : start + MOST_PARAMETERS])
-        used.update(connection.scalars(named.where(some)))
+    for some in batches(keys):
+        used.update(connection.scalars(named.where(tasks.c.object_key.in_(some))))
     return [key for key in keys if key not in used]
 
 

@@ -4,10 +4,9 @@ An object that several requests share has one row, and counts once: to the user 
 it, and after its deletion to another user of it.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TypeVar
 
 from sqlalchemy import (
     ColumnElement,
@@ -22,12 +21,10 @@ from sqlalchemy import (
     update,
 )
 
-from servicex_server.database.requests import MOST_PARAMETERS, changeable, unused
+from servicex_server.database.requests import batches, changeable, unused
 from servicex_server.database.tables import objects, requests, tasks, users
 from servicex_server.errors import TooLargeError
 from servicex_server.model import Principal, now
-
-_T = TypeVar("_T")
 
 THERE = objects.c.evicted.is_(None)
 """Condition that an object is in the store."""
@@ -56,20 +53,27 @@ def add(connection: Connection, made: Iterable[tuple[str, str, int]]) -> None:
 
 def use(connection: Connection, keys: Iterable[str]) -> None:
     """Note that objects are used now."""
-    for some in _batches(keys):
+    for some in batches(keys):
         connection.execute(update(objects).where(objects.c.key.in_(some)).values(last_used=now()))
 
 
 def remove(connection: Connection, keys: Iterable[str]) -> None:
     """Remove the rows of objects that are deleted, or gone from the store."""
-    for some in _batches(keys):
+    for some in batches(keys):
         connection.execute(delete(objects).where(objects.c.key.in_(some)))
 
 
 def evict(connection: Connection, keys: Iterable[str]) -> None:
     """Note that objects were deleted to make room. Their results are reused no more."""
-    for some in _batches(keys):
+    keys = list(keys)
+    reuse_no_more(connection, keys)
+    for some in batches(keys):
         connection.execute(update(objects).where(objects.c.key.in_(some)).values(evicted=now()))
+
+
+def reuse_no_more(connection: Connection, keys: Iterable[str]) -> None:
+    """Let no later request reuse the results with these objects."""
+    for some in batches(keys):
         connection.execute(update(tasks).where(tasks.c.object_key.in_(some)).values(identity=None))
 
 
@@ -81,7 +85,7 @@ def let_go(connection: Connection, task_ids: Collection[int]) -> None:
     task_ids
         Tasks of the deleted request, which still exist.
     """
-    for some in _batches(task_ids):
+    for some in batches(task_ids):
         keys = set(connection.scalars(select(tasks.c.object_key).where(tasks.c.id.in_(some))))
         keys.discard(None)
         gone = unused(connection, keys)
@@ -91,15 +95,15 @@ def let_go(connection: Connection, task_ids: Collection[int]) -> None:
 
 def _hand_over(connection: Connection, keys: Iterable[str]) -> None:
     """Count objects to a user of them, where the user to whom they count uses them no more."""
-    users = (
+    holders = (
         select(requests.c.owner)
         .select_from(tasks)
         .join(requests, tasks.c.request_id == requests.c.id)
         .where(tasks.c.object_key == objects.c.key, not_(requests.c.deleted))
     )
-    first = users.with_only_columns(func.min(requests.c.owner)).scalar_subquery()
-    same = users.where(requests.c.owner == objects.c.owner).exists()
-    for some in _batches(keys):
+    first = holders.with_only_columns(func.min(requests.c.owner)).scalar_subquery()
+    same = holders.where(requests.c.owner == objects.c.owner).exists()
+    for some in batches(keys):
         connection.execute(
             update(objects).where(objects.c.key.in_(some), not_(same)).values(owner=first)
         )
@@ -288,10 +292,3 @@ def _pinned() -> ColumnElement[bool]:
         .where(tasks.c.object_key == objects.c.key, requests.c.pinned, not_(requests.c.deleted))
         .exists()
     )
-
-
-def _batches(values: Iterable[_T]) -> Iterator[list[_T]]:
-    """Yield as many values at a time as a statement may have parameters."""
-    found = list(values)
-    for start in range(0, len(found), MOST_PARAMETERS):
-        yield found[start : start + MOST_PARAMETERS]

@@ -16,6 +16,7 @@ from servicex_server.database import status_snapshots, stored_objects
 from servicex_server.database.connection import Database
 from servicex_server.database.stored_objects import StoredObject
 from servicex_server.model import Demand
+from servicex_server.settings.service import Settings
 from servicex_server.storage.contract import ObjectStore
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,18 @@ class RetentionPolicy:
     least: timedelta = timedelta(days=1)
     quota: int | None = None
 
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "RetentionPolicy":
+        """Return the policy that the settings describe."""
+        storage = settings.storage
+        return cls(
+            budget=storage.budget_bytes,
+            free=storage.free_bytes,
+            unused=None if storage.unused_days is None else timedelta(days=storage.unused_days),
+            least=timedelta(days=storage.least_days),
+            quota=settings.limits.bytes_per_user,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class StoreUse:
@@ -68,16 +81,9 @@ class StoreUse:
     capacity: int | None = None
     mean: float = 0.0
 
-    @property
-    def share(self) -> float:
-        """The used share of the capacity; 0 if it is not limited."""
-        if self.capacity is None:
-            return 0.0
-        return self.used / self.capacity if self.capacity > 0 else 1.0
-
-    def room(self) -> float:
-        """Return how many bytes may be added before no file starts."""
-        return float("inf") if self.capacity is None else FULL * self.capacity - self.used
+    def room(self, share: float = FULL) -> float:
+        """Return how many bytes may be added up to a share of the capacity; may be negative."""
+        return float("inf") if self.capacity is None else share * self.capacity - self.used
 
 
 class StoreBudget:
@@ -104,9 +110,8 @@ class StoreBudget:
     @property
     def problem(self) -> str:
         """Why no file starts; empty if files start."""
-        if self.use.share < FULL:
+        if self.use.capacity is None or self.use.room() > 0:
             return ""
-        assert self.use.capacity is not None  # noqa: S101  # else the share is 0
         return (
             f"no file starts: the results take {self.use.used / 1e9:.2f} GB of the "
             f"{self.use.capacity / 1e9:.2f} GB that the store may hold; files start again when "
@@ -116,7 +121,8 @@ class StoreBudget:
     def wrote(self, owner: str, size: int) -> None:
         """Note that a result of a user was stored since the last measurement."""
         self.use = replace(self.use, used=self.use.used + size)
-        self._owners[owner] += size
+        if self._policy.quota is not None:
+            self._owners[owner] += size
 
     async def look(self, at: datetime) -> int:
         """Measure the store, and evict what is unused for too long or has to make room.
@@ -139,9 +145,7 @@ class StoreBudget:
         if self._policy.unused is not None:
             evicted += await self._evict(before=at - self._policy.unused)
         await self.measure()
-        if self.use.share >= EVICT:
-            assert self.use.capacity is not None  # noqa: S101  # else the share is 0
-            excess = self.use.used - int(EVICT * self.use.capacity)
+        if (excess := -self.use.room(EVICT)) > 0:
             evicted += await self._evict(before=at - self._policy.least, excess=excess)
             await self.measure()
         await self._database.write(status_snapshots.put, {status_snapshots.STORAGE: self.as_dict()})
@@ -172,7 +176,7 @@ class StoreBudget:
             limits.append(max(0, used + disk.free - self._policy.free))
         self.use = StoreUse(used, min(limits, default=None), used / count if count else 0.0)
 
-    async def _evict(self, *, before: datetime, excess: int | None = None) -> int:
+    async def _evict(self, *, before: datetime, excess: float | None = None) -> int:
         """Evict results that were last used before a time, until so many bytes are free."""
         count = size = 0
         while excess is None or size < excess:
@@ -212,7 +216,7 @@ class StoreBudget:
         if self.use.capacity is None and quota is None:
             return list(demand)
         expected = self._expected(demand, at_work)
-        room = self.use.room() - sum(expected.values())
+        room, is_tight = self.use.room() - sum(expected.values()), self.use.room(TIGHT) <= 0
         by_owner = Counter(self._owners)
         for one in demand:
             by_owner[one.owner] += int(expected[one.request_id])
@@ -221,7 +225,7 @@ class StoreBudget:
             mean = self._mean(one)
             if quota is not None and by_owner[one.owner] >= quota:
                 continue
-            if room <= 0 or mean > room or (self.use.share >= TIGHT and one.left * mean > room):
+            if room <= 0 or mean > room or (is_tight and one.left * mean > room):
                 self._without_room.add(one.request_id)
             else:
                 found.append(one)
@@ -248,7 +252,7 @@ class StoreBudget:
             one, mean = known[request_id], self._mean(known[request_id])
             most = count
             if one.mean is None:
-                first = 1 if self.use.share >= EVICT else FIRST_FILES
+                first = FIRST_FILES if self.use.room(EVICT) > 0 else 1
                 most = min(count, max(0, first - at_work.get(request_id, 0)))
             if most * mean > room:
                 most = max(0, int(room // mean))
@@ -269,7 +273,7 @@ class StoreBudget:
         return self.use.mean if one.mean is None else one.mean
 
 
-def _first(found: Sequence[StoredObject], size: int) -> list[StoredObject]:
+def _first(found: Sequence[StoredObject], size: float) -> list[StoredObject]:
     """Return as many objects from the start as have so many bytes together."""
     chosen: list[StoredObject] = []
     for one in found:

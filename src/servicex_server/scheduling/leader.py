@@ -87,7 +87,7 @@ class Leader:
         self._database = database
         self._objects = objects
         self._engine = engine or _workers(settings)
-        self._budget = StoreBudget(database, objects, retention_policy(settings))
+        self._budget = StoreBudget(database, objects, RetentionPolicy.from_settings(settings))
         self.dispatcher = Dispatcher(
             database,
             self._engine,
@@ -265,18 +265,6 @@ class Leader:
         self.dispatcher.counts.requests(state for state in ended.values() if state in _BESIDE)
         for request_id in ended:
             self._keep(self.stop(request_id))
-
-
-def retention_policy(settings: Settings) -> RetentionPolicy:
-    """Return the policy of retention that the settings describe."""
-    storage = settings.storage
-    return RetentionPolicy(
-        budget=storage.budget_bytes,
-        free=storage.free_bytes,
-        unused=None if storage.unused_days is None else timedelta(days=storage.unused_days),
-        least=timedelta(days=storage.least_days),
-        quota=settings.limits.bytes_per_user,
-    )
 
 
 def _workers(settings: Settings) -> Engine:
